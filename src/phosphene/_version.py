@@ -1,0 +1,3 @@
+"""The version of phosphene."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,121 @@
+"""Files written whole or not at all, digests, and the few folders phosphene looks into."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from phosphene.errors import InputError
+
+__all__ = ["atomic_path", "cache_root", "data_root", "digest", "read_json", "write_json", "write_text"]
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it over `path` when the block succeeds.
+
+    The block may create a file or a folder there. On any exception, Ctrl-C included, the temporary is removed
+    and whatever stood at `path` before is untouched. A folder that stood there is replaced.
+
+    Parameters
+    ----------
+    path : str or Path
+        Where the result must end up. Missing parent folders are made.
+
+    Raises
+    ------
+    InputError
+        When the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    temporary = scratch / path.name
+    try:
+        yield temporary
+        if temporary.is_dir() and path.is_dir():
+            path.replace(scratch / "replaced")
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+            raise InputError(
+                f"the disk is full: {path} was not written, what stood there before is unchanged"
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write `content` as indented JSON, atomically. NaN is refused: JSON has no word for it."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file; a missing or damaged one gets an error naming it."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not readable JSON: {error}") from error
+
+
+def digest(*parts: bytes | str | np.ndarray) -> str:
+    """Hash of the parts in order: the first 32 hexadecimal digits of SHA-256.
+
+    Arrays enter with dtype and shape, so that equal bytes of another shape differ.
+
+    Examples
+    --------
+    >>> digest("a", np.zeros(2)) == digest("a", np.zeros(2))
+    True
+    """
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            sha.update(f"{part.dtype.str}{part.shape}".encode())
+            sha.update(np.ascontiguousarray(part).tobytes())
+        else:
+            raw = part.encode() if isinstance(part, str) else part
+            sha.update(f"{len(raw)}:".encode())
+            sha.update(raw)
+    return sha.hexdigest()[:32]
+
+
+def data_root() -> Path | None:
+    """Folder of real data sets: ``PHOSPHENE_DATA``, else ``../shared/data`` where it exists, else None.
+
+    The second is looked for beside the working folder and beside the checkout.
+    """
+    named = os.environ.get("PHOSPHENE_DATA")
+    if named:
+        return Path(named)
+    candidates = (Path.cwd().parent, Path(__file__).resolve().parents[3])
+    return next((base / "shared" / "data" for base in candidates if (base / "shared" / "data").is_dir()), None)
+
+
+def cache_root() -> Path:
+    """Folder of caches: ``PHOSPHENE_CACHE``, else ``~/.cache/phosphene``."""
+    named = os.environ.get("PHOSPHENE_CACHE")
+    return Path(named) if named else Path.home() / ".cache" / "phosphene"
