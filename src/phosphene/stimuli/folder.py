@@ -63,8 +63,10 @@ class ImageFiles:
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         chosen = np.arange(len(self._files))[rows]
-        return np.stack([self._read(self._files[row]) for row in chosen]) if len(chosen) else np.empty(
-            (0, *self.shape[1:]), np.uint8
+        return (
+            np.stack([self._read(self._files[row]) for row in chosen])
+            if len(chosen)
+            else np.empty((0, *self.shape[1:]), np.uint8)
         )
 
     def _read(self, entry: Path | Sequence[Path]) -> np.ndarray:

@@ -160,16 +160,18 @@ class StimulusSet:
             for rows, pixels in self.blocks():
                 picture[rows] = [digest(p) for p in pixels]
         columns = [self.labels[name].tolist() for name in self.labels.columns]
+        bare = self._pixels is None and not columns
         words = zip(self.ids.tolist(), self.captions, picture, strict=True)
         return np.array(
             [
                 digest(
-                    shown,
+                    # where nothing at all is known of a stimulus, its name must tell it from the others
+                    name if bare and not captions else shown,
                     repr(self.fps),
                     repr(captions),
-                    repr([(name, c[row]) for name, c in zip(self.labels.columns, columns, strict=True)]),
+                    repr([(label, c[row]) for label, c in zip(self.labels.columns, columns, strict=True)]),
                 )
-                for row, (_, captions, shown) in enumerate(words)
+                for row, (name, captions, shown) in enumerate(words)
             ],
             dtype=str,
         )
