@@ -49,8 +49,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if temporary.is_dir() and path.is_dir():
             path.replace(scratch / "replaced")
         temporary.replace(path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+    except (OSError, RuntimeError) as error:  # HDF5 reports a full disk as either
+        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if getattr(error, "errno", None) in full or any(os.strerror(code) in str(error) for code in full):
             raise InputError(
                 f"the disk is full: {path} was not written, what stood there before is unchanged"
             ) from error
