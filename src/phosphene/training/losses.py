@@ -1,0 +1,148 @@
+"""Objectives as pure functions of tensors; trials of the same stimulus are never negatives of each other.
+
+All contrastive functions take the predictions of a batch ``(B, D)``, the targets of its *distinct* stimuli ``(U, D)``
+and, for every prediction, the row of its target ``(B,)``. Repeats of a stimulus, in one person or in several, thus
+share one column, and the direction image to brain leaves the other trials of a stimulus out of the denominator.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["bimixco", "cosine", "infonce", "mixed_targets", "mse", "softclip"]
+
+
+def _similarity(predictions: Tensor, targets: Tensor) -> Tensor:
+    if predictions.ndim != 2 or targets.ndim != 2 or predictions.shape[1] != targets.shape[1]:
+        raise ValueError(
+            "predictions (B, D) and targets (U, D) are needed, "
+            f"found {tuple(predictions.shape)} and {tuple(targets.shape)}"
+        )
+    return functional.normalize(predictions, dim=1) @ functional.normalize(targets, dim=1).T
+
+
+def _weighted(logits: Tensor, weights: Tensor) -> Tensor:
+    """Symmetric cross-entropy with pair weights (B, U) whose rows sum to one."""
+    positive = weights > 0
+    to_image = (weights * logits.log_softmax(dim=1)).sum()
+    # image to brain: each positive pair against the predictions that hold nothing of this stimulus
+    negatives = logits.masked_fill(positive, -torch.inf).logsumexp(dim=0, keepdim=True)
+    log_share = logits - torch.logaddexp(logits, negatives)
+    to_brain = (weights * log_share).masked_fill(~positive, 0.0).sum()
+    return -(to_image + to_brain) / (2 * len(logits))
+
+
+def infonce(predictions: Tensor, targets: Tensor, stimulus: Tensor, temperature: Tensor | float) -> Tensor:
+    r"""Symmetric InfoNCE over cosine similarities, with several positives.
+
+    With :math:`s_{iu} = \cos(p_i, t_u)/\tau`, :math:`u(i)` the stimulus of trial `i` and :math:`N(u)` the trials of
+    other stimuli,
+
+    .. math:: -\frac{1}{2B} \sum_i \left[\log \frac{e^{s_{iu(i)}}}{\sum_u e^{s_{iu}}}
+              + \log \frac{e^{s_{iu(i)}}}{e^{s_{iu(i)}} + \sum_{k \in N(u(i))} e^{s_{ku(i)}}}\right]
+
+    Parameters
+    ----------
+    predictions : Tensor (B, D)
+    targets : Tensor (U, D)
+        Targets of the distinct stimuli of the batch.
+    stimulus : Tensor (B,) of int
+        Row of `targets` that each prediction should meet.
+    temperature : Tensor or float
+        :math:`\tau`.
+
+    Returns
+    -------
+    Tensor ()
+
+    Examples
+    --------
+    >>> eye = torch.eye(3)
+    >>> bool(infonce(eye, eye, torch.arange(3), 0.01) < 1e-6)
+    True
+    """
+    logits = _similarity(predictions, targets) / temperature
+    weights = functional.one_hot(stimulus, len(targets)).to(logits.dtype)
+    return _weighted(logits, weights)
+
+
+def bimixco(
+    predictions: Tensor,
+    targets: Tensor,
+    stimulus: Tensor,
+    temperature: Tensor | float,
+    partner: Tensor,
+    share: Tensor,
+) -> Tensor:
+    r"""InfoNCE, both directions, of predictions from mixed responses (BiMixCo of MindEye, after MixCo).
+
+    Prediction `i` came from :math:`\lambda_i x_i + (1 - \lambda_i) x_{\pi(i)}` and is positive with weight
+    :math:`\lambda_i` to its own stimulus, :math:`1 - \lambda_i` to that of its partner. With all shares 1 it is
+    `infonce`.
+
+    Parameters
+    ----------
+    partner : Tensor (B,) of int
+        Row of `targets` of the partner's stimulus.
+    share : Tensor (B,)
+        :math:`\lambda_i` in [0, 1].
+    """
+    logits = _similarity(predictions, targets) / temperature
+    weights = _pair_weights(stimulus, partner, share.to(logits.dtype), len(targets))
+    return _weighted(logits, weights)
+
+
+def _pair_weights(stimulus: Tensor, partner: Tensor, share: Tensor, n_stimuli: int) -> Tensor:
+    weights = torch.zeros(len(stimulus), n_stimuli, dtype=share.dtype, device=share.device)
+    weights.scatter_add_(1, stimulus[:, None], share[:, None])
+    return weights.scatter_add_(1, partner[:, None], 1 - share[:, None])
+
+
+def softclip(predictions: Tensor, targets: Tensor, stimulus: Tensor, temperature: Tensor | float) -> Tensor:
+    r"""Cross-entropy against the targets' own similarities, both directions (SoftCLIP of MindEye).
+
+    .. math:: -\frac{1}{2} \left[\frac{1}{B} \sum_{i,u} q_{u(i)u} \log p(u \mid i)
+              + \frac{1}{B} \sum_{i,k} r_{u(i)k} \log p(k \mid u(i))\right]
+
+    where :math:`q_{vu}` is the softmax over `u` of :math:`\cos(t_v, t_u)/\tau` and :math:`r_{vk}` that over trials
+    `k` of :math:`\cos(t_v, t_{u(k)})/\tau`: trials of one stimulus share their mass evenly. A learned temperature
+    gets no gradient through the soft labels.
+
+    Parameters
+    ----------
+    predictions, targets, stimulus, temperature
+        As in `infonce`.
+    """
+    logits = _similarity(predictions, targets) / temperature
+    fixed = temperature.detach() if isinstance(temperature, Tensor) else temperature
+    labels = (_similarity(targets, targets) / fixed).detach()
+    to_image = (labels.softmax(dim=1)[stimulus] * logits.log_softmax(dim=1)).sum()
+    trial_labels = labels[:, stimulus].softmax(dim=1)
+    log_share = (trial_labels * logits.T.log_softmax(dim=1)).sum(dim=1)
+    return -(to_image + log_share[stimulus].sum()) / (2 * len(logits))
+
+
+def mixed_targets(targets: Tensor, stimulus: Tensor, partner: Tensor, share: Tensor) -> Tensor:
+    """Targets of mixed responses, ``share * own + (1 - share) * partner's``: (B, D)."""
+    share = share.to(targets.dtype)[:, None]
+    return torch.lerp(targets[partner], targets[stimulus], share)
+
+
+def mse(predictions: Tensor, aligned: Tensor, variance: Tensor | float = 1.0) -> Tensor:
+    """Mean squared error over all elements, in units of `variance`: 1 is what the mean target reaches.
+
+    Parameters
+    ----------
+    predictions, aligned : Tensor (B, D)
+        Predictions and the target of each.
+    variance : Tensor or float
+        Mean variance of a target dimension over training stimuli.
+    """
+    return functional.mse_loss(predictions, aligned) / variance
+
+
+def cosine(predictions: Tensor, aligned: Tensor) -> Tensor:
+    """One minus the cosine of each prediction (B, D) with its target (B, D), averaged."""
+    return 1.0 - functional.cosine_similarity(predictions, aligned, dim=1).mean()
