@@ -1,0 +1,20 @@
+"""Stimuli -> targets: classical features, transformers towers, captions; the target cache."""
+
+from __future__ import annotations
+
+from phosphene.encoders.base import CaptionEncoder, EncodedBatch, Encoder, EncoderConfig, PixelEncoder
+from phosphene.encoders.cache import encode
+from phosphene.encoders.registry import ENCODERS, make_encoder
+from phosphene.encoders.targets import Targets
+
+__all__ = [
+    "ENCODERS",
+    "CaptionEncoder",
+    "EncodedBatch",
+    "Encoder",
+    "EncoderConfig",
+    "PixelEncoder",
+    "Targets",
+    "encode",
+    "make_encoder",
+]

@@ -1,0 +1,73 @@
+"""The door to encoders by name."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from phosphene.encoders.base import Encoder
+from phosphene.encoders.gabor import GaborEncoder
+from phosphene.encoders.labels import LabelEncoder
+from phosphene.encoders.pixels import PixelGridEncoder
+from phosphene.encoders.tfidf import TfidfSvdEncoder
+from phosphene.errors import InputError, unknown
+
+__all__ = ["ENCODERS", "make_encoder"]
+
+ENCODERS: dict[str, type[Encoder]] = {
+    kind.name: kind
+    for kind in (
+        GaborEncoder,
+        PixelGridEncoder,
+        TfidfSvdEncoder,
+        LabelEncoder,
+    )
+}
+
+# what may follow the name after a colon, and the setting it fills
+_ARGUMENTS = {"labels": "column"}
+_SPELLINGS = ["gabor", "pixels", "tfidf-svd30", "labels", "labels:COLUMN"]
+
+
+def make_encoder(name: str, **settings: Any) -> Encoder:
+    """Build an encoder by name.
+
+    Parameters
+    ----------
+    name : str
+        ``"gabor"``, ``"pixels"``, ``"tfidf-svdK"`` for any K, ``"labels"`` or ``"labels:COLUMN"``, ``"minilm"``,
+        ``"hf:MODEL"`` (vision tower) or ``"hf-text:MODEL"``, MODEL being a hub name or a local folder.
+    **settings
+        Settings of the encoder's `Config`.
+
+    Raises
+    ------
+    InputError
+        For an unknown name, listing the known ones, or a wrong setting.
+
+    Examples
+    --------
+    >>> make_encoder("gabor", grid=8).label
+    'gabor'
+    >>> make_encoder("tfidf-svd30").config.components
+    30
+    """
+    family, given = _parse(name)
+    for key, value in given.items():
+        if key in settings and settings[key] != value:
+            raise InputError(f"encoder {name!r} says {key} = {value!r}, the setting says {settings[key]!r}")
+    kind = ENCODERS[family]
+    return kind(kind.Config.build({**given, **settings}))
+
+
+def _parse(name: str) -> tuple[str, dict[str, Any]]:
+    """Split a name into the family and the settings spelled in it."""
+    counted = re.fullmatch(r"tfidf-svd(\d+)", name)
+    if counted:
+        return TfidfSvdEncoder.name, {"components": int(counted.group(1))}
+    family, colon, argument = name.partition(":")
+    if family not in ENCODERS or (colon and (family not in _ARGUMENTS or not argument)):
+        raise unknown("encoder", name, _SPELLINGS)
+    if not colon and family in ("hf", "hf-text"):
+        raise InputError(f"encoder {name!r} needs a model: {name}:HUB-NAME or {name}:LOCAL-FOLDER")
+    return family, {_ARGUMENTS[family]: argument} if colon else {}
