@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ class Table:
     def read_tsv(cls, path: str | Path, required: Sequence[str] = ()) -> Table:
         """Read a tab- or comma-separated file with a header.
 
-        A column becomes integer or float where every entry reads as one (``n/a`` and empty: NaN), else text.
+        A column becomes boolean, integer or float where every entry reads as one (``n/a`` and empty: NaN), else text.
 
         Raises
         ------
@@ -108,7 +109,7 @@ class Table:
             raise InputError(f"{path} does not exist") from error
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path} is not readable text: {error}") from error
-        lines = list(csv.reader(text.splitlines(), delimiter="," if path.suffix == ".csv" else "\t"))
+        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter="," if path.suffix == ".csv" else "\t"))
         if not lines:
             raise InputError(f"{path} is empty; a header line is needed")
         header, body = lines[0], [line for line in lines[1:] if line]
@@ -150,6 +151,8 @@ def _typed(texts: list[str]) -> np.ndarray:
     blank = {"", "n/a", "nan", "NaN"}
     if texts and all(text in blank for text in texts):
         return np.array(texts, dtype=str)
+    if texts and set(texts) <= {"True", "False"}:
+        return np.array([text == "True" for text in texts])
     try:
         # "007" is a name, not a number: leading zeros would be lost
         if any(len(text) > 1 and text.lstrip("-").startswith("0") and text.lstrip("-").isdigit() for text in texts):

@@ -2,7 +2,8 @@
 
 Layout (version 1)::
 
-    /                      attributes: format, version, software, name, scaling, licence, citation, recipe, digest
+    /                      attributes: format, version, software, name, scaling, unit, licence, citation, recipe,
+                           digest
     /stimuli/ids, hashes   (n,) text
     /stimuli/pixels        (n, H, W, 3) or (n, frames, H, W, 3) uint8, one stimulus a chunk (where there are pixels)
     /stimuli/captions      text (m,) and row (m,): caption m belongs to stimulus row[m]
@@ -100,7 +101,7 @@ class StudyWriter:
     ----------
     path : str or Path
         The study file.
-    name, scaling, licence, citation, recipe
+    name, scaling, unit, licence, citation, recipe
         As of `Study`.
 
     Examples
@@ -121,6 +122,7 @@ class StudyWriter:
         *,
         name: str = "study",
         scaling: str = "session",
+        unit: str | None = None,
         licence: str = "",
         citation: str = "",
         recipe: Mapping[str, Any] | None = None,
@@ -134,6 +136,7 @@ class StudyWriter:
             "software": f"phosphene {__version__}",
             "name": name,
             "scaling": scaling,
+            "unit": unit or "",
             "licence": licence,
             "citation": citation,
             "recipe": json.dumps(dict(recipe or {})),
@@ -254,7 +257,7 @@ class StudyWriter:
 
 def save_study(study: Study, path: str | Path) -> Path:
     """Write `study` into one file; returns its path."""
-    facts = {name: getattr(study, name) for name in ("name", "scaling", "licence", "citation", "recipe")}
+    facts = {name: getattr(study, name) for name in ("name", "scaling", "unit", "licence", "citation", "recipe")}
     with StudyWriter(path, **facts) as writer:
         writer.stimuli(study.stimuli)
         for subject, recording in study.recordings.items():
@@ -348,7 +351,14 @@ def _read(file: h5py.File, path: Path) -> Study:
         for split, of in ((name, data.asstr()[...]) for name, data in file["splits"].items())
     }
     facts = {name: str(file.attrs[name]) for name in ("name", "scaling", "licence", "citation")}
-    study = Study(stimuli, recordings, splits, recipe=json.loads(file.attrs["recipe"]), **facts)
+    study = Study(
+        stimuli,
+        recordings,
+        splits,
+        unit=str(file.attrs["unit"]) or None,
+        recipe=json.loads(file.attrs["recipe"]),
+        **facts,
+    )
     for split, people in file.get("scaling", {}).items():
         for subject, group in people.items():
             study._scalers[split, subject] = SessionScaler(

@@ -41,6 +41,9 @@ class Study:
     scaling : {"session", "none"}, optional
         Whether views z-score each voxel within each session (mean and deviation from training trials). Default:
         ``"session"`` where somebody has more than one session.
+    unit : str, optional
+        Label column whose stimuli belong together (e.g. ``"action"``): inner folds, validation parts and bootstraps
+        keep them on one side. Default: every stimulus is its own unit.
     recipe : mapping, optional
         How the responses came to be (source, mask, preprocessing), as plain values.
 
@@ -62,6 +65,7 @@ class Study:
         *,
         name: str = "study",
         scaling: str | None = None,
+        unit: str | None = None,
         licence: str = "",
         citation: str = "",
         recipe: Mapping[str, Any] | None = None,
@@ -80,6 +84,9 @@ class Study:
         if scaling not in SCALINGS:
             raise unknown("scaling", scaling, SCALINGS)
         self.scaling = scaling
+        if unit is not None and unit not in stimuli.labels:
+            raise unknown("unit (a label column of the stimuli)", unit, stimuli.labels.columns)
+        self.unit = unit
         self.name, self.licence, self.citation = name, licence, citation
         self.recipe = dict(recipe or {})
         self._roles = {split: roles_of(split, roles, stimuli) for split, roles in (splits or {}).items()}
@@ -215,6 +222,7 @@ class StudyView:
         self.split_name = study.current_split
         self.study_name = study.name
         self.scaling = study.scaling
+        self.unit = study.unit
         self.stimulus_ids = np.asarray(ids, dtype=str)
         self.subjects = list(study.subjects if subjects is None else subjects)
         self.__study = study
@@ -229,6 +237,11 @@ class StudyView:
     def stimuli(self) -> StimulusSet:
         """The stimuli of this role only."""
         return self.__study.stimuli.select(self.stimulus_ids)
+
+    @property
+    def units(self) -> np.ndarray:
+        """The unit every stimulus of the view belongs to, text ``(stimuli,)``: its label, or its own id."""
+        return self.stimulus_ids if self.unit is None else self.stimuli.labels[self.unit].astype(str)
 
     def _recording(self, subject: str) -> Recording:
         if subject not in self.subjects:
@@ -316,12 +329,7 @@ class StudyView:
                 f"{len(outside)} stimuli are not in the {self.role} part of split {self.split_name!r}, "
                 f"such as {', '.join(outside[:5])}"
             )
-        return StudyView(
-            self.__study.using(self.split_name) if self.split_name in self.__study.split_names else self.__study,
-            self.role,
-            ids,
-            self.subjects,
-        )
+        return StudyView(self.__study, self.role, ids, self.subjects)
 
     def subset(self, subjects: Sequence[str]) -> StudyView:
         """The same view of fewer people."""

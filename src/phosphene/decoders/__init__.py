@@ -1,0 +1,8 @@
+"""From responses to predicted embeddings: one file per method, all under one contract."""
+
+from __future__ import annotations
+
+from phosphene.decoders.base import Decoder, DecoderConfig, Prediction
+from phosphene.decoders.registry import DECODERS, make_decoder
+
+__all__ = ["DECODERS", "Decoder", "DecoderConfig", "Prediction", "make_decoder"]

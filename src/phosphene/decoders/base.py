@@ -1,0 +1,372 @@
+"""The contract of all decoders: responses of one person in, a prediction out; saved as plain files."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from phosphene._version import __version__
+from phosphene.errors import InputError, unknown
+from phosphene.files import atomic_path, read_json, write_json, write_text
+from phosphene.settings import Settings
+from phosphene.table import Table
+
+if TYPE_CHECKING:
+    from phosphene.encoders import Encoder, Targets
+    from phosphene.recordings import StudyView
+
+__all__ = ["Decoder", "DecoderConfig", "Prediction"]
+
+log = logging.getLogger(__name__)
+
+FORMAT = "phosphene-decoder"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a decoder says of b trials.
+
+    Attributes
+    ----------
+    tokens : Tensor of shape (b, tokens, width) or None
+        Predicted tokens; None where the target is one pooled embedding.
+    pooled : Tensor of shape (b, width)
+        The predicted pooled embedding; of a token prediction, the mean over tokens.
+    """
+
+    tokens: Tensor | None
+    pooled: Tensor
+
+    @classmethod
+    def of(cls, output: Tensor, target_shape: Sequence[int]) -> Prediction:
+        """From raw outputs, ``(b, tokens, width)`` or ``(b, width)`` (or flat), by the shape of the target."""
+        output = output.reshape(len(output), *target_shape)
+        if len(target_shape) == 2:
+            return cls(output, output.mean(dim=1))
+        return cls(None, output)
+
+    @property
+    def embedding(self) -> Tensor:
+        """What is compared with targets: flattened tokens ``(b, tokens * width)``, or the pooled embedding."""
+        return self.pooled if self.tokens is None else self.tokens.flatten(1)
+
+
+class DecoderConfig(Settings):
+    """Settings every decoder has.
+
+    Attributes
+    ----------
+    pool_subjects : bool
+        One input for all people, who must share a voxel grid. The decoder then is `subject_free`: it takes people it
+        was never trained on.
+    """
+
+    pool_subjects: bool = False
+
+
+class Standardiser(nn.Module):
+    """Mean and deviation of one person's voxels over training trials; leaves responses alone until it is set."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, n_voxels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_voxels))
+        self.register_buffer("deviation", torch.ones(n_voxels))
+
+    def forward(self, responses: Tensor) -> Tensor:
+        return (responses - self.mean.to(responses.dtype)) / self.deviation.to(responses.dtype)
+
+
+class Decoder(nn.Module, ABC):
+    """Base of all decoders.
+
+    A subclass declares `name` and `Config`, builds its layers in ``__init__`` (after calling this one), adds a
+    person's own layers in `_add_input`, and computes in `_decode`. Closed-form ones set `closed_form`, write `solve`.
+
+    Parameters
+    ----------
+    config : DecoderConfig
+        Settings.
+    subjects : mapping of str to int
+        Voxels of each person.
+    target_shape : (tokens, width) or (width,)
+        Shape of one stimulus' target.
+
+    Attributes
+    ----------
+    target_kind : str
+        ``"tokens"`` or ``"pooled"``: which targets of the encoder it was fitted to.
+    encoder : Encoder or None
+        The (fitted) encoder of its targets, kept so that other stimuli can be encoded in the same way.
+    provenance : dict
+        Study, split, seed, versions: set by `phosphene.fit`.
+    voxel_tables, spaces : dict
+        Each person's voxel table and space, so that maps find their way back to the brain.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[DecoderConfig]] = DecoderConfig
+    closed_form: ClassVar[bool] = False
+
+    def __init__(self, config: Any, subjects: Mapping[str, int], target_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.config = config
+        self.target_shape = tuple(int(n) for n in target_shape)
+        if len(self.target_shape) not in (1, 2) or min(self.target_shape) < 1:
+            raise InputError(f"target_shape must be (tokens, width) or (width,), found {tuple(target_shape)}")
+        if not subjects:
+            raise InputError("a decoder needs at least one subject with its number of voxels")
+        self.target_kind = "tokens" if len(self.target_shape) == 2 else "pooled"
+        self.encoder: Encoder | None = None
+        self.provenance: dict[str, Any] = {}
+        self.voxel_tables: dict[str, Table] = {}
+        self.spaces: dict[str, dict[str, Any]] = {}
+        self.subjects: dict[str, int] = {}
+        self.standardisers = nn.ModuleList()
+        for subject, n_voxels in subjects.items():
+            self._register(subject, n_voxels)
+
+    # -- people -------------------------------------------------------------------------------------------------
+
+    @property
+    def subject_free(self) -> bool:
+        """Whether it takes people it was never trained on (``subject=None``)."""
+        return bool(self.config.pool_subjects)
+
+    @property
+    def n_outputs(self) -> int:
+        """Numbers predicted a trial."""
+        return int(np.prod(self.target_shape))
+
+    def index(self, subject: str) -> int:
+        """Position of a person; an unknown one lists the known ones."""
+        if subject not in self.subjects:
+            raise unknown(f"subject of this {self.name} decoder:", subject, self.subjects)
+        return list(self.subjects).index(subject)
+
+    def _register(self, subject: str, n_voxels: int) -> None:
+        if subject in self.subjects:
+            raise InputError(f"subject {subject!r} is in this decoder already")
+        if n_voxels < 1:
+            raise InputError(f"subject {subject!r} has {n_voxels} voxels; at least one is needed")
+        first = next(iter(self.subjects.values()), n_voxels)
+        if self.subject_free and n_voxels != first:
+            raise InputError(
+                f"pool_subjects needs one voxel grid: subject {subject!r} has {n_voxels} voxels, the others {first}; "
+                "align the people first, or use pool_subjects=False"
+            )
+        self.subjects[subject] = int(n_voxels)
+        self.standardisers.append(Standardiser(n_voxels))
+
+    def add_subject(self, subject: str, n_voxels: int) -> None:
+        """Add a person; what the others have is not touched."""
+        self._register(subject, n_voxels)
+        if not self.subject_free:
+            self._add_input(subject, n_voxels)
+
+    @abstractmethod
+    def _add_input(self, subject: str, n_voxels: int) -> None:
+        """Make the layers that belong to one person only."""
+
+    def set_standardiser(self, subject: str, mean: np.ndarray | Tensor, deviation: np.ndarray | Tensor) -> None:
+        """Set mean and deviation ``(voxels,)`` of a person's responses, taken over training trials.
+
+        Voxels that do not vary keep a deviation of one.
+        """
+        standardiser = self.standardisers[self.index(subject)]
+        assert isinstance(standardiser, Standardiser)
+        spread = torch.as_tensor(deviation, dtype=torch.float32)
+        standardiser.mean.copy_(torch.as_tensor(mean, dtype=torch.float32))
+        standardiser.deviation.copy_(torch.where(spread > 0, spread, torch.ones_like(spread)))
+
+    def arrange_voxels(self, subject: str, voxels: Table, space: Mapping[str, Any] | None = None) -> None:
+        """Tell the decoder where a person's voxels lie; kept for maps, and for decoders that order voxels."""
+        n_voxels = list(self.subjects.values())[self.index(subject)]
+        if len(voxels) != n_voxels:
+            raise InputError(f"{subject}: the voxels table has {len(voxels)} rows, the decoder {n_voxels} voxels")
+        self.voxel_tables[subject] = voxels
+        self.spaces[subject] = dict(space or {})
+
+    # -- computing ----------------------------------------------------------------------------------------------
+
+    def forward(self, responses: Tensor, subject: str | None = None) -> Prediction:
+        """Predict from one person's responses.
+
+        Parameters
+        ----------
+        responses : Tensor of shape (b, voxels)
+            As recorded (the decoder standardises them itself), finite.
+        subject : str or None
+            Whose responses they are. None, or a person never trained on, only where the decoder is `subject_free`.
+
+        Raises
+        ------
+        InputError
+            For an unknown person, another number of voxels, NaN or infinite responses.
+        """
+        return Prediction.of(self._decode(self._standardised(responses, subject), subject), self.target_shape)
+
+    @abstractmethod
+    def _decode(self, responses: Tensor, subject: str | None) -> Tensor:
+        """From checked, standardised responses ``(b, voxels)`` to ``(b, *target_shape)`` (or flat)."""
+
+    def _standardised(self, responses: Tensor, subject: str | None) -> Tensor:
+        if subject in self.subjects:
+            at: int | None = self.index(str(subject))
+        elif self.subject_free:
+            at = None
+        elif subject is None:
+            raise InputError(
+                f"this {self.name} decoder needs to know whose responses these are: {', '.join(self.subjects)}"
+            )
+        else:
+            raise unknown(f"subject of this {self.name} decoder:", subject, self.subjects)
+        n_voxels = list(self.subjects.values())[at or 0]
+        if responses.ndim != 2 or responses.shape[1] != n_voxels:
+            raise InputError(
+                f"responses of {subject or 'a new person'} must be (trials, {n_voxels} voxels), "
+                f"found shape {tuple(responses.shape)}"
+            )
+        if not bool(torch.isfinite(responses).all()):
+            row, column = torch.nonzero(~torch.isfinite(responses))[0].tolist()
+            raise InputError(f"responses hold NaN or infinite values, the first in row {row} at voxel {column}")
+        if at is not None:
+            standardised: Tensor = self.standardisers[at](responses)
+            return standardised
+        # a person never met: the mean over people of what was taken from the others' training trials
+        means = torch.stack([s.mean for s in self.standardisers])  # type: ignore[misc]
+        spreads = torch.stack([s.deviation for s in self.standardisers])  # type: ignore[misc]
+        return (responses - means.mean(dim=0)) / spreads.mean(dim=0)
+
+    @torch.no_grad()
+    def predict(self, responses: np.ndarray, subject: str | None = None, batch_size: int = 256) -> np.ndarray:
+        """Predicted embeddings, float32 ``(trials, *target_shape)``, of an array of responses, in batches."""
+        training, device = self.training, next(iter(self.buffers())).device
+        self.eval()
+        parts = []
+        for start in range(0, max(1, len(responses)), batch_size):
+            block = torch.as_tensor(np.asarray(responses[start : start + batch_size], dtype=np.float32), device=device)
+            prediction = self(block, subject)
+            parts.append((prediction.pooled if prediction.tokens is None else prediction.tokens).float().cpu().numpy())
+        self.train(training)
+        return np.concatenate(parts)
+
+    def solve(self, view: StudyView, targets: Targets, kind: str, progress: bool = True) -> None:
+        """Fit in closed form (only decoders with `closed_form`)."""
+        raise InputError(f"{self.name} has no closed form; it is trained by gradient descent")
+
+    # -- on disk ------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> Path:
+        """Write the decoder as a folder of plain files, atomically.
+
+        ``config.json``, ``model.safetensors``, ``voxels/<subject>.tsv``, ``README.md`` (the model card) and the fitted
+        ``encoder/`` of its targets.
+        """
+        path = Path(path)
+        config = {
+            "format": FORMAT,
+            "version": 1,
+            "software": f"phosphene {__version__}",
+            "decoder": self.name,
+            "settings": self.config.model_dump(mode="json"),
+            "subjects": self.subjects,
+            "target_shape": list(self.target_shape),
+            "encoder": None if self.encoder is None else self.encoder.identity,
+            "spaces": self.spaces,
+            "provenance": self.provenance,
+        }
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        with atomic_path(path) as temporary:
+            temporary.mkdir()
+            write_json(temporary / "config.json", config)
+            save_file(tensors, temporary / "model.safetensors")
+            for subject, table in self.voxel_tables.items():
+                table.write_tsv(temporary / "voxels" / f"{subject}.tsv")
+            if self.encoder is not None:
+                self.encoder.save(temporary / "encoder")
+            write_text(temporary / "README.md", self._card())
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Decoder:
+        """Read a decoder folder; nothing in it is executed.
+
+        Raises
+        ------
+        InputError
+            When a file is missing or damaged, is no safetensors file, or does not fit the settings.
+        """
+        from phosphene.decoders.registry import decoder_class
+        from phosphene.encoders import Encoder
+
+        path = Path(path)
+        config = read_json(path / "config.json")
+        if not isinstance(config, dict) or config.get("format") != FORMAT:
+            raise InputError(f"{path / 'config.json'} is not the config of a phosphene decoder")
+        kind = decoder_class(config["decoder"])
+        decoder = kind(kind.Config.build(config["settings"]), config["subjects"], config["target_shape"])
+        for subject in decoder.subjects:
+            table = path / "voxels" / f"{subject}.tsv"
+            if table.exists():
+                decoder.arrange_voxels(subject, Table.read_tsv(table), config["spaces"].get(subject))
+        decoder._load_weights(path / "model.safetensors")
+        decoder.provenance = config["provenance"]
+        if config["encoder"] is not None:
+            decoder.encoder = Encoder.load(path / "encoder")
+            if decoder.encoder.identity != config["encoder"]:
+                raise InputError(
+                    f"{path / 'encoder'} is not the encoder this decoder was fitted to "
+                    f"(found {decoder.encoder.identity}, needed {config['encoder']})"
+                )
+        return decoder.eval()
+
+    def _load_weights(self, path: Path) -> None:
+        try:
+            tensors = load_file(path)
+        except FileNotFoundError as error:
+            raise InputError(f"{path} does not exist") from error
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                f"{path} is not a readable safetensors file ({error}); weights in any other form are not loaded"
+            ) from error
+        self._make_room(tensors)
+        own = self.state_dict()
+        for name in sorted(own.keys() ^ tensors.keys()):
+            fault = "missing" if name in own else "not expected"
+            raise InputError(f"{path} does not fit its config.json: tensor {name!r} is {fault}")
+        for name, tensor in tensors.items():
+            if tensor.shape != own[name].shape:
+                raise InputError(
+                    f"{path}: tensor {name!r} has shape {tuple(tensor.shape)}, the config says {tuple(own[name].shape)}"
+                )
+        self.load_state_dict(tensors)
+
+    def _make_room(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give buffers whose shape only fitting decides the shape they have in the file."""
+
+    def _card(self) -> str:
+        facts = "\n".join(
+            f"| {key} | {value} |" for key, value in self.provenance.items() if not isinstance(value, (dict, list))
+        )
+        people = ", ".join(f"{subject} ({n} voxels)" for subject, n in self.subjects.items())
+        n_values = sum(tensor.numel() for tensor in self.state_dict().values())
+        of_encoder = "" if self.encoder is None else f" of the encoder {self.encoder.label}"
+        return (
+            f"---\nlibrary_name: phosphene\ntags: [brain-decoding, fMRI, {self.name}]\n---\n\n# {self.name}\n\n"
+            f"Decodes responses of {people} to {self.target_kind} targets of shape {self.target_shape}"
+            f"{of_encoder}; {n_values:,} stored values.\n\n"
+            f"Load it with `phosphene.Decoder.load(folder)`.\n\n| fitted | |\n|---|---|\n{facts}\n"
+        )
