@@ -1,0 +1,309 @@
+"""From settings to a study: stimuli, people, sessions; in memory, or streamed to disk a session at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from phosphene.errors import InputError, unknown
+from phosphene.recordings import Recording, Study, StudyWriter
+from phosphene.settings import load_preset
+from phosphene.stimuli import StimulusSet
+from phosphene.table import Table
+from phosphene.virtual.fields import stream
+from phosphene.virtual.people import VirtualPerson, calibrated, draw_person, drives
+from phosphene.virtual.schedule import plan_trials
+from phosphene.virtual.settings import StimulusSettings, VirtualSettings
+
+__all__ = ["Truth", "VirtualStudy", "make_settings", "record", "simulate", "study", "write_study"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Splits = Mapping[str, Mapping[str, Sequence[str]]]
+_REFERENCE = 400  # stimuli on which the size of the signals is fixed
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known of a virtual study and never of a real one.
+
+    Attributes
+    ----------
+    settings : VirtualSettings
+    seed : int
+    people : dict of str to VirtualPerson
+        Receptive fields, warp, tuning, ncsnr; ``people[name].respond(stimuli)`` gives noise-free responses.
+    """
+
+    settings: VirtualSettings
+    seed: int
+    people: dict[str, VirtualPerson]
+
+
+@dataclass(frozen=True)
+class VirtualStudy:
+    """A simulated study and the ground truth behind it."""
+
+    study: Study
+    truth: Truth
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Everything but the responses: who sees which of the stimuli when."""
+
+    settings: VirtualSettings
+    seed: int
+    stimuli: StimulusSet
+    trials: dict[str, Table]
+    splits: Splits
+
+    def cut(self, subjects: Sequence[str], sessions: int | None) -> _Plan:
+        """The first sessions of some people; what nobody sees any more is dropped."""
+        trials = {
+            name: table.take(table["session"] <= (sessions or table["session"].max()))
+            for name, table in self.trials.items()
+            if name in subjects
+        }
+        shown = set(np.concatenate([table["stimulus_id"] for table in trials.values()]).tolist())
+        splits = {
+            split: {role: [name for name in ids if name in shown] for role, ids in roles.items()}
+            for split, roles in self.splits.items()
+        }
+        stimuli = self.stimuli.select([name for name in self.stimuli.ids.tolist() if name in shown])
+        return _Plan(self.settings, self.seed, stimuli, trials, splits)
+
+
+def make_settings(preset: str | None = "small", **settings: Any) -> VirtualSettings:
+    """Settings of a virtual study: a preset with changes.
+
+    Parameters
+    ----------
+    preset : str or None
+        ``"demo"``, ``"small"``, ``"hours"``, ``"nsd"``; None for the bare defaults.
+    **settings
+        Fields of `VirtualSettings`; nested ones as mappings, e.g. ``person={"warp": 6.0}``.
+
+    Raises
+    ------
+    InputError
+        Naming an unknown preset, key, area or person and what is known.
+    """
+    return VirtualSettings.build(load_preset("virtual", "study", preset) if preset else {}, settings)
+
+
+def study(preset: str | None = "small", seed: int = 0, **settings: Any) -> Study:
+    """Simulate a study in memory.
+
+    Parameters
+    ----------
+    preset : str
+        ``"demo"``, ``"small"``, ``"hours"``, ``"nsd"`` (the last two are better streamed: `write_study`).
+    seed : int
+        Same seed and settings: same study.
+    **settings
+        Changes to the preset, see `make_settings`.
+
+    Examples
+    --------
+    >>> tiny = study("small", seed=1, subjects=1, sessions=2, person={"voxels": 60},
+    ...              stimuli={"test": 4, "common": 0, "own": 12}, people={})  # doctest: +SKIP
+    """
+    return simulate(make_settings(preset, **settings), seed).study
+
+
+def simulate(settings: VirtualSettings, seed: int = 0, *, progress: bool = True) -> VirtualStudy:
+    """Simulate a study of procedural scenes in memory, with its ground truth."""
+    return _in_memory(_scene_plan(settings, seed), progress)
+
+
+def record(
+    stimuli: StimulusSet,
+    preset: str | None = "small",
+    seed: int = 0,
+    *,
+    splits: Splits | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> VirtualStudy:
+    """Show any stimuli to virtual people, all to everybody.
+
+    Meaning is taken from the scene graph where the labels hold one, else from text labels, else from the words of
+    the captions. Where there are no pixels early voxels stay silent, where there is no meaning higher ones do.
+
+    Parameters
+    ----------
+    stimuli : StimulusSet
+        Pictures, or clips (the middle frame counts).
+    preset, seed, **settings
+        As of `study`; what the settings say about stimuli does not apply, and is refused.
+    splits : mapping, optional
+        As of `Study`. Default: a random fifth of the stimuli is the test part.
+    """
+    if "stimuli" in settings:
+        raise InputError("record() shows the stimuli it is given: the settings under 'stimuli' do not apply")
+    plan = make_settings(preset, **settings)
+    if splits is None:
+        ids = stream(seed, "split").permutation(stimuli.ids)
+        if len(ids) < 2:
+            raise InputError(f"at least two stimuli are needed for a training and a test part, found {len(ids)}")
+        n_test = max(1, len(ids) // 5)
+        splits = {"default": {"train": sorted(ids[n_test:].tolist()), "test": sorted(ids[:n_test].tolist())}}
+    trials = {name: plan_trials(plan, seed, name, stimuli.ids.tolist(), []) for name in plan.names}
+    return _in_memory(_Plan(plan, seed, stimuli, trials, splits), progress)
+
+
+def write_study(
+    path: str | Path,
+    preset: str | None = "small",
+    seed: int = 0,
+    *,
+    subjects: int | Sequence[str] | None = None,
+    sessions: int | None = None,
+    dtype: str = "float32",
+    progress: bool = True,
+    **settings: Any,
+) -> Path:
+    """Simulate a study person by person straight to disk; one session of responses is held at a time.
+
+    The file appears at `path` when it is complete. Fewer people or sessions give the first part of the same study.
+
+    Parameters
+    ----------
+    path : str or Path
+    preset, seed, **settings
+        As of `study`.
+    subjects : int or sequence of str, optional
+        The first so many people, or people by name.
+    sessions : int, optional
+        At most so many sessions a person.
+    dtype : {"float32", "float16"}
+        How responses are stored.
+
+    Returns
+    -------
+    Path
+    """
+    path = Path(path)
+    whole = _scene_plan(make_settings(preset, **settings), seed)
+    if sessions is not None and sessions < 1:
+        raise InputError(f"sessions must be at least 1, found {sessions}")
+    plan = whole.cut(_chosen(whole.settings.names, subjects), sessions)
+    facts = _facts(plan)
+    with StudyWriter(path, **facts) as writer:
+        writer.stimuli(plan.stimuli)
+        for name, trials in plan.trials.items():
+            person = calibrated([draw_person(plan.settings, seed, name)], _reference(whole.stimuli))[0]
+            target = writer.recording(name, trials, person.voxel_table(), dtype=dtype, **_space(person, plan.settings))
+            numbers = np.unique(trials["session"]).tolist()
+            for session in _track(numbers, f"{name}: sessions", len(numbers), progress):
+                shown = trials["stimulus_id"][trials["session"] == session]
+                unique, where = np.unique(shown, return_inverse=True)
+                signal = person.respond(plan.stimuli.select(unique))
+                target.append(person.measure(signal[where], session))
+        writer.splits(plan.splits)
+    return path
+
+
+def _chosen(names: Sequence[str], subjects: int | Sequence[str] | None) -> list[str]:
+    if subjects is None:
+        return list(names)
+    if isinstance(subjects, int):
+        if not 1 <= subjects <= len(names):
+            raise InputError(f"subjects must be between 1 and {len(names)}, found {subjects}")
+        return list(names[:subjects])
+    for name in subjects:
+        if name not in names:
+            raise unknown("subject", name, names)
+    return [name for name in names if name in set(subjects)]
+
+
+def _in_memory(plan: _Plan, progress: bool) -> VirtualStudy:
+    people = [draw_person(plan.settings, plan.seed, name) for name in plan.trials]
+    people = calibrated(people, _reference(plan.stimuli))
+    rows = {name: plan.stimuli.rows(table["stimulus_id"]) for name, table in plan.trials.items()}
+    seen = {name: np.unique(at) for name, at in rows.items()}
+    signal = {p.name: np.empty((len(seen[p.name]), p.n_voxels), dtype=np.float32) for p in people}
+    n_blocks = -(-len(plan.stimuli) // 200)
+    for block, drive in _track(drives(plan.stimuli, 200), "showing stimuli", n_blocks, progress):
+        for person in people:
+            first, last = np.searchsorted(seen[person.name], [block.start, block.stop])
+            if last > first:
+                signal[person.name][first:last] = person.signal(drive.take(seen[person.name][first:last] - block.start))
+    recordings = []
+    for person in people:
+        trials = plan.trials[person.name]
+        at = np.searchsorted(seen[person.name], rows[person.name])
+        responses = np.empty((len(trials), person.n_voxels), dtype=np.float32)
+        for session in np.unique(trials["session"]).tolist():
+            now = trials["session"] == session
+            responses[now] = person.measure(signal[person.name][at[now]], session)
+        recordings.append(
+            Recording(person.name, responses, trials, person.voxel_table(), **_space(person, plan.settings))
+        )
+    result = Study(plan.stimuli, recordings, plan.splits, **_facts(plan))
+    return VirtualStudy(result, Truth(plan.settings, plan.seed, {person.name: person for person in people}))
+
+
+def _facts(plan: _Plan) -> dict[str, Any]:
+    recipe = {"source": "phosphene.virtual", "seed": plan.seed, "settings": plan.settings.model_dump(mode="json")}
+    return {"name": plan.settings.name, "scaling": "session", "licence": "CC0-1.0", "recipe": recipe}
+
+
+def _space(person: VirtualPerson, settings: VirtualSettings) -> dict[str, Any]:
+    return {
+        "space": "virtual",
+        "affine": person.sheet.affine,
+        "volume_shape": person.sheet.volume_shape,
+        "tr": settings.tr,
+        "delay": settings.delay,
+    }
+
+
+def _reference(stimuli: StimulusSet) -> StimulusSet:
+    rows = np.unique(np.linspace(0, len(stimuli) - 1, min(_REFERENCE, len(stimuli))).round().astype(int))
+    return stimuli.select(stimuli.ids[rows])
+
+
+def _scene_plan(settings: VirtualSettings, seed: int) -> _Plan:
+    plan = settings.stimuli
+    stimuli, parts = _scenes(plan, seed, settings.names)
+    shared = [*parts["test"], *parts["unseen"]]
+    trials = {
+        name: plan_trials(settings, seed, name, shared, [*parts["common"], *parts[name]]) for name in settings.names
+    }
+    train = [*parts["common"], *(stimulus for name in settings.names for stimulus in parts[name])]
+    roles = {"train": train, "test": parts["test"], "unseen": parts["unseen"]}
+    splits = {"default": {role: ids for role, ids in roles.items() if ids}}
+    return _Plan(settings, seed, stimuli, trials, splits).cut(settings.names, None)
+
+
+def _scenes(plan: StimulusSettings, seed: int, names: Sequence[str]) -> tuple[StimulusSet, dict[str, list[str]]]:
+    """The scenes of a study, rendered when looked at, and their ids by part."""
+    from phosphene.stimuli.scenes import scene_set
+
+    sizes = {"test": plan.test, "common": plan.common, **dict.fromkeys(names, plan.own)}
+    total = sum(sizes.values())
+    stimuli = scene_set(total, seed=seed, size=plan.size, captions=plan.captions, holdout=plan.holdout)
+    edges = np.cumsum([0, *sizes.values()])
+    parts = {part: stimuli.ids[a:b].tolist() for part, a, b in zip(sizes, edges[:-1], edges[1:], strict=True)}
+    return stimuli, {**parts, "unseen": []}
+
+
+def _track(items: Iterable[T], words: str, total: int, progress: bool) -> Iterator[T]:
+    """Walk through `items` with a progress bar, where somebody is looking."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return iter(
+        track(
+            items, words, total=total, console=console, transient=True, disable=not (progress and console.is_terminal)
+        )
+    )
