@@ -16,7 +16,7 @@ def _groups(stimuli: StimulusSet, column: str) -> np.ndarray:
         return stimuli.ids
     if column not in stimuli.labels:
         raise unknown("label column to split by", column, ["stimulus_id", *stimuli.labels.columns])
-    return stimuli.labels[column].astype(str)
+    return stimuli.labels[column]
 
 
 def folds_by(
@@ -47,7 +47,7 @@ def folds_by(
     ['b1']
     """
     groups = _groups(stimuli, column)
-    names = np.unique(groups)
+    names = np.unique(groups)  # before they become text, so that run 2 comes before run 10
     if len(names) < 2:
         raise InputError(f"splitting by {column!r} needs at least two groups, found {len(names)}")
     if folds is None:
