@@ -1,1 +1,9 @@
 """Training: objectives, the loop, checkpoints, and the public `fit`."""
+
+from __future__ import annotations
+
+from phosphene.training.fit import fit
+from phosphene.training.loop import TrainingError, TrainingInterrupted
+from phosphene.training.settings import TrainingConfig
+
+__all__ = ["TrainingConfig", "TrainingError", "TrainingInterrupted", "fit"]

@@ -1,0 +1,291 @@
+"""`fit`: from a study and targets to a trained decoder."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from phosphene._version import __version__
+from phosphene.decoders import Decoder, make_decoder
+from phosphene.decoders.registry import decoder_class
+from phosphene.errors import InputError, LeakageError, unknown
+from phosphene.files import digest
+from phosphene.settings import load_preset, presets
+from phosphene.training.data import Budget, PersonSamples, StepLoader, TargetRows
+from phosphene.training.launch import launch
+from phosphene.training.loop import Counters, train
+from phosphene.training.objective import Objective
+from phosphene.training.progress import progress_bar
+from phosphene.training.run_folder import RunFolder
+from phosphene.training.sampling import BatchSampler, split_validation
+from phosphene.training.settings import TrainingConfig
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from phosphene.encoders import Targets
+    from phosphene.recordings import Study, StudyView
+
+__all__ = ["choose_preset", "fit"]
+
+log = logging.getLogger(__name__)
+
+# a study counts as NSD-like from here on: numbers in a token grid, trials of the richest person
+_LARGE_TARGET, _MANY_TRIALS = 50_000, 5_000
+_CURVE_POINTS = 200
+
+
+def fit(
+    name: str,
+    study: Study,
+    targets: Targets,
+    *,
+    preset: str | None = None,
+    subjects: Sequence[str] | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    kind: str | None = None,
+    progress: bool = True,
+    training: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Decoder:
+    """Fit a decoder to the training part of a study; nothing of its other parts is looked at.
+
+    Parameters
+    ----------
+    name : str
+        A decoder, e.g. ``"lite-mind"``, ``"mindeye-mlp"``, ``"ridge"``.
+    study : Study
+        Its current split is used (``study.using(...)`` sets another).
+    targets : Targets
+        What to predict, by stimulus id.
+    preset : str, optional
+        Settings of decoder and training. Default: ``"nsd"`` where the targets have tokens of at least 50,000 numbers
+        and somebody has more than 5,000 training trials, else ``"small"``.
+    subjects : sequence of str, optional
+        People to train on (default: all).
+    seed : int
+        Decides everything random: first weights, validation split, order, mixing, dropout.
+    out : path, optional
+        Run folder: settings, log, checkpoints, and the decoder in ``decoder/``. An unfinished run with the same
+        settings goes on from its last checkpoint; a finished one is read back.
+    kind : {"tokens", "pooled"}, optional
+        Which targets to predict (default: what the preset names, else pooled).
+    progress : bool
+        Show a progress bar, on terminals.
+    training : mapping, optional
+        Settings of `TrainingConfig` over those of the preset.
+    **settings
+        Settings of the decoder over those of the preset.
+
+    Returns
+    -------
+    Decoder
+        In eval mode, on the CPU, with the weights that were best on validation stimuli.
+
+    Raises
+    ------
+    LeakageError
+        When the targets' encoder was fitted on stimuli outside of the training part.
+    InputError
+        For unknown names or settings, stimuli without targets, a run folder of another run.
+    TrainingError
+        When the loss or a gradient is not finite.
+    """
+    cls = decoder_class(name)
+    view = study.split("train")
+    if subjects is not None:
+        view = view.subset(list(subjects))
+    _refuse_leakage(view, targets)
+    preset = preset or choose_preset(name, view, targets)
+    layers = load_preset("decoders", name, preset) if preset else {}
+    kind = _kind(kind, layers.get("kind"), targets)
+    config = TrainingConfig.build(layers.get("training"), training)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        decoder = make_decoder(
+            name,
+            preset,
+            subjects={subject: view.n_voxels(subject) for subject in view.subjects},
+            target_shape=targets.shape(kind),
+            **settings,
+        )
+    for subject in view.subjects:
+        decoder.arrange_voxels(subject, view.voxels(subject), view.space(subject))
+    decoder.encoder = targets.encoder
+    origin = _origin(decoder, study, view, targets, kind, seed)
+    if cls.closed_form and training:
+        raise InputError(f"{name} is fitted in closed form; it has no training settings ({', '.join(training)})")
+    run = None
+    if out is not None:
+        facts = {} if cls.closed_form else {"training": config.model_dump(mode="json")}
+        run = RunFolder(Path(out), {"preset": preset, **origin, **facts})
+        if run.finished:
+            log.info("%s holds this run, finished: read back", run.path)
+            return Decoder.load(run.decoder)
+    if cls.closed_form:
+        if run is not None:
+            run.begin()
+        decoder.solve(view, targets, kind, progress)
+        decoder.provenance |= origin
+        decoder.eval()
+        leads = True
+    else:
+        fabric = launch(config)
+        leads = fabric.global_rank == 0
+        fabric.barrier()  # every process has looked into the run folder before the first one writes there
+        if run is not None and leads:
+            run.begin()
+        bench = _prepare(decoder, view, targets, kind, config, seed, fabric)
+        folder = None if run is None else run.checkpoints
+        with progress_bar(f"fit {name}", bench.total_steps, progress and leads) as report:
+            counters = train(
+                fabric,
+                decoder,
+                bench.objective,
+                bench.loader,
+                bench.validation,
+                config,
+                seed=seed,
+                folder=folder,
+                report=report,
+            )
+        decoder.provenance |= {**origin, "training": config.model_dump(mode="json"), **_outcome(counters, config)}
+    if run is not None and leads:
+        decoder.save(run.decoder)
+    return decoder
+
+
+def choose_preset(name: str, view: StudyView, targets: Targets) -> str | None:
+    """Preset by the size of the data; None for a decoder without presets."""
+    known = presets("decoders", name)
+    most = max((view.n_trials(subject) for subject in view.subjects), default=0)
+    large = "tokens" in targets.kinds and int(np.prod(targets.shape("tokens"))) >= _LARGE_TARGET and most > _MANY_TRIALS
+    wanted = ("nsd" if large else "small", "default")
+    return next((preset for preset in wanted if preset in known), None)
+
+
+def _refuse_leakage(view: StudyView, targets: Targets) -> None:
+    outside = sorted((targets.fitted_on or frozenset()) - set(view.stimulus_ids.tolist()))
+    if outside:
+        raise LeakageError(
+            f"the encoder of these targets ({targets.encoder.label}) was fitted on {len(outside)} stimuli outside of "
+            f"the training part of split {view.split_name!r}, such as {', '.join(outside[:5])}; encode with "
+            "fit_on=study.split('train').stimulus_ids"
+        )
+
+
+def _kind(asked: str | None, preferred: str | None, targets: Targets) -> str:
+    if asked is not None and asked not in targets.kinds:
+        raise unknown("kind of targets", asked, targets.kinds)
+    return asked or (preferred if preferred in targets.kinds else None) or "pooled"
+
+
+def _origin(decoder: Decoder, study: Study, view: StudyView, targets: Targets, kind: str, seed: int) -> dict[str, Any]:
+    """What a fit was started with, as plain values."""
+    return {
+        "decoder": decoder.name,
+        "settings": decoder.config.model_dump(mode="json"),
+        "kind": kind,
+        "seed": seed,
+        "study": study.name,
+        "study_digest": study.digest,
+        "split": view.split_name,
+        "subjects": dict(decoder.subjects),
+        "training_stimuli": digest(*sorted(view.stimulus_ids.tolist())),
+        "n_training_stimuli": len(view.stimulus_ids),
+        "targets": targets.identity,
+    }
+
+
+@dataclass(frozen=True)
+class _Bench:
+    objective: Objective
+    loader: StepLoader
+    validation: tuple[list[PersonSamples], TargetRows] | None
+    total_steps: int
+
+
+def _prepare(
+    decoder: Decoder, view: StudyView, targets: Targets, kind: str, config: TrainingConfig, seed: int, fabric: Fabric
+) -> _Bench:
+    """Split off validation stimuli, read what fits into memory, set the voxels' means and deviations."""
+    shown = np.isin(view.stimulus_ids, np.concatenate([view.trials(s)["stimulus_id"] for s in view.subjects]))
+    ids = view.stimulus_ids[shown]
+    targets.rows(ids)  # names stimuli without targets before anything is read
+    aside = split_validation(_units(view, config)[shown], config.validation_fraction, seed)
+    budget = Budget(config.memory_gb)
+    people, rows = _samples(view, ids[~aside], targets, kind, config.repeats, budget)
+    for samples in people:
+        decoder.set_standardiser(samples.subject, *samples.moments())
+    validation = None
+    if aside.any():
+        held_out, held_out_rows = _samples(view, ids[aside], targets, kind, "average", budget)
+        held_out = [samples for samples in held_out if len(samples) > 1]
+        if not held_out:
+            raise InputError(
+                f"nobody saw two of the {aside.sum()} validation stimuli; raise training.validation_fraction, or set 0"
+            )
+        validation = held_out, held_out_rows
+    counts = {samples.subject: len(samples) for samples in people}
+    sampler = BatchSampler(counts, config.batch_size, seed, fabric.world_size)
+    total_steps = config.epochs * sampler.steps_per_epoch
+    loader = StepLoader(
+        people,
+        rows,
+        sampler,
+        rank=fabric.global_rank,
+        processes=fabric.world_size,
+        mixing=(config.mixing_probability, config.mixing_beta),
+        mixing_steps=int(np.ceil(config.mixing_fraction * total_steps)),
+    )
+    objective = Objective(config, rows.variance() if config.mse_weight else 1.0)
+    return _Bench(objective, loader, validation, total_steps)
+
+
+def _units(view: StudyView, config: TrainingConfig) -> np.ndarray:
+    if config.validation_unit is None:
+        return view.units
+    labels = view.stimuli.labels
+    if config.validation_unit not in labels:
+        raise unknown("training.validation_unit: label column", config.validation_unit, labels.columns)
+    return labels[config.validation_unit].astype(str)
+
+
+def _samples(
+    view: StudyView, ids: np.ndarray, targets: Targets, kind: str, repeats: Any, budget: Budget
+) -> tuple[list[PersonSamples], TargetRows]:
+    part, index = view.restrict(ids), {name: row for row, name in enumerate(ids.tolist())}
+    people = [PersonSamples(part, subject, index, repeats) for subject in part.subjects]
+    rows = TargetRows(targets, ids, kind)
+    for samples in people:
+        samples.hold(budget)
+    rows.hold(budget)
+    return people, rows
+
+
+def _outcome(counters: Counters, config: TrainingConfig) -> dict[str, Any]:
+    """Course and end of a training run, as plain values; long courses are thinned."""
+    curves = counters.curves
+    picked = np.unique(np.linspace(0, len(curves) - 1, min(len(curves), _CURVE_POINTS)).astype(int)).tolist()
+    return {
+        "steps": counters.step,
+        "epochs": len(curves),
+        "best_epoch": counters.best_epoch,
+        "validation_monitor": config.monitor if counters.best is not None else None,
+        "validation_best": counters.best,
+        "curves": [curves[point] for point in picked],
+        "versions": {
+            "phosphene": __version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }

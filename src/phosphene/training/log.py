@@ -1,0 +1,46 @@
+"""The log of a run: one JSON object a line, cut back to the checkpoint when a run is resumed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from phosphene.files import write_text
+
+__all__ = ["RunLog", "read_log"]
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """Lines of a log; a last line that was cut off is left out."""
+    records = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+class RunLog:
+    """Appends lines to ``log.jsonl``; without a path it keeps quiet.
+
+    Parameters
+    ----------
+    path : Path, optional
+    step : int
+        Step from which the run goes on; lines of later steps come from work that was lost and are removed.
+    """
+
+    def __init__(self, path: Path | None, step: int = 0) -> None:
+        self.path = path
+        if path is not None and path.exists():
+            kept = [record for record in read_log(path) if step and record["step"] <= step]
+            write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one line."""
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(dict(record)) + "\n")

@@ -1,0 +1,77 @@
+"""Optimiser and moving average of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from phosphene.training.settings import TrainingConfig
+
+__all__ = ["MovingAverage", "adamw", "decay_groups"]
+
+_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def decay_groups(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Trainable parameters to decay and not to decay: biases, norms, vectors and scalars are spared."""
+    decayed, spared, seen = [], [], set()
+    for owner in module.modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            if not parameter.requires_grad or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            keep = isinstance(owner, _NORMS) or name.endswith("bias") or parameter.ndim < 2
+            (spared if keep else decayed).append(parameter)
+    return decayed, spared
+
+
+def adamw(module: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters of a module; fused where all parameters are real."""
+    decayed, spared = decay_groups(module)
+    groups = [
+        {"params": parameters, "weight_decay": decay}
+        for parameters, decay in ((decayed, config.weight_decay), (spared, 0.0))
+        if parameters
+    ]
+    plain = all(p.dtype == torch.float32 and p.device.type in ("cpu", "cuda") for p in decayed + spared)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=plain or None)
+
+
+class MovingAverage:
+    """Exponential moving average of a module's parameters.
+
+    After `t` updates the decay is at most (1 + t) / (10 + t), so that the first weights are soon forgotten.
+
+    Parameters
+    ----------
+    module : nn.Module
+    decay : float
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self._live = dict(module.named_parameters())
+        self.averages = {name: parameter.detach().clone() for name, parameter in self._live.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the present weights."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(list(self.averages.values()), list(self._live.values()), 1 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange averages and live weights: call before and after using the averages."""
+        for name, average in self.averages.items():
+            live = self._live[name].clone()
+            self._live[name].copy_(average)
+            average.copy_(live)
+
+    def load(self, tensors: Iterable[tuple[str, Tensor]], updates: int) -> None:
+        """Restore saved averages."""
+        for name, tensor in tensors:
+            self.averages[name] = tensor.to(self.averages[name])
+        self.updates = updates
