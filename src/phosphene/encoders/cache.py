@@ -113,8 +113,8 @@ def _ready(encoder: Encoder, stimuli: StimulusSet, fit_on: Sequence[str] | np.nd
     if encoder.is_fitted:
         if fit_on is not None and frozenset(map(str, fit_on)) != encoder.fitted_on:
             raise InputError(
-                f"encoder {encoder.label!r} is fitted on {len(encoder.fitted_on or ())} stimuli, other ones than fit_on "
-                "names: leave fit_on out, or give the encoder by name"
+                f"encoder {encoder.label!r} is fitted on {len(encoder.fitted_on or ())} stimuli, other ones than "
+                "fit_on names: leave fit_on out, or give the encoder by name"
             )
         return encoder
     if fit_on is None:

@@ -8,8 +8,11 @@ from typing import Any
 from phosphene.encoders.base import Encoder
 from phosphene.encoders.gabor import GaborEncoder
 from phosphene.encoders.labels import LabelEncoder
+from phosphene.encoders.minilm import MiniLMEncoder
 from phosphene.encoders.pixels import PixelGridEncoder
 from phosphene.encoders.tfidf import TfidfSvdEncoder
+from phosphene.encoders.transformers_text import TransformersTextEncoder
+from phosphene.encoders.transformers_vision import TransformersVisionEncoder
 from phosphene.errors import InputError, unknown
 
 __all__ = ["ENCODERS", "make_encoder"]
@@ -21,12 +24,15 @@ ENCODERS: dict[str, type[Encoder]] = {
         PixelGridEncoder,
         TfidfSvdEncoder,
         LabelEncoder,
+        MiniLMEncoder,
+        TransformersVisionEncoder,
+        TransformersTextEncoder,
     )
 }
 
 # what may follow the name after a colon, and the setting it fills
-_ARGUMENTS = {"labels": "column"}
-_SPELLINGS = ["gabor", "pixels", "tfidf-svd30", "labels", "labels:COLUMN"]
+_ARGUMENTS = {"hf": "source", "hf-text": "source", "labels": "column"}
+_SPELLINGS = ["gabor", "pixels", "tfidf-svd30", "labels", "labels:COLUMN", "minilm", "hf:MODEL", "hf-text:MODEL"]
 
 
 def make_encoder(name: str, **settings: Any) -> Encoder:
