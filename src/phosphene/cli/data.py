@@ -1,0 +1,104 @@
+"""Commands about data: simulate, import, check, encode."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from phosphene.cli.options import Config, Json, Seed, Set, StudyFile, progress_wanted
+
+__all__ = ["check", "encode", "importers", "simulate"]
+
+importers = typer.Typer(
+    help="Read recordings into a study file.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+Source = Annotated[Path, typer.Argument(help="Folder (or file) to read.", metavar="PATH")]
+Out = Annotated[Path, typer.Option("--out", help="The study file to write.", metavar="STUDY")]
+
+
+def simulate(
+    out: Out,
+    preset: Annotated[str, typer.Option("--preset", help="demo, small, hours or nsd.")] = "small",
+    subjects: Annotated[int | None, typer.Option("--subjects", help="Only the first so many people.")] = None,
+    sessions: Annotated[int | None, typer.Option("--sessions", help="Only the first so many sessions.")] = None,
+    seed: Seed = 0,
+    config: Config = None,
+    assignments: Set = None,
+) -> None:
+    """Simulate people looking at procedural scenes, with known ground truth."""
+    from phosphene import virtual
+    from phosphene.settings import merge, parse_assignments, read_config
+
+    settings = merge(read_config(config) if config else {}, parse_assignments(assignments or []))
+    virtual.write_study(out, preset, seed, subjects=subjects, sessions=sessions, progress=progress_wanted(), **settings)
+    _summary(out)
+
+
+@importers.command("folder")
+def import_folder(
+    path: Source,
+    out: Out,
+    image_size: Annotated[int | None, typer.Option("--image-size", help="Crop and resize pictures to N x N.")] = None,
+    folds_by: Annotated[
+        str | None, typer.Option("--folds-by", help="Add splits by this label column, or by stimulus_id.")
+    ] = None,
+    folds: Annotated[int | None, typer.Option("--folds", help="How many; default: leave one group out.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Read a plain study folder: the layout for your own data (docs/study_folder.md)."""
+    from phosphene.recordings.readers.folder import import_folder as read
+
+    _summary(read(path, out, image_size=image_size, folds_column=folds_by, folds=folds, seed=seed))
+
+
+def _summary(path: Path) -> None:
+    from phosphene.recordings import Study
+
+    with Study.open(path) as study:
+        typer.echo(
+            f"{path}: {len(study.stimuli)} stimuli, {len(study.subjects)} people, {path.stat().st_size / 1e6:.1f} MB"
+        )
+        for recording in study.recordings.values():
+            typer.echo(f"  {recording.subject}: {recording.n_trials} trials x {recording.n_voxels} voxels")
+
+
+def check(study: StudyFile, json: Json = None) -> None:
+    """Say what is in a study and what looks wrong: voxels, repeats, splits, noise ceiling, checksums."""
+    from phosphene.files import write_json
+    from phosphene.recordings.check import check_study
+
+    found = check_study(study)
+    typer.echo(found.text())
+    if json is not None:
+        write_json(json, found.to_dict())
+    if found.problems:
+        raise typer.Exit(2)
+
+
+def encode(
+    study: StudyFile,
+    encoder: Annotated[str, typer.Option("--encoder", help="Such as gabor, tfidf-svd30, hf:FOLDER.", metavar="NAME")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the targets.", metavar="DIR")],
+    split: Annotated[str | None, typer.Option("--split", help="Fit on the training part of this split.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda.")] = None,
+    assignments: Set = None,
+) -> None:
+    """Encode the stimuli of a study into targets (cached; interrupted encoding goes on where it stopped)."""
+    from phosphene.encoders import encode as run
+    from phosphene.encoders import make_encoder
+    from phosphene.recordings import Study
+    from phosphene.settings import parse_assignments
+
+    with Study.open(study) as opened:
+        if split is not None:
+            opened = opened.using(split)
+        built = make_encoder(encoder, **parse_assignments(assignments or []))
+        fit_on = opened.split("train").stimulus_ids if built.needs_fit else None
+        targets = run(opened.stimuli, built, fit_on=fit_on, device=device, progress=progress_wanted())
+    targets.save(out)
+    shapes = ", ".join(f"{kind} {targets.shape(kind)}" for kind in targets.kinds)
+    typer.echo(f"{out}: {len(targets.ids)} stimuli, {shapes}, encoder {built.label} ({targets.identity})")

@@ -1,0 +1,221 @@
+"""Commands about decoders: fit, evaluate, decode, report, compare."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from phosphene.cli.options import (
+    Config,
+    Json,
+    Seed,
+    Set,
+    Splits,
+    StudyFile,
+    Subjects,
+    chosen_splits,
+    decoder_settings,
+    open_runs,
+    progress_wanted,
+)
+
+if TYPE_CHECKING:
+    from phosphene.decoders import Decoder
+    from phosphene.encoders import Targets
+    from phosphene.evaluation import Scorecard
+    from phosphene.recordings import Study
+
+__all__ = ["compare", "decode", "evaluate", "fit", "report"]
+
+Run = Annotated[Path, typer.Argument(help="A run folder (or folder of folds) written by fit.", metavar="RUN")]
+
+
+def fit(
+    decoder: Annotated[str, typer.Argument(help="ridge, mindeye-mlp, lite-mind.", metavar="DECODER")],
+    study: StudyFile,
+    targets: Annotated[str, typer.Option("--targets", help="An encoder by name, or a folder written by encode.")],
+    out: Annotated[Path, typer.Option("--out", help="Run folder; an unfinished run in it is resumed.", metavar="DIR")],
+    kind: Annotated[str | None, typer.Option("--kind", help="tokens or pooled.")] = None,
+    split: Splits = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="A preset of the decoder.")] = None,
+    subject: Subjects = None,
+    seed: Seed = 0,
+    config: Config = None,
+    assignments: Set = None,
+) -> None:
+    """Fit a decoder to the training part of a study; with several splits, one decoder for each."""
+    from phosphene.recordings import Study
+    from phosphene.training import fit as run
+
+    settings, training = decoder_settings(config, assignments)
+    with Study.open(study) as opened:
+        names = chosen_splits(opened, split)
+        for name in names:
+            part = opened.using(name)
+            folder = out / name if len(names) > 1 else out
+            fitted = run(
+                decoder,
+                part,
+                _targets(targets, part),
+                preset=preset,
+                subjects=subject,
+                seed=seed,
+                out=folder,
+                kind=kind,
+                progress=progress_wanted(),
+                training=training,
+                **settings,
+            )
+            typer.echo(f"{folder / 'decoder'}: {fitted.name} for {len(fitted.subjects)} people, split {name}")
+
+
+def _targets(name: str, study: Study) -> Targets:
+    """Targets from a folder, or encoded now; encoders that learn are fitted on the training part of the split."""
+    from phosphene.encoders import Targets, encode, make_encoder
+
+    if (Path(name) / "targets.json").exists():
+        return Targets.open(name)
+    encoder = make_encoder(name)
+    fit_on = study.split("train").stimulus_ids if encoder.needs_fit else None
+    return encode(study.stimuli, encoder, fit_on=fit_on, progress=progress_wanted())
+
+
+def _fitted(run: Path, pattern: str | None) -> dict[str, Decoder]:
+    import fnmatch
+
+    from phosphene.errors import unknown
+
+    runs = {name: decoder for name, (decoder, _) in open_runs(run).items()}
+    wanted = fnmatch.filter(runs, pattern) if pattern else list(runs)
+    if not wanted:
+        raise unknown(f"split of {run}:", pattern, runs)
+    return {name: runs[name] for name in wanted}
+
+
+def _evaluated(
+    decoders: dict[str, Decoder],
+    study: Study,
+    role: str,
+    rivals: str,
+    repeats: int | None,
+    seed: int,
+    csls: bool,
+    subjects: list[str] | None,
+) -> Scorecard:
+    from phosphene.evaluation import evaluate as run
+
+    single = next(iter(decoders.values())) if len(decoders) == 1 else None
+    name = next(iter(decoders))
+    if single is not None and name in study.split_names:
+        study = study.using(name)
+    return run(
+        decoders if single is None else single,
+        study,
+        role=role,
+        subjects=subjects,
+        rivals=tuple(word for word in rivals.split(",") if word and word != "none"),
+        repeats=repeats,
+        seed=seed,
+        csls=csls,
+        progress=progress_wanted(),
+    )
+
+
+Role = Annotated[
+    str, typer.Option("--role", help="Part of the split that is scored; 'all' for a study without splits.")
+]
+Rivals = Annotated[str, typer.Option("--rivals", help="Comma-separated: mean, nearest, ridge ... or none.")]
+Repeats = Annotated[int | None, typer.Option("--repeats", help="Average so many repeats of a stimulus; default: all.")]
+Csls = Annotated[bool, typer.Option("--csls", help="Add hubness-corrected scores, flagged transductive.")]
+
+
+def evaluate(
+    run: Run,
+    study: StudyFile,
+    split: Splits = None,
+    role: Role = "test",
+    rivals: Rivals = "mean,nearest,ridge",
+    repeats: Repeats = None,
+    csls: Csls = False,
+    subject: Subjects = None,
+    seed: Seed = 0,
+    json: Json = None,
+) -> None:
+    """Score a fitted decoder on held-out stimuli: both directions, chance, intervals, null and rivals."""
+    from phosphene.recordings import Study
+
+    with Study.open(study) as opened:
+        card = _evaluated(_fitted(run, split), opened, role, rivals, repeats, seed, csls, subject)
+    typer.echo(card.table())
+    if json is not None:
+        card.save(json)
+
+
+def report(
+    run: Run,
+    study: StudyFile,
+    out: Annotated[Path, typer.Option("--out", help="The HTML file.", metavar="FILE")] = Path("report.html"),
+    scores: Annotated[
+        Path | None, typer.Option("--scores", help="A scorecard of evaluate --json; else scored now.")
+    ] = None,
+    split: Splits = None,
+    role: Role = "test",
+    rivals: Rivals = "mean,nearest,ridge",
+    title: Annotated[str | None, typer.Option("--title")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Write one self-contained HTML page about a fitted decoder."""
+    from phosphene.evaluation import Scorecard
+    from phosphene.recordings import Study
+    from phosphene.reporting import report as write
+
+    decoders = _fitted(run, split)
+    with Study.open(study) as opened:
+        card = Scorecard.load(scores) if scores else _evaluated(decoders, opened, role, rivals, None, seed, False, None)
+        single = next(iter(decoders.values())) if len(decoders) == 1 else None
+        command = shlex.join(["phosphene", *sys.argv[1:]])
+        path = write(single or decoders, opened, None, card, out, title=title, command=command)
+    typer.echo(path)
+
+
+def compare(
+    scorecards: Annotated[list[Path], typer.Argument(help="Two or more scorecards (JSON).", metavar="SCORECARD...")],
+    json: Json = None,
+) -> None:
+    """Set scorecards side by side; paired where the protocol is the same, refused where it is not."""
+    from phosphene.evaluation import Scorecard
+    from phosphene.evaluation import compare as run
+    from phosphene.files import write_json
+
+    found = run({str(path): Scorecard.load(path) for path in scorecards})
+    typer.echo(found.table())
+    if json is not None:
+        write_json(json, found.to_dict())
+
+
+def decode(
+    decoder: Run,
+    recording: Annotated[
+        Path, typer.Argument(help="Responses (.npy: trials x voxels) or a study file.", metavar="RECORDING")
+    ],
+    gallery: Annotated[Path, typer.Option("--gallery", help="Folder of pictures, or a study file.", metavar="PATH")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the results.", metavar="DIR")],
+    subject: Annotated[str | None, typer.Option("--subject", help="Whose responses these are.")] = None,
+    top: Annotated[int, typer.Option("--top", help="Items listed a trial.")] = 5,
+    average: Annotated[bool, typer.Option("--average", help="Average the trials of a stimulus first.")] = False,
+    split: Splits = None,
+) -> None:
+    """Decode responses to unknown stimuli: predicted embeddings, and the best matches of a gallery."""
+    from phosphene.cli.everyday import decode_file
+
+    decoders = _fitted(decoder, split)
+    if len(decoders) > 1:
+        from phosphene.errors import InputError
+
+        raise InputError(f"{decoder} holds {len(decoders)} decoders; choose one with --split: {', '.join(decoders)}")
+    decode_file(next(iter(decoders.values())), recording, gallery, out, subject=subject, top=top, average=average)
+    typer.echo(out)

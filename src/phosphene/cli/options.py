@@ -1,0 +1,97 @@
+"""Options that several commands share, and how they become settings."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from phosphene.errors import InputError, unknown
+from phosphene.settings import merge, parse_assignments, read_config
+
+if TYPE_CHECKING:
+    from phosphene.decoders import Decoder
+    from phosphene.recordings import Study
+
+__all__ = [
+    "Config",
+    "Json",
+    "Seed",
+    "Set",
+    "Splits",
+    "StudyFile",
+    "Subjects",
+    "chosen_splits",
+    "decoder_settings",
+    "open_runs",
+    "progress_wanted",
+]
+
+StudyFile = Annotated[Path, typer.Argument(help="A study file (.h5).", metavar="STUDY")]
+Config = Annotated[Path | None, typer.Option("--config", help="Settings from a .toml or .json file.", metavar="FILE")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="One setting, as a.b=c; may be repeated.", metavar="KEY=VALUE")
+]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the same figures as JSON.", metavar="FILE")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+Splits = Annotated[
+    str | None,
+    typer.Option(
+        "--split", help="Split (fold) by name or pattern, such as 'fold-*'; default: the first.", metavar="NAME"
+    ),
+]
+Subjects = Annotated[
+    list[str] | None, typer.Option("--subject", help="Only this person; may be repeated.", metavar="NAME")
+]
+
+
+def progress_wanted() -> bool:
+    """Progress bars go to terminals only."""
+    import sys
+
+    return sys.stderr.isatty()
+
+
+def decoder_settings(config: Path | None, assignments: Sequence[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings in the two tables a preset has: ``[decoder]`` and ``[training]``."""
+    settings = merge(read_config(config) if config else {}, parse_assignments(assignments or []))
+    for key in settings:
+        if key not in ("decoder", "training"):
+            raise unknown("table of settings", key, ["decoder", "training"])
+    return settings.get("decoder", {}), settings.get("training", {})
+
+
+def chosen_splits(study: Study, pattern: str | None) -> list[str]:
+    """Names of the splits a pattern picks; without one, the current split."""
+    if not study.split_names:
+        raise InputError(f"study {study.name!r} has no splits; import it with splits.tsv or --folds-by")
+    if pattern is None:
+        return [study.current_split]
+    names = fnmatch.filter(study.split_names, pattern)
+    if not names:
+        raise unknown("split", pattern, study.split_names)
+    return names
+
+
+def open_runs(path: Path) -> dict[str, tuple[Decoder, Path]]:
+    """Decoders under a path, by split: a decoder folder, a run folder, or a folder of runs (one a fold)."""
+    from phosphene.decoders import Decoder
+
+    for folder in (path, path / "decoder"):
+        if (folder / "config.json").exists() and (folder / "model.safetensors").exists():
+            decoder = Decoder.load(folder)
+            return {str(decoder.provenance.get("split", "default")): (decoder, folder)}
+    if not path.is_dir():
+        raise InputError(f"{path} does not exist")
+    runs: dict[str, tuple[Decoder, Path]] = {}
+    for entry in sorted(path.iterdir()):
+        folder = entry / "decoder"
+        if (folder / "model.safetensors").exists():
+            decoder = Decoder.load(folder)
+            runs[str(decoder.provenance.get("split", entry.name))] = (decoder, folder)
+    if not runs:
+        raise InputError(f"{path} holds no fitted decoder (looked for decoder/model.safetensors, also one level below)")
+    return runs
