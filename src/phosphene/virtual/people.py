@@ -36,7 +36,7 @@ _CARES = {
     "PPA": {"shape": 0.2, "surface": 0.3, "size": 0.2, "scene": 1.2, "layout": 0.7, "meaning": 1.0},
 }
 # facts that an area likes as a whole, on top of the tuning that varies within it
-_PREFERS = {"FFA": "category=living", "EBA": "category=artefact", "LOC": "n_objects=1", "PPA": "n_objects=3"}
+_PREFERS = {"FFA": "group=living", "EBA": "group=artefact", "LOC": "n_objects=1", "PPA": "n_objects=3"}
 _EXPONENT, _POOL, _SHARPNESS = 0.9, 0.6, 2.5
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from phosphene.virtual.fields import Field, stream
-from phosphene.virtual.filters import CHANNELS, GRID
+from phosphene.virtual.filters import CHANNELS, GRID, one_thread
 from phosphene.virtual.sheet import EARLY, Sheet, retinotopy
 
 if TYPE_CHECKING:
@@ -163,13 +163,14 @@ def early_responses(maps: torch.Tensor, voxels: EarlyVoxels, chunk: int = 256) -
     flat = maps.flatten(1)
     mean = maps.mean(1).flatten(1)
     responses = torch.empty(len(flat), len(voxels.rows))
-    for start in range(0, len(voxels.rows), chunk):
-        part = slice(start, start + chunk)
-        windows = gaussian_windows(voxels.centres[part], voxels.sizes[part], voxels.extent)
-        pools = gaussian_windows(voxels.centres[part], voxels.sizes[part] * voxels.pools[part], voxels.extent)
-        weights = torch.from_numpy(voxels.weights[part].astype(np.float32))
-        kernels = (weights[:, :, None] * torch.from_numpy(windows)[:, None, :]).flatten(1)
-        drive = flat @ kernels.T / (0.5 + mean @ torch.from_numpy(pools).T)
-        exponents = torch.from_numpy(voxels.exponents[part].astype(np.float32))
-        responses[:, part] = drive.clamp(min=0) ** exponents
+    with one_thread():
+        for start in range(0, len(voxels.rows), chunk):
+            part = slice(start, start + chunk)
+            windows = gaussian_windows(voxels.centres[part], voxels.sizes[part], voxels.extent)
+            pools = gaussian_windows(voxels.centres[part], voxels.sizes[part] * voxels.pools[part], voxels.extent)
+            weights = torch.from_numpy(voxels.weights[part].astype(np.float32))
+            kernels = (weights[:, :, None] * torch.from_numpy(windows)[:, None, :]).flatten(1)
+            drive = flat @ kernels.T / (0.5 + mean @ torch.from_numpy(pools).T)
+            exponents = torch.from_numpy(voxels.exponents[part].astype(np.float32))
+            responses[:, part] = drive.clamp(min=0) ** exponents
     return responses.numpy()

@@ -72,7 +72,7 @@ def source_of(stimuli: StimulusSet) -> str:
 def facts(stimuli: StimulusSet) -> list[list[Fact]]:
     """Facts about each stimulus, as (group, fact, weight).
 
-    Of a scene: its category; each object's shape, colour, material and size; the conjunctions shape with colour,
+    Of a scene: the group of its main object; each object's shape, colour, material and size; the conjunctions shape with colour,
     shape with material and shape with place; background, light, number of objects and relation. Of other stimuli:
     one fact a text or true/false label, else one a distinct caption word; longer captions are not louder.
     """
@@ -102,8 +102,8 @@ def _scene_facts(record: dict[str, Any]) -> Iterator[Fact]:
     for key in ("n_objects", "relation"):
         if key in record:
             yield "layout", f"{key}={record[key]}", 0.8
-    if "category" in record:
-        yield "shape", f"category={record['category']}", 0.9
+    if "group" in record:
+        yield "shape", f"group={record['group']}", 0.9
     for slot in range(_SLOTS):
         shape = record.get(f"shape_{slot}", "none")
         if shape == "none":

@@ -70,7 +70,9 @@ class StimulusSettings(Settings):
     common: int = Option(default=0, ge=0, description="shared by all people; role train")
     own: int = Option(default=600, ge=0, description="a person's own; role train")
     unseen: int = Option(default=0, ge=0, description="scenes of held-out combinations, shared by all; role unseen")
-    holdout: str | None = Option(default=None, description="name of the compositional hold-out of the scenes")
+    holdout: str | None = Option(
+        default=None, description="combination of attributes held out of all other scenes, e.g. shape-colour"
+    )
     size: int = Option(default=64, ge=16, le=512, description="edge of the pictures, pixels")
     captions: int = Option(default=5, ge=0, le=20, description="captions a scene")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from phosphene.settings import load_preset
 from phosphene.stimuli import StimulusSet
 from phosphene.table import Table
 from phosphene.virtual.fields import stream
+from phosphene.virtual.filters import one_thread
 from phosphene.virtual.people import VirtualPerson, calibrated, draw_person, drives
 from phosphene.virtual.schedule import plan_trials
 from phosphene.virtual.settings import StimulusSettings, VirtualSettings
@@ -120,7 +121,9 @@ def study(preset: str | None = "small", seed: int = 0, **settings: Any) -> Study
 
 def simulate(settings: VirtualSettings, seed: int = 0, *, progress: bool = True) -> VirtualStudy:
     """Simulate a study of procedural scenes in memory, with its ground truth."""
-    return _in_memory(_scene_plan(settings, seed), progress)
+    plan = _scene_plan(settings, seed)
+    with one_thread():
+        return _in_memory(replace(plan, stimuli=_looked_at(plan.stimuli)), progress)
 
 
 def record(
@@ -156,7 +159,8 @@ def record(
         n_test = max(1, len(ids) // 5)
         splits = {"default": {"train": sorted(ids[n_test:].tolist()), "test": sorted(ids[:n_test].tolist())}}
     trials = {name: plan_trials(plan, seed, name, stimuli.ids.tolist(), []) for name in plan.names}
-    return _in_memory(_Plan(plan, seed, stimuli, trials, splits), progress)
+    with one_thread():
+        return _in_memory(_Plan(plan, seed, stimuli, trials, splits), progress)
 
 
 def write_study(
@@ -195,17 +199,17 @@ def write_study(
     if sessions is not None and sessions < 1:
         raise InputError(f"sessions must be at least 1, found {sessions}")
     plan = whole.cut(_chosen(whole.settings.names, subjects), sessions)
-    facts = _facts(plan)
-    with StudyWriter(path, **facts) as writer:
+    with one_thread(), StudyWriter(path, **_facts(plan)) as writer:
         writer.stimuli(plan.stimuli)
         for name, trials in plan.trials.items():
             person = calibrated([draw_person(plan.settings, seed, name)], _reference(whole.stimuli))[0]
             target = writer.recording(name, trials, person.voxel_table(), dtype=dtype, **_space(person, plan.settings))
             numbers = np.unique(trials["session"]).tolist()
+            looked_at = _looked_at(plan.stimuli.select(np.unique(trials["stimulus_id"])))
             for session in _track(numbers, f"{name}: sessions", len(numbers), progress):
                 shown = trials["stimulus_id"][trials["session"] == session]
                 unique, where = np.unique(shown, return_inverse=True)
-                signal = person.respond(plan.stimuli.select(unique))
+                signal = person.respond(looked_at.select(unique))
                 target.append(person.measure(signal[where], session))
         writer.splits(plan.splits)
     return path
@@ -290,10 +294,59 @@ def _scenes(plan: StimulusSettings, seed: int, names: Sequence[str]) -> tuple[St
 
     sizes = {"test": plan.test, "common": plan.common, **dict.fromkeys(names, plan.own)}
     total = sum(sizes.values())
-    stimuli = scene_set(total, seed=seed, size=plan.size, captions=plan.captions, holdout=plan.holdout)
+    stimuli = _family(scene_set, plan, total, seed=seed, holdout="train" if plan.holdout else None)
     edges = np.cumsum([0, *sizes.values()])
     parts = {part: stimuli.ids[a:b].tolist() for part, a, b in zip(sizes, edges[:-1], edges[1:], strict=True)}
-    return stimuli, {**parts, "unseen": []}
+    parts["unseen"] = []
+    if plan.unseen:
+        unseen = _family(scene_set, plan, plan.unseen, seed=seed, start=total, holdout="unseen")
+        parts["unseen"] = unseen.ids.tolist()
+        stimuli = _joined(stimuli, unseen)
+    return stimuli, parts
+
+
+def _family(scene_set: Any, plan: StimulusSettings, n: int, **words: Any) -> StimulusSet:
+    rule = {"rule": plan.holdout} if plan.holdout else {}
+    scenes: StimulusSet = scene_set(n, size=plan.size, captions=plan.captions, **words, **rule)
+    return scenes
+
+
+def _joined(first: StimulusSet, second: StimulusSet) -> StimulusSet:
+    """Two sets of scenes with the same columns, one after the other; pixels stay lazy."""
+    columns = first.labels.columns
+    return StimulusSet(
+        np.concatenate([first.ids, second.ids]),
+        pixels=_Stacked(first, second),
+        captions=[*first.captions, *second.captions],
+        labels={name: np.concatenate([first.labels[name], second.labels[name]]) for name in columns},
+        hashes=np.concatenate([first.hashes, second.hashes]),
+    )
+
+
+class _Stacked:
+    """Pixels of two sets, read when asked for."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, first: StimulusSet, second: StimulusSet) -> None:
+        self._sets = first, second
+        self.shape = (len(first) + len(second), *(first.frame_shape or ()))
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        wanted = np.arange(self.shape[0])[rows]
+        first, second = self._sets
+        late = wanted >= len(first)
+        pixels = np.empty((len(wanted), *self.shape[1:]), dtype=np.uint8)
+        pixels[~late], pixels[late] = first.pixels(wanted[~late]), second.pixels(wanted[late] - len(first))
+        return pixels
+
+
+def _looked_at(stimuli: StimulusSet) -> StimulusSet:
+    """The same stimuli with their pixels in memory: rendered once, read often."""
+    if not stimuli.has_pixels:
+        return stimuli
+    pixels = np.concatenate([block for _, block in stimuli.blocks()])
+    return StimulusSet(stimuli.ids, pixels, stimuli.captions, stimuli.labels, stimuli.fps, stimuli.hashes)
 
 
 def _track(items: Iterable[T], words: str, total: int, progress: bool) -> Iterator[T]:
