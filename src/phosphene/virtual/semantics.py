@@ -72,9 +72,9 @@ def source_of(stimuli: StimulusSet) -> str:
 def facts(stimuli: StimulusSet) -> list[list[Fact]]:
     """Facts about each stimulus, as (group, fact, weight).
 
-    Of a scene: the group of its main object; each object's shape, colour, material and size; the conjunctions shape with colour,
-    shape with material and shape with place; background, light, number of objects and relation. Of other stimuli:
-    one fact a text or true/false label, else one a distinct caption word; longer captions are not louder.
+    Of a scene: the group of its main object; each object's shape, colour, material and size; the conjunctions of
+    shape with colour, material and place; background, light, number of objects and relation. Of other stimuli: one
+    fact a text or true/false label, else one a distinct caption word; longer captions are not louder.
     """
     source = source_of(stimuli)
     if source == "scene graph":
