@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from phosphene.virtual.people import VirtualPerson
 from phosphene.virtual.settings import PersonSettings, StimulusSettings, VirtualSettings
-from phosphene.virtual.study import Truth, VirtualStudy, make_settings, record, simulate, study, write_study
+from phosphene.virtual.simulation import Truth, VirtualStudy, make_settings, record, simulate, study, write_study
 
 __all__ = [
     "PersonSettings",
