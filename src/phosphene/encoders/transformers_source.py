@@ -236,7 +236,7 @@ class TransformersEncoder(Encoder):
             if found != self._known:
                 wrong = ", ".join(key for key in self._known if found.get(key) != self._known[key])
                 raise InputError(
-                    f"the model in {self._folder} is not the one encoder {self.label!r} was saved with: {wrong} differ"
+                    f"the model in {self._folder} is not the one encoder {self.label!r} was made with: {wrong} differ"
                 )
         return self._folder
 
@@ -257,7 +257,9 @@ class TransformersEncoder(Encoder):
         return self._network.to(self.device)
 
     def _facts(self) -> dict[str, Any]:
-        return self._known if self._known is not None else self._read_facts(self.folder)
+        if self._known is None:
+            self._known = self._read_facts(self.folder)
+        return self._known
 
     def _identity_config(self) -> dict[str, Any]:
         settings = super()._identity_config()

@@ -1,0 +1,93 @@
+"""TF-IDF + SVD against scikit-learn, and what it must not see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from encoder_stimuli import make_stimuli
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from phosphene.encoders import Encoder, encode, make_encoder
+from phosphene.errors import InputError
+from phosphene.stimuli import StimulusSet
+
+
+def test_agrees_with_scikit_learn(stimuli: StimulusSet) -> None:
+    train, rest = stimuli.ids[:16], stimuli.ids[16:]
+    ours = encode(stimuli, "tfidf-svd6", fit_on=train)
+    documents = [" ".join(captions) for captions in stimuli.captions]
+    vectors = TfidfVectorizer().fit(documents[:16])
+    theirs = TruncatedSVD(6, algorithm="arpack", random_state=1).fit(vectors.transform(documents[:16]))
+    for ids, texts in ((train, documents[:16]), (rest, documents[16:])):
+        expected = theirs.transform(vectors.transform(texts))
+        np.testing.assert_allclose(np.abs(ours.of(ids)), np.abs(expected), atol=1e-5)
+
+
+def test_equals_the_closed_form(stimuli: StimulusSet) -> None:
+    encoder = make_encoder("tfidf-svd5").fit(stimuli)
+    documents = [" ".join(captions) for captions in stimuli.captions]
+    matrix = TfidfVectorizer().fit_transform(documents).toarray()
+    _, _, right = np.linalg.svd(matrix, full_matrices=False)
+    signs = np.sign(right[np.arange(5), np.abs(right[:5]).argmax(1)])
+    expected = matrix @ (right[:5] * signs[:, None]).T
+    np.testing.assert_allclose(encoder.encode(stimuli).pooled, expected, atol=1e-5)
+
+
+def test_order_of_training_does_not_matter(stimuli: StimulusSet) -> None:
+    there = make_encoder("tfidf-svd5").fit(stimuli)
+    back = make_encoder("tfidf-svd5").fit(stimuli.select(stimuli.ids[::-1]))
+    assert there.identity == back.identity
+    np.testing.assert_array_equal(there.encode(stimuli).pooled, back.encode(stimuli).pooled)
+
+
+def test_held_out_captions_change_nothing(stimuli: StimulusSet) -> None:
+    train = stimuli.ids[:16].tolist()
+    changed = StimulusSet(
+        stimuli.ids, captions=[c if i < 16 else ["utterly other words"] for i, c in enumerate(stimuli.captions)]
+    )
+    one, two = (encode(s, "tfidf-svd5", fit_on=train) for s in (stimuli, changed))
+    assert one.identity == two.identity
+    assert one.fitted_on == two.fitted_on == frozenset(train)
+    np.testing.assert_array_equal(one.of(train), two.of(train))
+    assert (two.of(stimuli.ids[16:]) == 0).all(), "words unseen in training count for nothing"
+    assert (one.of(stimuli.ids[16:]) != 0).any()
+
+
+def test_new_captions_use_the_training_vocabulary(stimuli: StimulusSet, tmp_path: Path) -> None:
+    encoder = make_encoder("tfidf-svd5").fit(stimuli)
+    encoder.save(tmp_path / "e")
+    again = Encoder.load(tmp_path / "e")
+    texts = [["a dog paints xylophones"], ["the child", "holds rope"]]
+    np.testing.assert_array_equal(again.encode_captions(texts).pooled, encoder.encode_captions(texts).pooled)
+    plain = encoder.encode_captions([["a dog paints"]]).pooled
+    np.testing.assert_allclose(encoder.encode_captions([["a dog paints qqq"]]).pooled, plain, atol=1e-6)
+
+
+def test_too_many_components_are_refused(stimuli: StimulusSet) -> None:
+    with pytest.raises(
+        InputError, match=r"asks for 30 components; 24 training stimuli with \d+ words allow at most 23"
+    ):
+        make_encoder("tfidf-svd30").fit(stimuli)
+    twins = StimulusSet(
+        [f"t{i}" for i in range(8)], captions=[[["red ball"], ["blue sea"], ["dog"]][i % 3] for i in range(8)]
+    )
+    with pytest.raises(InputError, match="training captions have rank 3"):
+        make_encoder("tfidf-svd4").fit(twins)
+
+
+def test_no_words_at_all() -> None:
+    dumb = StimulusSet(["a", "b"], captions=[["!"], ["?"]])
+    with pytest.raises(InputError, match="no words"):
+        make_encoder("tfidf-svd1").fit(dumb)
+
+
+def test_refitting_forgets_the_old_vocabulary(stimuli: StimulusSet) -> None:
+    encoder = make_encoder("tfidf-svd3").fit(stimuli)
+    encoder.encode_captions([["a dog"]])
+    other = make_stimuli(12, seed=9)
+    encoder.fit(other)
+    fresh = make_encoder("tfidf-svd3").fit(other)
+    np.testing.assert_array_equal(encoder.encode(other).pooled, fresh.encode(other).pooled)
