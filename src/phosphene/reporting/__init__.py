@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from phosphene.reporting.page import Page
 from phosphene.reporting.render import render, write
+from phosphene.reporting.report import compose, report
 
-__all__ = ["Page", "render", "write"]
+__all__ = ["Page", "compose", "render", "report", "write"]

@@ -140,7 +140,7 @@ class Candidate:
 
     identifier: str
     caption: str
-    similarity: float
+    similarity: float | None
     correct: bool
     picture: Picture | None = None
 

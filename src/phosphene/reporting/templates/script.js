@@ -17,7 +17,7 @@
     const person = String(select ? select.selectedIndex : 0);
     for (const element of all("main [data-person], main [data-direction]")) {
       const people = (element.dataset.person ?? "").split(" ").filter(Boolean);
-      const wrongPerson = people.length > 0 && !people.includes(person) && !keeps(element, people);
+      const wrongPerson = people.length > 0 && !people.includes(person) && !keeps(element);
       const wrongDirection = direction && element.dataset.direction && element.dataset.direction !== direction;
       element.classList.toggle("off", Boolean(wrongPerson || wrongDirection));
     }
@@ -26,10 +26,9 @@
     }
   }
 
-  // with everybody chosen, a person's own table rows and brain stay: only they exist person by person
+  // with everybody chosen the brains stay: they exist person by person only
   function keeps(element) {
-    const everybody = select && select.selectedIndex === 0 && select.value === "mean";
-    return Boolean(everybody && (element.matches("tr") || element.matches(".brain")));
+    return Boolean(select && select.value === "mean" && element.matches(".brain"));
   }
 
   function announce() {
