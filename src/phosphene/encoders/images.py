@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = ["resize"]
 
+# pictures are turned into floats in blocks of this many pixels: a large batch of large photographs would fill memory
+_BLOCK_PIXELS = 2**21
+
 
 def resize(frames: np.ndarray, size: int, device: str = "cpu") -> torch.Tensor:
     """Reduce or enlarge pictures to size x size, bilinear with anti-aliasing.
@@ -37,9 +40,20 @@ def resize(frames: np.ndarray, size: int, device: str = "cpu") -> torch.Tensor:
 
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
         raise InputError(f"pictures must be uint8 (n, height, width, 3), found {frames.dtype} {frames.shape}")
-    pictures = torch.from_numpy(np.array(frames, copy=True)).to(device).permute(0, 3, 1, 2).float() / 255
-    if pictures.shape[-2:] == (size, size) or len(frames) == 0:
-        return pictures.new_zeros(0, 3, size, size) if len(frames) == 0 else pictures
-    return torch.nn.functional.interpolate(
-        pictures, size=(size, size), mode="bilinear", align_corners=False, antialias=True
-    ).clamp(0, 1)
+    if frames.shape[1:3] == (size, size):
+        return _as_float(frames, device)
+    small = torch.empty(len(frames), 3, size, size, device=device)
+    block = max(1, _BLOCK_PIXELS // (frames.shape[1] * frames.shape[2]))
+    for start in range(0, len(frames), block):
+        large = _as_float(frames[start : start + block], device)
+        small[start : start + block] = torch.nn.functional.interpolate(
+            large, size=(size, size), mode="bilinear", align_corners=False, antialias=True
+        )
+    return small.clamp_(0, 1)
+
+
+def _as_float(frames: np.ndarray, device: str) -> torch.Tensor:
+    import torch
+
+    # the copy is for sources that hand out read-only arrays, which torch will not take
+    return torch.from_numpy(np.array(frames)).to(device).permute(0, 3, 1, 2).float().div_(255)
