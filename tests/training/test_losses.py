@@ -56,7 +56,7 @@ def test_infonce_with_repeats_matches_the_slow_loop():
     predictions, targets, stimulus, *_ = batch()
     weights = functional.one_hot(stimulus, 4).double()
     expected = slow_weighted(similarity(predictions, targets, 0.2), weights)
-    assert float(losses.infonce(predictions, targets, stimulus, 0.2)) == pytest.approx(float(expected), rel=1e-9)
+    assert losses.infonce(predictions, targets, stimulus, 0.2).item() == pytest.approx(float(expected), rel=1e-9)
 
 
 def test_trials_of_one_stimulus_do_not_push_each_other_away():
@@ -78,7 +78,7 @@ def test_bimixco_matches_the_slow_loop_and_is_infonce_without_mixing():
         weights[i, partner[i]] += 1 - share[i]
     expected = slow_weighted(similarity(predictions, targets, 0.2), weights)
     loss = losses.bimixco(predictions, targets, stimulus, 0.2, partner, share)
-    assert float(loss) == pytest.approx(float(expected), rel=1e-9)
+    assert loss.item() == pytest.approx(float(expected), rel=1e-9)
     plain = losses.bimixco(predictions, targets, stimulus, 0.2, partner, torch.ones(7, dtype=torch.float64))
     torch.testing.assert_close(plain, losses.infonce(predictions, targets, stimulus, 0.2))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -23,21 +23,39 @@ _BLOCK_BYTES = 32 * 2**20
 _PREFETCHED_STEPS = 2
 
 
-class StepBatch(NamedTuple):
-    """What one process needs for one step; the index tensors describe the batch of all processes."""
+class StepBatch:
+    """What one process needs for one step; the index tensors describe the batch of all processes.
 
-    calls: list[tuple[str, Tensor]]
-    """Person and responses (b, V) of each decoder call of this process."""
-    targets: Tensor
-    """(U, D) flattened targets of the distinct stimuli of the global batch."""
-    stimulus: Tensor
-    """(B,) row of `targets` of each prediction: process by process, in each one person by person."""
-    partner: Tensor | None
-    """(B,) row of `targets` of the stimulus mixed in; None when nothing is mixed."""
-    share: Tensor | None
-    """(B,) weight of the own response."""
-    sizes: tuple[int, ...]
-    """Predictions of each process; their sum is B."""
+    A plain class on purpose: Fabric rounds the tensors of tuples and data classes to the precision of the network,
+    and targets and responses must stay float32.
+
+    Attributes
+    ----------
+    calls : list of (str, Tensor (b, V))
+        Person and responses of each decoder call of this process.
+    targets : Tensor (U, D)
+        Flattened targets of the distinct stimuli of the global batch.
+    stimulus : Tensor (B,)
+        Row of `targets` of each prediction: process by process, in each one person by person.
+    partner : Tensor (B,) or None
+        Row of `targets` of the stimulus mixed in; None when nothing is mixed.
+    share : Tensor (B,) or None
+        Weight of the own response.
+    sizes : tuple of int
+        Predictions of each process; their sum is B.
+    """
+
+    def __init__(
+        self,
+        calls: list[tuple[str, Tensor]],
+        targets: Tensor,
+        stimulus: Tensor,
+        partner: Tensor | None,
+        share: Tensor | None,
+        sizes: tuple[int, ...],
+    ) -> None:
+        self.calls, self.targets, self.stimulus = calls, targets, stimulus
+        self.partner, self.share, self.sizes = partner, share, sizes
 
     def to(self, device: torch.device) -> StepBatch:
         """The same batch on a device."""

@@ -131,13 +131,13 @@ class _Run:
     def step(self, batch: StepBatch) -> float:
         """One optimiser step; returns the loss."""
         step, config = self.counters.step, self.config
-        torch.manual_seed(step_seed(self.seed, step, self.fabric.global_rank))
+        _reseed(step_seed(self.seed, step, self.fabric.global_rank), self.fabric.device)
         rate = schedules.learning_rate(step, self.total_steps, config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         scheduled = schedules.temperature(step, self.total_steps, config)
         loss, parts = self.module(batch.to(self.fabric.device), scheduled)
-        value = float(loss)
+        value = float(loss.detach())
         if not math.isfinite(value):
             raise self._not_finite("the loss", value)
         self.wrapped.zero_grad(set_to_none=True)
@@ -151,7 +151,7 @@ class _Run:
         if self.counters.step % config.log_steps == 0:
             figures = {"loss": value, "learning_rate": rate, "gradient_norm": norm}
             if config.contrastive != "none":
-                figures["temperature"] = float(self.plain.objective.temperature(scheduled))
+                figures["temperature"] = float(torch.as_tensor(self.plain.objective.temperature(scheduled)).detach())
             figures |= {name: float(part) for name, part in parts.items()}
             self.log.write({"event": "step", "step": self.counters.step, **figures})
         return value
@@ -180,15 +180,13 @@ class _Run:
         if self.validation is not None and (epoch % config.validate_every == 0 or epoch == config.epochs):
             record["validation"] = figures = self._validate()
             value = figures[config.monitor]
-            better = counters.best is None or (
-                value < counters.best if config.monitor == "loss" else value > counters.best
-            )
-            if better:
-                counters.best, counters.best_epoch, counters.stale = value, epoch, 0
+            sign = -1 if config.monitor == "loss" else 1
+            gain = math.inf if counters.best is None else sign * (value - counters.best)
+            counters.stale = 0 if gain > 0 else counters.stale + 1
+            if gain >= 0:  # on few stimuli equal scores are common: of those the longest trained weights are kept
+                counters.best, counters.best_epoch = value, epoch
                 self._with_average(self._keep_best)
-            else:
-                counters.stale += 1
-                counters.stopped = 0 < config.patience <= counters.stale
+            counters.stopped = 0 < config.patience <= counters.stale
         counters.curves.append(record)
         self.log.write({"event": "epoch", "step": counters.step, **record})
         return f"loss {record['loss']:.3f}" + (
@@ -297,6 +295,13 @@ def train(
                     break
     run.finish()
     return counters
+
+
+def _reseed(seed: int, device: torch.device) -> None:
+    """Seed the generators a step may use; ``torch.manual_seed`` would queue a call for every absent kind of device."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _is_due(run: _Run) -> bool:

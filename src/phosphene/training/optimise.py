@@ -16,7 +16,9 @@ _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d
 
 def decay_groups(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Trainable parameters to decay and not to decay: biases, norms, vectors and scalars are spared."""
-    decayed, spared, seen = [], [], set()
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
+    seen: set[int] = set()
     for owner in module.modules():
         for name, parameter in owner.named_parameters(recurse=False):
             if not parameter.requires_grad or id(parameter) in seen:
