@@ -15,7 +15,7 @@ from phosphene.stimuli.scenes.vocabulary import BACKGROUNDS, PALETTES
 
 __all__ = ["FIELDS", "dead_leaves", "paint_background"]
 
-_LEAVES = 96
+_LEAVES = 140
 _LIGHT, _TINT = 0.105, 0.085  # how far one unit of the fields moves the colour
 _SHADE = 0.20  # darkening of the side away from the light
 
@@ -45,7 +45,7 @@ Fields = tuple[Tensor, Tensor]
 
 
 def _mist(canvas: _Canvas) -> Fields:
-    return canvas.noise * 1.35, canvas.soft
+    return canvas.noise * 1.1, canvas.soft
 
 
 def _gradient(canvas: _Canvas) -> Fields:
@@ -90,7 +90,7 @@ def _horizon(canvas: _Canvas) -> Fields:
     soft, noise = canvas.soft, canvas.noise
     height = canvas.v - canvas.scalar(0.7 * (canvas.random[:, 0] - 0.5)) - soft * 0.05
     sky = (height * 14.0).clamp(-1.0, 1.0)
-    light = sky * 0.9 + height * 0.5 + noise * (0.6 - sky * 0.35)
+    light = sky * 0.9 + height * 0.5 + noise * (0.5 - sky * 0.3)
     return light, sky * -1.2 + soft * 0.4
 
 
@@ -126,7 +126,7 @@ def dead_leaves(seed: int, index: np.ndarray, size: int, device: torch.device) -
         Two fields, constant on every leaf, values in [-1.6, 1.6].
     """
     u = uniforms(seed, index, "leaves", 5 * _LEAVES).reshape(len(index), 5, _LEAVES)
-    smallest, largest = 0.08, 0.75
+    smallest, largest = 0.05, 0.75
     radius = (smallest**-2 + u[:, 0] * (largest**-2 - smallest**-2)) ** -0.5
     x, y = ((1 + largest / 2) * (2 * u[:, k] - 1) for k in (1, 2))
     centres = (np.arange(size) + 0.5) / size * 2.0 - 1.0
@@ -145,7 +145,7 @@ def dead_leaves(seed: int, index: np.ndarray, size: int, device: torch.device) -
 
 def _leaves(canvas: _Canvas) -> Fields:
     fields = dead_leaves(canvas.seed, canvas.index, canvas.size, canvas.device)
-    return fields[:, 0] * 1.1 + canvas.noise * 0.2, fields[:, 1]
+    return fields[:, 0] * 1.1 + canvas.noise * 0.3, fields[:, 1]
 
 
 FIELDS: dict[str, Callable[[_Canvas], Fields]] = {
@@ -175,8 +175,8 @@ def paint_background(graphs: SceneGraphs, size: int, device: torch.device) -> tu
         The natural noise of the scenes, for materials that need texture.
     """
     keys = (to_device(scene_keys(graphs.seed, graphs.index, name), device) for name in ("light", "tint"))
-    noise = natural_noise(next(keys), size, fall=0.92, grain=0.45)
-    soft = natural_noise(next(keys), size, finest=8, fall=0.8)
+    noise = natural_noise(next(keys), size, rise=1.1, grain=0.8)
+    soft = natural_noise(next(keys), size, finest=8, rise=0.8)
     light, tint = torch.empty_like(noise), torch.empty_like(noise)
     for kind, fields in enumerate(FIELDS.values()):
         rows = np.flatnonzero(graphs.background == kind)

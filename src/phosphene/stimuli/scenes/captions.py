@@ -73,7 +73,7 @@ class _Scene:
 
     def noun_phrase(self, slot: int, dice: _Dice, detail: float) -> str:
         """Article, some adjectives (the colour always) and the noun."""
-        _, nouns, tilt = _SHAPES[self.shape[slot]]
+        nouns, tilt = _SHAPES[self.shape[slot]][1:3]
         words = []
         if dice.chance(detail):
             words.append(dice.choice(_SIZES[self.size[slot]]))

@@ -30,7 +30,7 @@ __all__ = ["HOLDOUTS", "ROLES", "SceneGraphs", "count_graphs", "held_out", "samp
 ROLES = ("train", "unseen")
 _OBJECT_COUNTS = (0.35, 0.80)  # cumulative shares of one and of at most two objects
 _DIRECTIONAL = 4  # the first four relations say left, right, above, below
-_CONTRAST = 0.40  # least RGB distance of an object from the background's base colour
+_CONTRAST = 0.44  # least RGB distance of an object from the background's base colour
 
 
 def _diagonal(rows: int, columns: int, step: int) -> np.ndarray:
@@ -270,7 +270,7 @@ def sample_graphs(
     others = np.arange(_DIRECTIONAL)[None, :] != relation[:, None]
     relation_2 = np.where(n_objects > 2, _pick(u[:, 2], others), -1)
     relation = np.where(n_objects > 1, relation, -1)
-    x, y, scale = place(n_objects, relation, relation_2, draw("layout", 10))
+    x, y, scale = place(n_objects, relation, relation_2, shape, draw("layout", 10))
     light = np.floor(u[:, 3] * len(LIGHTS)).astype(int)
     bearing = np.array([angle for angle, _ in LIGHTS.values()])[light]
     return SceneGraphs(

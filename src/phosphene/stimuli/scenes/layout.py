@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from phosphene.stimuli.scenes.vocabulary import RELATIONS
+from phosphene.stimuli.scenes.vocabulary import RELATIONS, SHAPES
 
 __all__ = ["SLOTS", "place"]
 
 SLOTS = 3
 _FRAME = 0.96  # no object leaves this part of the picture
+_GIRTHS = np.array([entry.girth for entry in SHAPES.values()])
 _DIRECTIONS = np.array([vector for vector, _ in RELATIONS.values()], dtype=float)
 
 
@@ -28,7 +29,7 @@ def _offset(direction: np.ndarray, distance: np.ndarray, slant: np.ndarray) -> n
 
 
 def place(
-    n_objects: np.ndarray, relation: np.ndarray, relation_2: np.ndarray, u: np.ndarray
+    n_objects: np.ndarray, relation: np.ndarray, relation_2: np.ndarray, shape: np.ndarray, u: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Positions and scales for sampled relations.
 
@@ -39,6 +40,8 @@ def place(
     relation, relation_2 : (n,) int array
         What slot 0 is to slot 1 and to slot 2: index in ``RELATIONS``, -1 for none. ``relation_2`` is directional
         and differs from ``relation``.
+    shape : (n, 3) int array
+        Position in ``SHAPES`` of every slot; slender shapes come closer where they are to overlap.
     u : (n, 10) float array
         Uniform numbers.
 
@@ -55,7 +58,7 @@ def place(
     beside = _offset(first, scale[:, 0] + scale[:, 1] + gap, slant)
     # An overlapping neighbour leaves room for slot 2 on the other side.
     away = np.arctan2(-second[:, 1], -second[:, 0]) + (2 * u[:, 5] - 1) * np.where(crowd, 1.3, np.pi)
-    near = (0.62 + 0.2 * u[:, 3]) * (scale[:, 0] + scale[:, 1])
+    near = (0.60 + 0.2 * u[:, 3]) * (_GIRTHS[shape[:, :2]] * scale[:, :2]).sum(1)
     overlapping = near[:, None] * np.stack([np.cos(away), np.sin(away)], axis=1)
     overlaps = np.all(first == 0, axis=1)
     step_1 = np.where(overlaps[:, None], overlapping, beside)

@@ -43,7 +43,7 @@ def _spline(size: int, nodes: int) -> np.ndarray:
 
 
 def natural_noise(
-    keys: Tensor, size: int, *, finest: int | None = None, fall: float = 1.0, grain: float = 0.5
+    keys: Tensor, size: int, *, finest: int | None = None, rise: float = 1.0, grain: float = 0.5
 ) -> Tensor:
     """Noise with a natural spectrum: octaves of spline noise of equal energy, so that power falls as 1/f^2.
 
@@ -57,9 +57,9 @@ def natural_noise(
     size : int
         Pixels a side.
     finest : int, optional
-        Cells of the finest lattice; all octaves up to half the picture size, and pixel noise, if None.
-    fall : float
-        Amplitude of an octave relative to the one before; 1 gives 1/f^2 power, less a steeper spectrum.
+        Cells of the finest lattice; if None, all octaves up to one cell a pixel, and pixel noise.
+    rise : float
+        Amplitude of an octave relative to the one before: above 1 for a shallower spectrum, below for a steeper one.
     grain : float
         Amplitude of the pixel noise relative to the last octave.
 
@@ -67,7 +67,7 @@ def natural_noise(
     -------
     (n, size, size) float32 tensor, zero mean and about unit variance
     """
-    limit = finest or size // 2
+    limit = finest or size
     octaves = [2**k for k in range(1, 10) if 2**k <= limit]
     # On CPU float32 is exact here (sums stay below 2**24); on a GPU float32 products may be shortened, float64 are not.
     dtype = torch.float32 if keys.device.type == "cpu" else torch.float64
@@ -76,7 +76,7 @@ def natural_noise(
         bits = lattice_bits(keys, level, nodes + 3, nodes + 3)
         values = ((bits & 15) + ((bits >> 8) & 15) - 15).to(dtype)
         weights = _spline(size, nodes)
-        amplitudes.append(fall**level)
+        amplitudes.append(rise**level)
         rows.append(values @ to_device(weights.T, keys.device).to(dtype))
         left.append(np.round(weights * amplitudes[-1]))
     total = to_device(np.concatenate(left, axis=1), keys.device).to(dtype) @ torch.cat(rows, dim=1)

@@ -280,11 +280,12 @@ def render(
 
     Examples
     --------
+    >>> from phosphene.stimuli.scenes import sample_graphs
     >>> render(sample_graphs(2), size=32).shape
     (2, 32, 32, 3)
     """
     check_render(graphs, size, 1 if batch is None else batch)
-    step = batch or max(1, 64 * 64 * 64 // int(size) ** 2)
+    step = batch or max(1, 128 * 64 * 64 // int(size) ** 2)
     pictures = np.empty((len(graphs), size, size, 3), dtype=np.uint8)
     for first in range(0, len(graphs), step):
         part = render_tensor(graphs.take(slice(first, first + step)), size, device)

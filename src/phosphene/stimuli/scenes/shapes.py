@@ -1,4 +1,4 @@
-"""Silhouettes as signed-distance functions, and how they are shaded in two and a half dimensions.
+"""Silhouettes of the shape categories as signed-distance functions.
 
 A distance function takes local coordinates (x to the right, y up, the shape inside the unit disc) and is negative
 inside. Everything here uses only additions, products, quotients, square roots, comparisons and roundings, one tensor

@@ -26,11 +26,16 @@ RGB = tuple[float, float, float]
 
 
 class Shape(NamedTuple):
-    """A shape category: its wider group, its nouns, and how far it may be turned from upright (degrees)."""
+    """A shape category.
+
+    `group` is its wider class, `nouns` its names, `tilt` how far it may be turned from upright (degrees), `girth` the
+    radius of the disc of equal area, in units of its half-extent.
+    """
 
     group: str
     nouns: tuple[str, ...]
     tilt: float
+    girth: float
 
 
 class Colour(NamedTuple):
@@ -62,30 +67,30 @@ class Palette(NamedTuple):
 
 
 SHAPES: dict[str, Shape] = {
-    "ball": Shape("solid", ("ball", "sphere", "globe"), 180.0),
-    "box": Shape("solid", ("box", "cube", "block"), 20.0),
-    "pyramid": Shape("solid", ("pyramid", "triangle"), 25.0),
-    "diamond": Shape("solid", ("diamond", "rhombus"), 20.0),
-    "ring": Shape("solid", ("ring", "hoop", "torus"), 180.0),
-    "pill": Shape("solid", ("pill", "capsule"), 180.0),
-    "cross": Shape("symbol", ("cross", "plus sign"), 20.0),
-    "heart": Shape("symbol", ("heart",), 30.0),
-    "arrow": Shape("symbol", ("arrow", "pointer"), 180.0),
-    "star": Shape("sky", ("star",), 180.0),
-    "crescent": Shape("sky", ("crescent", "moon"), 180.0),
-    "drop": Shape("sky", ("drop", "droplet", "teardrop"), 30.0),
-    "bolt": Shape("sky", ("lightning bolt", "bolt"), 25.0),
-    "cloud": Shape("sky", ("cloud",), 15.0),
-    "flower": Shape("living", ("flower", "blossom"), 180.0),
-    "tree": Shape("living", ("tree", "fir tree"), 20.0),
-    "mushroom": Shape("living", ("mushroom", "toadstool"), 30.0),
-    "leaf": Shape("living", ("leaf",), 180.0),
-    "fish": Shape("living", ("fish",), 180.0),
-    "house": Shape("artefact", ("house", "hut", "cottage"), 15.0),
-    "bottle": Shape("artefact", ("bottle", "flask"), 40.0),
-    "key": Shape("artefact", ("key",), 180.0),
-    "cup": Shape("artefact", ("cup", "mug"), 25.0),
-    "gear": Shape("artefact", ("gear", "cogwheel"), 180.0),
+    "ball": Shape("solid", ("ball", "sphere", "globe"), 180.0, 0.92),
+    "box": Shape("solid", ("box", "cube", "block"), 20.0, 0.86),
+    "pyramid": Shape("solid", ("pyramid", "triangle"), 25.0, 0.67),
+    "diamond": Shape("solid", ("diamond", "rhombus"), 20.0, 0.61),
+    "ring": Shape("solid", ("ring", "hoop", "torus"), 180.0, 0.82),
+    "pill": Shape("solid", ("pill", "capsule"), 180.0, 0.62),
+    "cross": Shape("symbol", ("cross", "plus sign"), 20.0, 0.76),
+    "heart": Shape("symbol", ("heart",), 30.0, 0.81),
+    "arrow": Shape("symbol", ("arrow", "pointer"), 180.0, 0.59),
+    "star": Shape("sky", ("star",), 180.0, 0.62),
+    "crescent": Shape("sky", ("crescent", "moon"), 180.0, 0.62),
+    "drop": Shape("sky", ("drop", "droplet", "teardrop"), 30.0, 0.68),
+    "bolt": Shape("sky", ("lightning bolt", "bolt"), 25.0, 0.57),
+    "cloud": Shape("sky", ("cloud",), 15.0, 0.71),
+    "flower": Shape("living", ("flower", "blossom"), 180.0, 0.68),
+    "tree": Shape("living", ("tree", "fir tree"), 20.0, 0.63),
+    "mushroom": Shape("living", ("mushroom", "toadstool"), 30.0, 0.73),
+    "leaf": Shape("living", ("leaf",), 180.0, 0.5),
+    "fish": Shape("living", ("fish",), 180.0, 0.66),
+    "house": Shape("artefact", ("house", "hut", "cottage"), 15.0, 0.73),
+    "bottle": Shape("artefact", ("bottle", "flask"), 40.0, 0.62),
+    "key": Shape("artefact", ("key",), 180.0, 0.52),
+    "cup": Shape("artefact", ("cup", "mug"), 25.0, 0.73),
+    "gear": Shape("artefact", ("gear", "cogwheel"), 180.0, 0.76),
 }
 
 COLOURS: dict[str, Colour] = {
@@ -104,14 +109,14 @@ COLOURS: dict[str, Colour] = {
 }
 
 MATERIALS: dict[str, Material] = {
-    "matte": Material(0.40, 0.76, 0.00, 0.00, 0.00, ("matte", "dull", "chalky")),
-    "glossy": Material(0.36, 0.72, 0.95, 0.12, 0.00, ("glossy", "shiny", "polished")),
+    "matte": Material(0.32, 0.78, 0.00, 0.00, 0.00, ("matte", "dull", "chalky")),
+    "glossy": Material(0.30, 0.74, 0.95, 0.12, 0.00, ("glossy", "shiny", "polished")),
     "metallic": Material(0.20, 0.62, 0.75, 0.42, 0.50, ("metallic", "metal")),
-    "striped": Material(0.42, 0.72, 0.10, 0.05, 0.00, ("striped", "stripy")),
-    "dotted": Material(0.42, 0.72, 0.10, 0.05, 0.00, ("dotted", "spotted", "polka-dot")),
-    "checkered": Material(0.42, 0.72, 0.10, 0.05, 0.00, ("checkered", "chequered")),
-    "rough": Material(0.38, 0.78, 0.00, 0.00, 0.00, ("rough", "grainy", "rugged")),
-    "faded": Material(0.42, 0.72, 0.05, 0.05, 0.00, ("faded", "two-tone")),
+    "striped": Material(0.34, 0.76, 0.10, 0.05, 0.00, ("striped", "stripy")),
+    "dotted": Material(0.34, 0.76, 0.10, 0.05, 0.00, ("dotted", "spotted", "polka-dot")),
+    "checkered": Material(0.34, 0.76, 0.10, 0.05, 0.00, ("checkered", "chequered")),
+    "rough": Material(0.32, 0.80, 0.00, 0.00, 0.00, ("rough", "grainy", "rugged")),
+    "faded": Material(0.34, 0.76, 0.05, 0.05, 0.00, ("faded", "two-tone")),
 }
 
 SIZES: dict[str, tuple[float, tuple[str, ...]]] = {
