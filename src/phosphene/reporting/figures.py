@@ -9,12 +9,12 @@ from markupsafe import Markup
 
 from phosphene.reporting.page import Chart, Curve
 
-__all__ = ["curve_svg", "number", "percentage", "spoken", "ticks"]
+__all__ = ["curve_svg", "number", "p_value", "percentage", "spoken", "ticks"]
 
 _NBSP = "\u00a0"
 # plot area of a curve, in the units of its view box
-_WIDTH, _HEIGHT = 440.0, 250.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 14.0, 12.0, 40.0
+_WIDTH, _HEIGHT = 350.0, 215.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 12.0, 10.0, 38.0
 
 
 def percentage(fraction: float) -> str:
@@ -47,6 +47,17 @@ def number(value: float, percent: bool = False) -> str:
     if value == int(value) or abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}"
+
+
+def p_value(p: float) -> str:
+    """A p value with three digits after the point.
+
+    Examples
+    --------
+    >>> p_value(0.0332), p_value(0.0002)
+    ('0.033', '< 0.001')
+    """
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def spoken(chart: Chart, index: int) -> str:
@@ -147,7 +158,7 @@ def _marks(curve: Curve, across: _scale) -> list[Markup]:
     for x, words in curve.marks:
         right = across(x) > 0.6 * _WIDTH
         parts.append(template.format(
-            x=across(x), t=_TOP, b=_HEIGHT - _BOTTOM, y=_TOP + 10, dx=-5 if right else 5,
+            x=across(x), t=_TOP, b=_HEIGHT - _BOTTOM, y=_HEIGHT - _BOTTOM - 7, dx=-5 if right else 5,
             anchor="end" if right else "start", words=words,
         ))  # fmt: skip
     return parts

@@ -43,7 +43,9 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=figures.number, percentage=figures.percentage, person=_person)
+    environment.filters.update(
+        number=figures.number, percentage=figures.percentage, p_value=figures.p_value, person=_person
+    )
     environment.globals.update(
         curve_svg=figures.curve_svg,
         spoken=figures.spoken,
