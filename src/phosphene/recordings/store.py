@@ -173,8 +173,8 @@ class StudyWriter:
             )
             for rows, block in stimuli.blocks():
                 pixels[rows] = block
-            # the hashes are taken from what was written, so that a slow source is walked through once
-            stimuli = StimulusSet(stimuli.ids, pixels, stimuli.captions, stimuli.labels, stimuli.fps)
+            if not stimuli.hashes_known:  # taken from what was written, so that a slow source is walked through once
+                stimuli = StimulusSet(stimuli.ids, pixels, stimuli.captions, stimuli.labels, stimuli.fps)
         group.create_dataset("hashes", data=stimuli.hashes.astype(object), dtype=_TEXT)
         captions = group.create_group("captions")
         text = [caption for several in stimuli.captions for caption in several]

@@ -152,6 +152,11 @@ class StimulusSet:
             rows = slice(start, min(start + size, len(self)))
             yield rows, self.pixels(rows)
 
+    @property
+    def hashes_known(self) -> bool:
+        """Whether the content hashes are there already, given or computed before."""
+        return "hashes" in self.__dict__
+
     @cached_property
     def hashes(self) -> np.ndarray:
         """Content hash of each stimulus: pixels, frame rate, captions and labels."""
@@ -185,7 +190,7 @@ class StimulusSet:
             captions=[self.captions[row] for row in rows],
             labels=self.labels.take(rows),
             fps=self.fps,
-            hashes=self.hashes[rows] if "hashes" in self.__dict__ else None,
+            hashes=self.hashes[rows] if self.hashes_known else None,
         )
 
 
