@@ -1,0 +1,90 @@
+"""Files are written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from phosphene.errors import InputError
+from phosphene.files import atomic_path, digest, read_json, write_json
+
+
+def test_success_leaves_only_the_result(tmp_path):
+    with atomic_path(tmp_path / "deep" / "a.txt") as temporary:
+        temporary.write_text("new")
+        assert not (tmp_path / "deep" / "a.txt").exists()
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()])
+def test_failure_and_interruption_keep_the_old_file(tmp_path, error):
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    with pytest.raises(type(error)), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_folders_are_replaced_whole(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "old").touch()
+    with atomic_path(tmp_path / "d") as temporary:
+        temporary.mkdir()
+        (temporary / "new").touch()
+    assert [p.name for p in (tmp_path / "d").iterdir()] == ["new"]
+
+
+def test_full_disk_is_said_and_loses_nothing(tmp_path):
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    with pytest.raises(InputError, match=r"disk is full.*a\.txt"), atomic_path(target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert target.read_text() == "old"
+
+
+def test_full_disk_under_a_real_limit(tmp_path):
+    """A process that may write no more than 64 kB meets the limit inside HDF5, as on a full disk."""
+    code = """
+import resource, signal, sys
+import numpy as np
+from phosphene.errors import InputError
+from phosphene.recordings import Recording, Study
+from phosphene.stimuli import StimulusSet
+from phosphene.table import Table
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+voxels = Table({"i": range(5000), "j": [0] * 5000, "k": [0] * 5000})
+person = Recording("sub-01", np.ones((50, 5000), "float32"), Table({"stimulus_id": ["a"] * 50}), voxels)
+try:
+    Study(StimulusSet(["a"]), [person]).save(sys.argv[1])
+except InputError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "study.h5")], capture_output=True, text=True, check=False
+    )
+    assert "disk is full" in done.stdout, done.stderr[-2000:]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_refuses_nan_and_names_damage(tmp_path):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    (tmp_path / "b.json").write_text("{")
+    with pytest.raises(InputError, match=r"b\.json is not readable JSON"):
+        read_json(tmp_path / "b.json")
+    with pytest.raises(InputError, match="does not exist"):
+        read_json(tmp_path / "c.json")
+
+
+def test_digest_tells_dtype_shape_and_borders_apart():
+    zeros = np.zeros(4, dtype=np.float32)
+    kinds = [zeros, zeros.reshape(2, 2), zeros.astype(np.int32)]
+    assert len({digest(kind) for kind in kinds}) == 3
+    assert digest("ab", "c") != digest("a", "bc")

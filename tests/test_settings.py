@@ -1,0 +1,65 @@
+"""Settings: layers, assignments, and errors that name the key."""
+
+from __future__ import annotations
+
+import pytest
+
+from phosphene.errors import InputError
+from phosphene.settings import Settings, load_preset, merge, parse_assignments, presets, read_config
+
+
+class Inner(Settings):
+    epochs: int = 3
+
+
+class Outer(Settings):
+    width: int = 8
+    training: Inner = Inner()
+
+
+def test_later_layers_win_and_defaults_stay():
+    built = Outer.build({"width": 4, "training": {"epochs": 1}}, {"training": {"epochs": 9}})
+    assert (built.width, built.training.epochs) == (4, 9)
+    assert Outer.build(None).training.epochs == 3
+
+
+def test_unknown_key_lists_the_known_ones():
+    with pytest.raises(InputError, match=r"'widht'; did you mean 'width'\? Known: training, width"):
+        Outer.build({"widht": 4})
+    with pytest.raises(InputError, match=r"training\.epoch.*Known: epochs"):
+        Outer.build({"training": {"epoch": 4}})
+
+
+def test_wrong_value_is_shown():
+    with pytest.raises(InputError, match=r"width = 'wide'"):
+        Outer.build({"width": "wide"})
+
+
+def test_assignments_are_typed_and_nested():
+    found = parse_assignments(["training.epochs=5", "name=ridge", "on=true", "grid=[1, 2]", "path=a/b.c"])
+    assert found == {"training": {"epochs": 5}, "name": "ridge", "on": True, "grid": [1, 2], "path": "a/b.c"}
+    with pytest.raises(InputError, match="KEY=VALUE"):
+        parse_assignments(["epochs"])
+
+
+def test_merge_leaves_its_arguments_alone():
+    base = {"a": {"b": 1}}
+    assert merge(base, {"a": {"c": 2}}) == {"a": {"b": 1, "c": 2}}
+    assert base == {"a": {"b": 1}}
+
+
+def test_config_files(tmp_path):
+    (tmp_path / "a.toml").write_text("[training]\nepochs = 2\n")
+    (tmp_path / "b.json").write_text('{"width": 2}')
+    assert read_config(tmp_path / "a.toml") == {"training": {"epochs": 2}}
+    assert read_config(tmp_path / "b.json") == {"width": 2}
+    (tmp_path / "c.toml").write_text("= 2")
+    for name, message in (("c.toml", "not readable TOML"), ("d.toml", "does not exist"), ("e.yaml", "found '.yaml'")):
+        with pytest.raises(InputError, match=message):
+            read_config(tmp_path / name)
+
+
+def test_presets_are_found_and_unknown_ones_listed():
+    assert "default" in presets("decoders", "ridge")
+    with pytest.raises(InputError, match=r"unknown preset of ridge 'hours'.*default"):
+        load_preset("decoders", "ridge", "hours")
