@@ -54,7 +54,7 @@ def ridge(linear):
 
 @pytest.fixture(scope="session")
 def folded():
-    study, targets = linear_study(folds=3, n_stimuli=54)
+    study, targets = linear_study(folds=3, n_stimuli=54, noise=4.0)
     decoders = {f"fold-{n}": fit("ridge", study.using(f"fold-{n}"), targets, progress=False) for n in range(3)}
     return study, targets, decoders
 

@@ -15,7 +15,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 from scipy.special import gammaln
 
 from phosphene.errors import InputError, unknown
@@ -152,10 +151,24 @@ def count_all(similarities: np.ndarray) -> Counts:
     Counts
         `greater` and `ties` of shape (n, m).
     """
-    rounded = np.round(similarities, _TIE_DECIMALS)
-    lowest = stats.rankdata(-rounded, method="min", axis=1).astype(np.int64)
-    highest = stats.rankdata(-rounded, method="max", axis=1).astype(np.int64)
-    return Counts(lowest - 1, highest - lowest, rounded.shape[1])
+    negated = -np.round(similarities, _TIE_DECIMALS)
+    size = negated.shape[1]
+    order = np.argsort(negated, axis=1)
+    ordered = np.take_along_axis(negated, order, axis=1)
+    places = np.arange(size, dtype=np.int32)
+    greater, ties = np.empty(order.shape, np.int32), np.zeros(order.shape, np.int32)
+    first = np.ones(order.shape, dtype=bool)
+    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    if first.all():
+        np.put_along_axis(greater, order, places[None], axis=1)
+        return Counts(greater, ties, size)
+    last = np.ones(order.shape, dtype=bool)
+    last[:, :-1] = first[:, 1:]
+    begins = np.maximum.accumulate(np.where(first, places, 0), axis=1)
+    ends = np.minimum.accumulate(np.where(last, places, size)[:, ::-1], axis=1)[:, ::-1]
+    np.put_along_axis(greater, order, begins, axis=1)
+    np.put_along_axis(ties, order, ends - begins, axis=1)
+    return Counts(greater, ties, size)
 
 
 def rank(counts: Counts) -> np.ndarray:
@@ -211,14 +224,17 @@ def pool_top_k(counts: Counts, k: int, pool: int) -> np.ndarray:
     float64, of the shape of ``counts.greater``
     """
     _check_pool(counts.size, pool)
-    pairs, back = np.unique(counts.greater * np.int64(counts.size) + counts.ties, return_inverse=True)
-    greater, ties = pairs // counts.size, pairs % counts.size
-    values = np.zeros(len(pairs))
+    untied = np.zeros(counts.size)
     for better in range(min(k, pool)):
-        values += _hypergeometric(better, greater, counts.size - 1, pool - 1)
-    for row in np.flatnonzero(ties):
-        values[row] = _tied_pool_hit(int(greater[row]), int(ties[row]), counts.size, k, pool)
-    return np.clip(values, 0.0, 1.0)[back].reshape(np.shape(counts.greater))
+        untied += _hypergeometric(better, np.arange(counts.size), counts.size - 1, pool - 1)
+    values = np.minimum(untied, 1.0)[counts.greater]
+    tied = np.flatnonzero(counts.ties)
+    if len(tied):
+        codes = counts.greater.ravel()[tied] * np.int64(counts.size) + counts.ties.ravel()[tied]
+        pairs, back = np.unique(codes, return_inverse=True)
+        hits = [_tied_pool_hit(*divmod(int(pair), counts.size), counts.size, k, pool) for pair in pairs]
+        values.flat[tied] = np.array(hits)[back]
+    return values
 
 
 def _tied_pool_hit(greater: int, ties: int, size: int, k: int, pool: int) -> float:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ import numpy as np
 from phosphene.errors import InputError, unknown
 from phosphene.evaluation.metrics import (
     DIRECTIONS,
+    Counts,
     Metric,
     count_all,
     count_true,
@@ -33,7 +35,7 @@ from phosphene.evaluation.metrics import (
     similarity,
 )
 
-__all__ = ["Outcome", "Protocol", "default_protocols", "parse_protocol"]
+__all__ = ["Outcome", "Protocol", "Ranking", "default_protocols", "parse_protocol", "resolve"]
 
 _RETRIEVAL = re.compile(
     r"retrieval(?:-(?P<pool>\d+)x(?P<draws>\d+))?(?:-(?P<similarity>cosine|pearson))?(?P<csls>-csls)?"
@@ -51,6 +53,8 @@ class Outcome:
     ----------
     values : mapping of metric name to (n,) array
         Per query.
+    expected : mapping of metric name to (n,) array
+        Of drawn pools: per query, the mean over all possible pools, free of the scatter of the draws.
     null : mapping of metric name to (n_perm, n) array
         Per query under each permutation; empty without permutations.
     size : int
@@ -58,8 +62,31 @@ class Outcome:
     """
 
     values: dict[str, np.ndarray]
+    expected: dict[str, np.ndarray]
     null: dict[str, np.ndarray]
     size: int
+
+
+class Ranking:
+    """Counts of better and tied candidates, made once and shared by the protocols that use the same similarities.
+
+    Parameters
+    ----------
+    similarities : (n, m) array
+        Queries in rows.
+    truth : (n,) int array
+        True candidate of each query.
+    """
+
+    def __init__(self, similarities: np.ndarray, truth: np.ndarray) -> None:
+        self._similarities = similarities
+        self.truth = truth
+        self.own = count_true(similarities, truth)
+
+    @cached_property
+    def everything(self) -> Counts:
+        """Counts of every candidate, as if it were the true one; needed for the null only."""
+        return count_all(self._similarities)
 
 
 @dataclass(frozen=True)
@@ -85,44 +112,29 @@ class Protocol:
         table = similarity(predictions, targets, self.similarity)
         return csls(table) if self.transductive else table
 
-    def score(
-        self,
-        similarities: np.ndarray,
-        truth: np.ndarray,
-        permutations: np.ndarray | None = None,
-        *,
-        seed: int = 0,
-    ) -> Outcome:
+    def score(self, ranking: Ranking, permutations: np.ndarray, *, seed: int = 0) -> Outcome:
         """Score every query.
 
         Parameters
         ----------
-        similarities : (n, m) array
-            Queries in rows: transpose it for ``image_to_brain``.
-        truth : (n,) int array
-            True candidate of each query.
-        permutations : (n_perm, n) int array, optional
-            Which query's candidate is taken for the true one, under each permutation.
+        ranking : Ranking
+            Of the protocol's own similarities; for ``image_to_brain`` of their transpose.
+        permutations : (n_perm, n) int array
+            Which query's candidate is taken for the true one, under each permutation; may be empty.
         seed : int
             Of drawn pools.
         """
-        own = count_true(similarities, truth)
-        everything = count_all(similarities) if permutations is not None and len(permutations) else None
-        values, null = {}, {}
+        values, expected, null = {}, {}, {}
         for chosen in self.metrics:
-            if self.pool is None:
-                values[chosen.name] = chosen.values(own)
-            else:
+            values[chosen.name] = chosen.values(ranking.own)
+            if self.pool is not None:
+                expected[chosen.name] = values[chosen.name]
                 k = int(chosen.name[len("top-") :])
-                values[chosen.name] = draw_pool_hits(own, k, self.pool, self.draws, seed).mean(axis=0)
-            if everything is not None and permutations is not None:
-                table = np.asarray(chosen.values(everything))
-                null[chosen.name] = table[np.arange(len(truth)), truth[permutations]]
-        return Outcome(values, null, own.size)
-
-    def expected(self, similarities: np.ndarray, truth: np.ndarray, metric_name: str) -> np.ndarray:
-        """Per query, a drawn-pool metric averaged over all possible pools: free of the scatter of the draws."""
-        return metric(metric_name, self.pool).values(count_true(similarities, truth))
+                values[chosen.name] = draw_pool_hits(ranking.own, k, self.pool, self.draws, seed).mean(axis=0)
+            if len(permutations):
+                table = np.asarray(chosen.values(ranking.everything))
+                null[chosen.name] = table[np.arange(len(table)), ranking.truth[permutations]]
+        return Outcome(values, expected, null, ranking.own.size)
 
     def with_csls(self) -> Protocol:
         """The same protocol after hubness correction."""

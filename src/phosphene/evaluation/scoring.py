@@ -11,7 +11,7 @@ import numpy as np
 from phosphene.errors import InputError, unknown
 from phosphene.evaluation.audits import closer_to_training, participation_ratio
 from phosphene.evaluation.metrics import METRICS, class_centroids, count_true, rank, similarity
-from phosphene.evaluation.protocols import Outcome, Protocol
+from phosphene.evaluation.protocols import Outcome, Protocol, Ranking
 from phosphene.evaluation.rivals import Predictor, target_blocks
 from phosphene.evaluation.statistics import Resampler, Shuffler, weighted_summary
 
@@ -149,27 +149,22 @@ def score(data: PersonData, predictors: Sequence[Predictor], setting: Setting) -
         One a fold.
     """
     outcomes: dict[Key, list[Outcome]] = {}
-    expected: dict[Key, list[np.ndarray]] = {}
     result = PersonResult()
     records, audits = [], []
     for part, predict in zip(data.folds, predictors, strict=True):
         predictions = np.asarray(predict(part.responses))
         if predictions.shape != part.truth.shape:
             raise InputError(f"predictions have shape {predictions.shape}, their targets {part.truth.shape}")
+        rankings: dict[tuple[str, bool, str], Ranking] = {}
         for protocol in setting.protocols:
-            for direction, table, truth in _tables(protocol, part, predictions, setting):
-                outcome = protocol.score(table, truth, part.permutations, seed=setting.seed)
+            for direction, ranking in _rankings(protocol, part, predictions, setting, rankings).items():
+                outcome = protocol.score(ranking, part.permutations, seed=setting.seed)
                 for name in protocol.metric_names:
                     outcomes.setdefault((protocol.name, direction, name), []).append(outcome)
-                    if protocol.pool is not None:
-                        values = protocol.expected(table, truth, name)
-                        expected.setdefault((protocol.name, direction, name), []).append(values)
         records.append(_record(part, predictions, setting.units[part.fold.split]))
         audits.append(_audit(part, predictions, setting.seed))
     for key, parts in outcomes.items():
         _summarise(result, key, parts, data.weights)
-    for key, pooled in expected.items():
-        result.extra[key] = {"expected": float(np.concatenate(pooled).mean())}
     for protocol in setting.protocols:
         if protocol.label is not None:
             result.extra[(protocol.name, "brain_to_label", "accuracy")] = _majority(data, protocol, setting)
@@ -178,20 +173,24 @@ def score(data: PersonData, predictors: Sequence[Predictor], setting: Setting) -
     return result
 
 
-def _tables(
-    protocol: Protocol, part: FoldData, predictions: np.ndarray, setting: Setting
-) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Direction, similarities with queries in rows, and the true candidate of each query."""
+def _rankings(
+    protocol: Protocol,
+    part: FoldData,
+    predictions: np.ndarray,
+    setting: Setting,
+    known: dict[tuple[str, bool, str], Ranking],
+) -> dict[str, Ranking]:
+    """Ranking in each direction of a protocol; those that another protocol made already are taken from `known`."""
     if protocol.label is not None:
         classes = setting.classes[part.fold.split, protocol.label]
         table = similarity(predictions, classes.embeddings, protocol.similarity)
-        return [("brain_to_label", table, classes.codes(part.ids, protocol.label))]
-    table = protocol.similarities(predictions, part.truth)
-    truth = np.arange(len(table))
-    return [
-        (direction, table if direction == "brain_to_image" else np.ascontiguousarray(table.T), truth)
-        for direction in protocol.directions
-    ]
+        return {"brain_to_label": Ranking(table, classes.codes(part.ids, protocol.label))}
+    keys = {direction: (protocol.similarity, protocol.transductive, direction) for direction in protocol.directions}
+    if not all(key in known for key in keys.values()):
+        table, truth = protocol.similarities(predictions, part.truth), np.arange(len(part.ids))
+        for direction, key in keys.items():
+            known[key] = Ranking(table if direction == "brain_to_image" else np.ascontiguousarray(table.T), truth)
+    return {direction: known[key] for direction, key in keys.items()}
 
 
 def _summarise(result: PersonResult, key: Key, parts: list[Outcome], weights: np.ndarray) -> None:
@@ -202,6 +201,8 @@ def _summarise(result: PersonResult, key: Key, parts: list[Outcome], weights: np
         result.boot[key] = weighted_summary(
             result.values[key], weights, "median" if _summary(key) == "median" else "mean"
         )
+    if name in parts[0].expected:
+        result.extra[key] = {"expected": float(np.concatenate([part.expected[name] for part in parts]).mean())}
     if name in parts[0].null:
         if _summary(key) == "median":
             result.null[key] = np.median(np.concatenate([part.null[name] for part in parts], axis=1), axis=1)
