@@ -199,3 +199,9 @@ def test_every_registered_encoder_has_its_parts() -> None:
         assert kind.name == name
         assert kind.__doc__
         assert kind.Config.model_config["extra"] == "forbid"
+
+
+def test_every_encoder_is_in_the_documentation() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "encoders.md").read_text(encoding="utf-8")
+    for name in ENCODERS:
+        assert f"`{name}" in page, f"docs/encoders.md does not mention {name}"

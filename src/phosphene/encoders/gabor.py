@@ -133,7 +133,7 @@ def log_gabor_filters(size: int, config: GaborConfig) -> np.ndarray:
 def _filters(size: int, config: GaborConfig) -> torch.Tensor:
     import torch
 
-    return torch.from_numpy(log_gabor_filters(size, config))
+    return torch.from_numpy(log_gabor_filters(size, config)).to(torch.complex64)
 
 
 def gabor_energy(luminance: torch.Tensor, config: GaborConfig) -> torch.Tensor:
@@ -160,10 +160,14 @@ def gabor_energy(luminance: torch.Tensor, config: GaborConfig) -> torch.Tensor:
     margin = size // 8
     padded = torch.nn.functional.pad(luminance[:, None], (margin,) * 4, mode="reflect")
     filters = _filters(size + 2 * margin, config).to(luminance.device)
-    # one picture at a time keeps the responses (channels x size x size, complex) within the processor's cache
+    # one picture at a time in buffers of its own: fresh memory for channels x size x size complex numbers costs more
+    # than the transform itself
+    passed, response = torch.empty_like(filters), torch.empty_like(filters)
+    inside = response[:, margin : margin + size, margin : margin + size]
+    power = torch.empty(inside.shape, device=luminance.device)
     cells = []
-    for spectrum in torch.fft.fft2(padded[:, 0]):
-        response = torch.fft.ifft2(spectrum * filters)[:, margin : margin + size, margin : margin + size]
-        power = response.real**2 + response.imag**2
+    for spectrum in torch.fft.fft2(padded[:, 0].to(torch.float32)):
+        torch.fft.ifft2(torch.mul(spectrum, filters, out=passed), out=response)
+        torch.mul(inside.real, inside.real, out=power).addcmul_(inside.imag, inside.imag)
         cells.append(torch.nn.functional.avg_pool2d(power, size // config.grid))
     return torch.stack(cells)
