@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from phosphene.decoders.base import Decoder, DecoderConfig, Prediction
+from phosphene.decoders.importance import Importance
 from phosphene.decoders.registry import DECODERS, make_decoder
 
-__all__ = ["DECODERS", "Decoder", "DecoderConfig", "Prediction", "make_decoder"]
+__all__ = ["DECODERS", "Decoder", "DecoderConfig", "Importance", "Prediction", "make_decoder"]

@@ -22,6 +22,7 @@ from phosphene.settings import Settings
 from phosphene.table import Table
 
 if TYPE_CHECKING:
+    from phosphene.decoders.importance import Importance
     from phosphene.encoders import Encoder, Targets
     from phosphene.recordings import StudyView
 
@@ -266,6 +267,12 @@ class Decoder(nn.Module, ABC):
     def solve(self, view: StudyView, targets: Targets, kind: str, progress: bool = True) -> None:
         """Fit in closed form (only decoders with `closed_form`)."""
         raise InputError(f"{self.name} has no closed form; it is trained by gradient descent")
+
+    def importance(self, view: StudyView, targets: Targets, subject: str, method: str = "auto") -> Importance:
+        """Which voxels and regions carry the answer, on held-out stimuli; see `phosphene.decoders.importance`."""
+        from phosphene.decoders.importance import importance
+
+        return importance(self, view, targets, subject, method)
 
     # -- on disk ------------------------------------------------------------------------------------------------
 

@@ -266,6 +266,10 @@ class StudyView:
         """The person's voxel table."""
         return self._recording(subject).voxels
 
+    def rois(self, subject: str) -> dict[str, np.ndarray]:
+        """The person's named regions: boolean masks over voxels."""
+        return self._recording(subject).rois
+
     def space(self, subject: str) -> dict[str, Any]:
         """Space, affine, volume shape and the like of the person's voxels, as plain values."""
         return self._recording(subject).meta()
