@@ -175,7 +175,9 @@ def _brain(study: Study, subject: str, values: Any) -> BrainMap:
     if values.shape != (recording.n_voxels,):
         raise InputError(f"importance of {subject} must be ({recording.n_voxels},), found shape {values.shape}")
     regions = brain.region_bars(values, recording.rois)
-    views = brain.brain_views(values, recording.voxels, recording.affine)
+    # in an unknown space an affine may be a mere scale: no side is claimed then
+    affine = None if recording.space == "unknown" else recording.affine
+    views = brain.brain_views(values, recording.voxels, affine)
     absent = "" if views else "The voxels of this person carry no coordinates that can be drawn flat or in slices."
     note = "" if regions else "No region is named in this recording."
     return BrainMap(subject, views, regions, note, absent)

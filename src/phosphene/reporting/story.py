@@ -248,13 +248,16 @@ def _standfirst(scorecard: Scorecard, key: Key | None, people: Sequence[str]) ->
     if not rivals:
         return f"{words} No rival was scored beside it."
     best = rivals[0]
-    if best.value == own.value:
-        words += f" The rival {best.method} does as well"
-    elif (best.value < own.value) == (key.metric == "median-rank"):
+    paired = _paired(scorecard, key, people[0], best.method)
+    level = best.value == own.value if paired is None else paired["interval"][0] <= 0 <= paired["interval"][1]
+    beaten = (best.value < own.value) == (key.metric == "median-rank")
+    if level:
+        words += f" The strongest rival, {best.method}, is level with it: {say(best.value)}"
+    elif beaten:
         words += f" The rival {best.method} does better: {say(best.value)}"
     else:
         words += f" The strongest rival, {best.method}, reaches {say(best.value)}"
-    return f"{words}{_difference(scorecard, key, people[0], best.method)}."
+    return f"{words}{_difference(paired, key)}."
 
 
 def _base(method: str) -> str:
@@ -270,17 +273,23 @@ def _spread(score: Score, people: Sequence[str], say: Any) -> str:
     return f"{over}; 95{_NBSP}% interval {say(score.interval[0])} to {say(score.interval[1])}."
 
 
-def _difference(scorecard: Scorecard, key: Key, person: str, rival: str) -> str:
-    """The paired difference to a rival in words, where it was measured."""
+def _paired(scorecard: Scorecard, key: Key, person: str, rival: str) -> dict[str, Any] | None:
+    """The paired difference to a rival, where it was measured with an interval."""
     wanted = {"rival": rival, "subject": person, "metric": key.metric, "direction": key.direction, "task": key.task}
     for found in scorecard.comparisons:
         if all(found.get(name) == value for name, value in wanted.items()) and found.get("interval"):
-            low, high = found["interval"]
-            scale, unit = (100, f"{_NBSP}points") if key.percent else (1, "")
-            told = f"{scale * found['difference']:+.1f}{unit}, interval {scale * low:+.1f} to {scale * high:+.1f}"
-            doubt = "; this may be chance" if low <= 0 <= high else ""
-            return f" (difference {told}{doubt})"
-    return ""
+            return found
+    return None
+
+
+def _difference(paired: dict[str, Any] | None, key: Key) -> str:
+    if paired is None:
+        return ""
+    scale, unit = (100, f"{_NBSP}points") if key.percent else (1, "")
+    value, low, high = (
+        f"{scale * part:+.1f}".replace("-", "−") for part in (paired["difference"], *paired["interval"])
+    )
+    return f" (difference {value}{unit}, interval {low} to {high})"
 
 
 def _rows(scorecard: Scorecard, people: Sequence[str], tones: dict[str, int]) -> Iterable[Row]:
