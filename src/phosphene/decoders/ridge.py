@@ -146,11 +146,13 @@ class Ridge(Decoder):
                 self.register_buffer(name, torch.empty(tensor.shape))
 
     def solve(self, view: StudyView, targets: Targets, kind: str, progress: bool = True) -> None:
-        """Fit to the (averaged) responses of a training view.
+        """Standardise voxels over the trials of a training view, and fit to its averaged responses.
 
         With `pool_subjects` all people's responses are rows of one regression; penalties are then chosen on people
         together, and inner folds hold a unit out for everybody.
         """
+        for subject in self.subjects:
+            self.set_standardiser(subject, *view.moments(subject))
         self.provenance["penalty"] = {}
         if self.subject_free:
             parts = [self._averaged(view, subject) for subject in self.subjects]

@@ -293,6 +293,19 @@ class StudyView:
             rows = np.arange(start, min(start + size, self.n_trials(subject)))
             yield rows, self.responses(subject, rows)
 
+    def moments(self, subject: str) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of every voxel over the trials of this role, float32 ``(voxels,)`` each."""
+        count, total, square = 0, np.zeros(self.n_voxels(subject)), np.zeros(self.n_voxels(subject))
+        shift = None
+        for _, block in self.blocks(subject):
+            shift = block[0].astype(np.float64) if shift is None else shift  # keeps the squares well conditioned
+            centred = block - shift
+            count, total, square = count + len(block), total + centred.sum(axis=0), square + (centred**2).sum(axis=0)
+        if shift is None:
+            raise InputError(f"{subject} has no trials in the {self.role} part of split {self.split_name!r}")
+        variance = np.maximum(square / count - (total / count) ** 2, 0)
+        return (shift + total / count).astype(np.float32), np.sqrt(variance).astype(np.float32)
+
     def averaged(self, subject: str, max_repeats: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Mean response to each stimulus over its (first `max_repeats`) trials.
 
