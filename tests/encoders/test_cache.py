@@ -290,3 +290,60 @@ def test_clips_are_encoded_by_their_middle_frame() -> None:
 def test_contract_classes_stay_abstract() -> None:
     with pytest.raises(TypeError, match="abstract"):
         Encoder()  # type: ignore[abstract]
+
+
+class WideEncoder(PixelEncoder):
+    """Half a megabyte a stimulus."""
+
+    name: ClassVar[str] = "wide"
+    batch_size = 16
+
+    def encode_pixels(self, frames: np.ndarray) -> EncodedBatch:
+        pooled = frames.reshape(len(frames), -1)[:, :4].astype(np.float32)
+        return EncodedBatch(tokens=np.broadcast_to(pooled[:, :1, None], (len(frames), 512, 512)), pooled=pooled)
+
+
+def test_large_targets_do_not_fill_memory(tmp_path: Path) -> None:
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        pytest.skip("resident memory is read from /proc, which this system lacks")
+
+    def resident() -> float:
+        """Present resident memory in MiB, pages of mapped files included."""
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
+        return int(line.split()[1]) / 1024
+
+    many = StimulusSet(
+        [f"s{i}" for i in range(320)], pixels=np.random.default_rng(0).integers(0, 256, (320, 2, 2, 3)).astype(np.uint8)
+    )
+    encode(many.select(many.ids[:16]), WideEncoder(), cache=tmp_path / "other")
+    before = resident()
+    targets = encode(many, WideEncoder(), cache=tmp_path / "c")
+    assert sum(file.stat().st_size for file in (tmp_path / "c").rglob("tokens.npy")) > 160 * 2**20
+    for source in (targets, encode(many.select(many.ids[::-1]), WideEncoder(), cache=tmp_path / "c")):
+        for start in range(0, 320, 16):
+            values = source.of(many.ids[start : start + 16], "tokens")
+            assert (values[:, 3, 5] == source.of(many.ids[start : start + 16])[:, 0]).all()
+            assert resident() - before < 80
+
+
+def test_large_stores_are_checked_by_samples(
+    stimuli: StimulusSet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from phosphene.encoders import arrays
+
+    monkeypatch.setattr(arrays, "_CHECK_WHOLE_BYTES", 0)
+    monkeypatch.setattr(arrays, "_CHECK_ROWS", 3)
+    encoder = CountingEncoder()
+    targets = encode(stimuli, encoder)
+    files = Path(os.environ["PHOSPHENE_CACHE"]).rglob("tokens.npy")
+    raw = np.load(next(files), mmap_mode="r+")
+    raw[5] += 1
+    raw.flush()
+    encode(stimuli, encoder)
+    assert "damaged" not in caplog.text, "row 5 is not among the first, middle and last"
+    raw[23] += 1
+    raw.flush()
+    encode(stimuli, encoder)
+    assert "damaged" in caplog.text
+    assert targets.identity == encoder.identity

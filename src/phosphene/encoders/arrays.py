@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import shutil
 import zlib
@@ -14,12 +15,14 @@ import numpy as np
 
 from phosphene.errors import InputError
 
-__all__ = ["cast_rows", "create_rows", "open_rows", "sound_rows", "store_rows"]
+__all__ = ["cast_rows", "create_rows", "open_rows", "release", "sound_rows", "store_rows"]
 
 _LEDGER = "rows.npy"
 # stored arrays up to this size are checked whole on opening; of larger ones, this many rows spread evenly
 _CHECK_WHOLE_BYTES = 256 * 2**20
 _CHECK_ROWS = 64
+# of maps larger than this, the pages that were read are given back at once
+_RELEASE_FROM_BYTES = 16 * 2**20
 
 
 def create_rows(folder: Path, n: int, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> None:
@@ -119,10 +122,11 @@ def sound_rows(arrays: Mapping[str, np.ndarray], ledger: np.ndarray) -> tuple[np
     rows = np.flatnonzero(done)
     if sum(array.nbytes for array in arrays.values()) > _CHECK_WHOLE_BYTES:
         rows = rows[np.unique(np.linspace(0, len(rows) - 1, _CHECK_ROWS).astype(int))] if len(rows) else rows
-    for row in rows:
-        for column, array in enumerate(arrays.values(), start=1):
-            if _crc(array[row]) != ledger[row, column]:
-                return done, False
+    for column, array in enumerate(arrays.values(), start=1):
+        whole = all(_crc(array[row]) == ledger[row, column] for row in rows)
+        release(array)
+        if not whole:
+            return done, False
     return done, True
 
 
@@ -133,3 +137,14 @@ def _crc(row: np.ndarray) -> int:
 def _flush(array: np.ndarray) -> None:
     if isinstance(array, np.memmap):
         array.flush()
+        release(array)
+
+
+def release(array: np.ndarray) -> None:
+    """Take the pages of a large memory map out of this process; they stay in the system's cache of files.
+
+    Without it every row that was ever read counts as memory of the process until the system runs short.
+    """
+    pages = getattr(array, "_mmap", None)
+    if pages is not None and array.nbytes > _RELEASE_FROM_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+        pages.madvise(mmap.MADV_DONTNEED)

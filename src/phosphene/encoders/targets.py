@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from phosphene.encoders.arrays import create_rows, open_rows, sound_rows, store_rows
+from phosphene.encoders.arrays import create_rows, open_rows, release, sound_rows, store_rows
 from phosphene.encoders.base import Encoder
 from phosphene.errors import InputError, unknown
 from phosphene.files import atomic_path, digest, read_json, write_json
@@ -62,6 +62,7 @@ class RowView:
         for number, array in enumerate(self.parts):
             here = self._part[flat] == number
             out[here] = array[self._row[flat[here]]]
+            release(array)
         result = out[0] if np.ndim(chosen) == 0 else out
         return (
             result[(..., *rest)] if np.ndim(chosen) == 0 and rest else result[(slice(None), *rest)] if rest else result
@@ -167,7 +168,10 @@ class Targets:
         InputError
             For a stimulus without targets (named) or a kind the encoder does not give.
         """
-        return np.asarray(self._array(kind)[self.rows(ids)], dtype=np.float32)
+        array = self._array(kind)
+        found = np.asarray(array[self.rows(ids)], dtype=np.float32)
+        release(array)
+        return found
 
     def rows(self, ids: Sequence[str] | np.ndarray) -> np.ndarray:
         """Row of each stimulus.
