@@ -89,9 +89,7 @@ def held_out_r2(features: np.ndarray, responses: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("encoder", ["gabor", "pixels"])
-def test_no_encoder_explains_noise_free_early_voxels(
-    encoder: str, scenes: StimulusSet, maps: torch.Tensor
-) -> None:
+def test_no_encoder_explains_noise_free_early_voxels(encoder: str, scenes: StimulusSet, maps: torch.Tensor) -> None:
     person = draw_person(tiny_settings(person={"voxels": 300}), 0, "sub-01")
     responses = early_responses(maps, person.early).astype(float)
     features = make_encoder(encoder).encode(scenes, np.arange(N)).pooled

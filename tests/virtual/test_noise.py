@@ -22,9 +22,7 @@ def block(places: np.ndarray, shares: tuple[float, float, float], length: float 
 
 
 @pytest.mark.parametrize("shares", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0.25, 0.15, 0.6)])
-def test_noise_has_unit_variance_whatever_its_parts(
-    places: np.ndarray, shares: tuple[float, float, float]
-) -> None:
+def test_noise_has_unit_variance_whatever_its_parts(places: np.ndarray, shares: tuple[float, float, float]) -> None:
     np.testing.assert_allclose(block(places, shares).std(0), 1, atol=0.08)
 
 

@@ -57,7 +57,7 @@ def test_number_columns_are_not_taken_for_categories() -> None:
 
 
 def test_longer_captions_are_not_louder() -> None:
-    words = "river bridge tower cloud boat tree window horse".split()
+    words = ["river", "bridge", "tower", "cloud", "boat", "tree", "window", "horse"]
     stimuli = StimulusSet(["a", "b"], captions=[[" ".join(words[:2])], [" ".join(words)]])
     short, long = np.linalg.norm(semantic_features(stimuli).sum(1), axis=1)
     assert 0.6 < short / long < 1.6

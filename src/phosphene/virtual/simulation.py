@@ -81,13 +81,13 @@ class _Plan:
         return _Plan(self.settings, self.seed, stimuli, trials, splits)
 
 
-def make_settings(preset: str | None = "small", **settings: Any) -> VirtualSettings:
+def make_settings(preset: str | VirtualSettings | None = "small", **settings: Any) -> VirtualSettings:
     """Settings of a virtual study: a preset with changes.
 
     Parameters
     ----------
-    preset : str or None
-        ``"demo"``, ``"small"``, ``"hours"``, ``"nsd"``; None for the bare defaults.
+    preset : str, VirtualSettings or None
+        ``"demo"``, ``"small"``, ``"hours"``, ``"nsd"``; settings to start from; None for the bare defaults.
     **settings
         Fields of `VirtualSettings`; nested ones as mappings, e.g. ``person={"warp": 6.0}``.
 
@@ -96,10 +96,14 @@ def make_settings(preset: str | None = "small", **settings: Any) -> VirtualSetti
     InputError
         Naming an unknown preset, key, area or person and what is known.
     """
-    return VirtualSettings.build(load_preset("virtual", "study", preset) if preset else {}, settings)
+    if isinstance(preset, VirtualSettings):
+        base = preset.model_dump(exclude_unset=True)
+    else:
+        base = load_preset("virtual", "study", preset) if preset else {}
+    return VirtualSettings.build(base, settings)
 
 
-def study(preset: str | None = "small", seed: int = 0, **settings: Any) -> Study:
+def study(preset: str | VirtualSettings | None = "small", seed: int = 0, **settings: Any) -> Study:
     """Simulate a study in memory.
 
     Parameters
@@ -128,7 +132,7 @@ def simulate(settings: VirtualSettings, seed: int = 0, *, progress: bool = True)
 
 def record(
     stimuli: StimulusSet,
-    preset: str | None = "small",
+    preset: str | VirtualSettings | None = "small",
     seed: int = 0,
     *,
     splits: Splits | None = None,
@@ -145,12 +149,10 @@ def record(
     stimuli : StimulusSet
         Pictures, or clips (the middle frame counts).
     preset, seed, **settings
-        As of `study`; what the settings say about stimuli does not apply, and is refused.
+        As of `study`; what the preset says about stimuli does not apply.
     splits : mapping, optional
         As of `Study`. Default: a random fifth of the stimuli is the test part.
     """
-    if "stimuli" in settings:
-        raise InputError("record() shows the stimuli it is given: the settings under 'stimuli' do not apply")
     plan = make_settings(preset, **settings)
     if splits is None:
         ids = stream(seed, "split").permutation(stimuli.ids)
@@ -165,7 +167,7 @@ def record(
 
 def write_study(
     path: str | Path,
-    preset: str | None = "small",
+    preset: str | VirtualSettings | None = "small",
     seed: int = 0,
     *,
     subjects: int | Sequence[str] | None = None,
@@ -176,7 +178,8 @@ def write_study(
 ) -> Path:
     """Simulate a study person by person straight to disk; one session of responses is held at a time.
 
-    The file appears at `path` when it is complete. Fewer people or sessions give the first part of the same study.
+    The file appears at `path` when it is complete. `subjects` and `sessions` cut out the first part of the study that
+    the settings describe: what is in it does not depend on what is left out.
 
     Parameters
     ----------
@@ -195,23 +198,25 @@ def write_study(
     Path
     """
     path = Path(path)
-    whole = _scene_plan(make_settings(preset, **settings), seed)
+    plan = make_settings(preset, **settings)
+    chosen = _chosen(plan.names, subjects)
     if sessions is not None and sessions < 1:
         raise InputError(f"sessions must be at least 1, found {sessions}")
-    plan = whole.cut(_chosen(whole.settings.names, subjects), sessions)
-    with one_thread(), StudyWriter(path, **_facts(plan)) as writer:
-        writer.stimuli(plan.stimuli)
-        for name, trials in plan.trials.items():
-            person = calibrated([draw_person(plan.settings, seed, name)], _reference(whole.stimuli))[0]
-            target = writer.recording(name, trials, person.voxel_table(), dtype=dtype, **_space(person, plan.settings))
+    whole = _scene_plan(plan, seed)
+    part = whole.cut(chosen, sessions)
+    with one_thread(), StudyWriter(path, **_facts(part)) as writer:
+        writer.stimuli(part.stimuli)
+        for name, trials in part.trials.items():
+            person = calibrated([draw_person(plan, seed, name)], _reference(whole.stimuli))[0]
+            target = writer.recording(name, trials, person.voxel_table(), dtype=dtype, **_space(person, plan))
             numbers = np.unique(trials["session"]).tolist()
-            looked_at = _looked_at(plan.stimuli.select(np.unique(trials["stimulus_id"])))
+            looked_at = _looked_at(part.stimuli.select(np.unique(trials["stimulus_id"])))
             for session in _track(numbers, f"{name}: sessions", len(numbers), progress):
                 shown = trials["stimulus_id"][trials["session"] == session]
                 unique, where = np.unique(shown, return_inverse=True)
                 signal = person.respond(looked_at.select(unique))
                 target.append(person.measure(signal[where], session))
-        writer.splits(plan.splits)
+        writer.splits(part.splits)
     return path
 
 
