@@ -1,0 +1,8 @@
+"""From predicted embeddings to something to look at: retrieval from a gallery of pictures, clips or captions."""
+
+from __future__ import annotations
+
+from phosphene.rendering.decoding import Decoded, decode
+from phosphene.rendering.gallery import Gallery
+
+__all__ = ["Decoded", "Gallery", "decode"]
