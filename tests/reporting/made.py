@@ -113,7 +113,9 @@ def brains(people: tuple[str, ...]) -> tuple[page.BrainMap, ...]:
     table = sheet()
     values = np.exp(-((table["template_u"] - 0.5) ** 2 + (table["template_v"] - 0.5) ** 2) / 0.1)
     regions = {name[4:]: table[name] for name in table.columns if name.startswith("roi_")}
-    first = page.BrainMap(people[1], brain.brain_views(values, table), brain.region_bars(values, regions))
+    first = page.BrainMap(
+        people[1], brain.brain_views(values, table), brain.region_means(values, regions), "mean of its voxels"
+    )
     index = np.argwhere(
         np.hypot(*np.meshgrid(np.arange(-15, 15), np.arange(-18, 18), indexing="ij"))[..., None] + np.zeros(20) < 14
     )

@@ -96,12 +96,28 @@ def test_maps_of_nothing_are_drawn(values: np.ndarray) -> None:
     assert len(brain.brain_views(values, voxels)) == 3
 
 
-def test_regions_are_ranked_against_the_strongest() -> None:
-    values = np.array([4.0, 4.0, 1.0, 1.0, 0.0])
+def test_regions_given_as_maps_are_ranked_against_the_strongest() -> None:
+    values = np.array([4.0, 4.0, 1.0, 1.0, -3.0])
     masks = {"weak": [0, 0, 1, 1, 0], "strong": [1, 1, 0, 0, 0], "none": [0, 0, 0, 0, 0], "off": [0, 0, 0, 0, 1]}
-    bars = brain.region_bars(values, {name: np.array(mask, bool) for name, mask in masks.items()})
-    assert [(bar.name, bar.value, bar.voxels) for bar in bars] == [
-        ("strong", 1.0, 2),
-        ("weak", 0.25, 2),
-        ("off", 0.0, 1),
+    bars = brain.region_means(values, {name: np.array(mask, bool) for name, mask in masks.items()})
+    assert [(bar.name, bar.words, bar.voxels) for bar in bars] == [
+        ("strong", "1.00", 2),
+        ("weak", "0.25", 2),
+        ("off", "0.00", 1),
     ]
+
+
+def test_silenced_regions_are_shares_of_the_whole() -> None:
+    regions = {name: np.ones(size, bool) for name, size in (("V1", 9), ("LO", 4), ("none", 0), ("off", 3))}
+    bars = brain.region_bars({"LO": 0.1, "V1": 0.3, "off": -0.02, "none": 0.5}, 0.4, regions)
+    told = [(bar.name, round(bar.value, 2), bar.words.replace("\u00a0", " "), bar.voxels) for bar in bars]
+    assert told == [("V1", 0.75, "75 %", 9), ("LO", 0.25, "25 %", 4), ("off", 0.0, "-5 %", 3)]
+    assert brain.region_bars({"V1": 0.1}, -0.1, regions)[0].value == 0.0
+
+
+def test_what_misleads_is_drawn_as_nothing() -> None:
+    values, voxels = box((12, 12, 12), (3, 3, 3))
+    mirrored = values - np.exp(-((np.argwhere(np.ones((12, 12, 12))) - 9) ** 2).sum(axis=1) / 4.0)
+    assert hottest(brain.brain_views(mirrored, voxels)[2]) == pytest.approx(
+        hottest(brain.brain_views(values, voxels)[2])
+    )

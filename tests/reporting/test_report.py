@@ -28,8 +28,10 @@ FOLDS = {
 }
 
 
-def make_study(pixels: bool = True, repeats: int = 2, coordinates: bool = True, splits: Any = None) -> Study:
-    """People whose voxels see the mean colours of a picture's corners, with noise."""
+def make_study(
+    pixels: bool = True, repeats: int = 2, coordinates: bool = True, splits: Any = None, informative: str = ""
+) -> Study:
+    """People whose voxels (of one region, if named) see the mean colours of a picture's corners, with noise."""
     frames = np.stack([made.frame(number, 16) for number in range(N)])
     features = frames.reshape(N, 4, 4, 4, 4, 3).mean(axis=(2, 4)).reshape(N, -1) / 255.0
     stimuli = StimulusSet(IDS, pixels=frames if pixels else None, captions=[[made.caption(k)] for k in range(N)])
@@ -38,9 +40,12 @@ def make_study(pixels: bool = True, repeats: int = 2, coordinates: bool = True, 
         random = np.random.default_rng(person)
         shown = np.tile(np.arange(N), repeats)
         weights = random.normal(size=(features.shape[1], SIDE**3))
-        responses = features[shown] @ weights + random.normal(0, 0.3, (len(shown), SIDE**3))
         index = np.argwhere(np.ones((SIDE,) * 3))
-        columns: dict[str, Any] = {"vertex": np.arange(SIDE**3), "roi_V1": index[:, 1] < 3, "roi_V4": index[:, 1] >= 3}
+        areas = {"V1": index[:, 1] < 3, "V4": index[:, 1] >= 3}
+        if informative:
+            weights *= areas[informative]
+        responses = features[shown] @ weights + random.normal(0, 0.3, (len(shown), SIDE**3))
+        columns: dict[str, Any] = {"vertex": np.arange(SIDE**3)} | {f"roi_{name}": mask for name, mask in areas.items()}
         if coordinates:
             columns |= {axis: index[:, k] for k, axis in enumerate("ijk")}
         trials = Table({"stimulus_id": np.array(IDS)[shown]})
@@ -113,6 +118,29 @@ def test_importance_goes_to_the_brain_it_belongs_to(parts: Any) -> None:
         compose(decoder, study, targets, card, importance={"sub-01": np.ones(5)})
 
 
+def test_measured_importance_finds_the_informative_region() -> None:
+    study = make_study(informative="V4")
+    targets = encode(study.stimuli, "pixels", progress=False)
+    decoder = fit("ridge", study, targets, kind="pooled", progress=False)
+    card = evaluate(decoder, study, targets, rivals=(), n_boot=0, n_perm=0, progress=False)
+    given, own = (compose(decoder, study, chosen, card) for chosen in (targets, None))
+    assert [brain.person for brain in given.brains] == ["sub-01", "sub-02"]
+    for found in given.brains:
+        assert [region.name for region in found.regions] == ["V4", "V1"]
+        assert found.regions[0].value > 0.5 > found.regions[1].value
+    assert "Haufe" in given.brain_note
+    # without targets the decoder's own encoder makes the same ones
+    assert given.brains == own.brains
+
+
+def test_too_few_test_stimuli_for_importance_are_said_in_words() -> None:
+    study = make_study(splits={"default": {"train": IDS[:-2], "test": IDS[-2:]}})
+    targets = encode(study.stimuli, "pixels", progress=False)
+    decoder = fit("ridge", study, targets, kind="pooled", progress=False)
+    card = evaluate(decoder, study, targets, rivals=(), n_boot=0, n_perm=0, progress=False)
+    assert "at least three held-out stimuli" in render(compose(decoder, study, targets, card))
+
+
 def test_without_coordinates_repeats_pixels_or_curves_the_page_says_so() -> None:
     study = make_study(pixels=False, repeats=1, coordinates=False)
     targets = encode(study.stimuli, "tfidf-svd3", fit_on=FOLDS["fold-0"]["train"], progress=False)
@@ -141,7 +169,8 @@ def test_folds_are_told_together() -> None:
         split: fit("ridge", study.using(split), targets, kind="pooled", progress=False) for split in study.split_names
     }
     card = evaluate(decoders, study, targets, rivals=("mean",), n_boot=20, n_perm=20, progress=False)
-    page = compose(decoders, study, dict.fromkeys(FOLDS, targets), card, importance=False)
+    page = compose(decoders, study, dict.fromkeys(FOLDS, targets), card)
+    assert all(len(brain.views) == 3 for brain in page.brains)
     tested = next(fact for fact in page.facts if fact.label == "Test pictures")
     assert (tested.value, tested.note) == ("36", "2 folds of 18")
     assert len(gallery.collect(card)) == 2 * 36

@@ -13,7 +13,7 @@ from phosphene.reporting.page import Label, RegionBar, View
 from phosphene.reporting.pictures import embed_lossless
 from phosphene.table import Table
 
-__all__ = ["RAMP", "brain_views", "region_bars", "sheet_views", "volume_views"]
+__all__ = ["RAMP", "brain_views", "region_bars", "region_means", "sheet_views", "volume_views"]
 
 _COLOURS = matplotlib.colormaps["inferno"].resampled(256)(np.linspace(0.08, 0.97, 256))[:, :3]
 _EMPTY = np.array([128, 132, 146, 70], np.uint8)  # measured, but carrying nothing: grey on light and dark paper
@@ -35,7 +35,7 @@ def brain_views(
     Parameters
     ----------
     values : np.ndarray
-        ``(V,)``, not negative matters: the size is drawn.
+        ``(V,)``; what lies below zero is drawn as nothing.
     voxels : Table
         The voxels table of the recording, V rows.
     affine : np.ndarray, optional
@@ -107,28 +107,42 @@ def sheet_views(strength: np.ndarray, voxels: Table, name: str = "importance", w
     return tuple(views)
 
 
-def region_bars(values: np.ndarray, regions: Mapping[str, np.ndarray], most: int = 16) -> tuple[RegionBar, ...]:
-    """Mean importance of each region's voxels, the strongest region being 1, strongest first.
+def region_bars(
+    lost: Mapping[str, float], whole: float, regions: Mapping[str, np.ndarray], most: int = 16
+) -> tuple[RegionBar, ...]:
+    """What each region contributes, as a share of the whole, most first.
 
     Parameters
     ----------
-    values : np.ndarray
-        ``(V,)`` importance.
+    lost : mapping of str to float
+        What is lost without each region; below zero (nothing lost) makes a bar of no length.
+    whole : float
+        What there is to lose.
     regions : mapping of str to np.ndarray
         Boolean masks ``(V,)``.
     most : int
         Regions kept.
     """
-    size = np.abs(np.nan_to_num(np.asarray(values, float)))
-    means = {name: (float(size[mask].mean()), int(mask.sum())) for name, mask in regions.items() if mask.any()}
-    top = max((mean for mean, _ in means.values()), default=0.0)
-    bars = [RegionBar(name, mean / top if top > 0 else 0.0, count) for name, (mean, count) in means.items()]
+    named = sorted((name for name in lost if name in regions and regions[name].any()), key=lambda name: -lost[name])
+    bars = []
+    for name in named[:most]:
+        share = lost[name] / whole if whole > 0 else 0.0
+        bars.append(RegionBar(name, float(np.clip(share, 0, 1)), f"{100 * share:.0f}\u00a0%", int(regions[name].sum())))
+    return tuple(bars)
+
+
+def region_means(values: np.ndarray, regions: Mapping[str, np.ndarray], most: int = 16) -> tuple[RegionBar, ...]:
+    """Mean of each region's voxels beside the strongest region, strongest first; parameters as in `region_bars`."""
+    size = np.maximum(np.nan_to_num(np.asarray(values, float)), 0)
+    means = {name: float(size[mask].mean()) for name, mask in regions.items() if mask.any()}
+    top = max(means.values(), default=0.0) or 1.0
+    bars = [RegionBar(name, mean / top, f"{mean / top:.2f}", int(regions[name].sum())) for name, mean in means.items()]
     return tuple(sorted(bars, key=lambda bar: -bar.value)[:most])
 
 
 def _strength(values: np.ndarray) -> np.ndarray:
-    """Sizes scaled to 0..1 by the 99.5th percentile, so that one voxel does not darken all others."""
-    size = np.abs(np.nan_to_num(np.asarray(values, float)))
+    """Values scaled to 0..1 by the 99.5th percentile, so that one voxel does not darken all others."""
+    size = np.maximum(np.nan_to_num(np.asarray(values, float)), 0)
     top = np.percentile(size, 99.5) if len(size) else 0.0
     top = top if top > 0 else size.max(initial=0.0)
     return np.clip(size / top, 0, 1) if top > 0 else np.zeros_like(size)

@@ -204,10 +204,11 @@ class View:
 
 @dataclass(frozen=True)
 class RegionBar:
-    """Importance of one region relative to the strongest one (0 to 1), with its voxel count."""
+    """Importance of one region: length of its bar (0 to 1), its value in words, its voxel count."""
 
     name: str
     value: float
+    words: str
     voxels: int
 
 
@@ -218,6 +219,7 @@ class BrainMap:
     person: str
     views: tuple[View, ...]
     regions: tuple[RegionBar, ...]
+    regions_note: str = ""
     note: str = ""
     absent: str = ""
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from phosphene.errors import InputError
 from phosphene.reporting import account, brain, gallery, story
-from phosphene.reporting.page import BrainMap, Page
+from phosphene.reporting.origins import importance_maps
+from phosphene.reporting.page import Page
 from phosphene.reporting.render import write
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from phosphene.recordings import Study
 
 __all__ = ["compose", "report"]
-
-log = logging.getLogger(__name__)
 
 
 def report(
@@ -105,7 +103,7 @@ def compose(
     what = account.noun(study)
     told = story.tell(scorecard, what, account.repeats(scorecard))
     people = account.recorded(study, scorecard)
-    brains, brain_note, brain_absent = _brains(decoders, study, targets, scorecard, importance)
+    brains, brain_note, brain_absent = importance_maps(decoders, study, targets, scorecard, importance)
     lines = account.curves(first.provenance)
     return Page(
         title=title or f"{scorecard.method} on {study.name}",
@@ -148,39 +146,6 @@ def _check(decoders: Mapping[str, Decoder], study: Study, scorecard: Scorecard) 
             f"the scorecard was measured on study {known.get('name')!r} (digest {str(known.get('digest'))[:12]}), "
             f"this is {study.name!r} (digest {study.digest[:12]}): evaluate again, or give the study it belongs to"
         )
-
-
-def _brains(
-    decoders: Mapping[str, Decoder],
-    study: Study,
-    targets: Targets | Mapping[str, Targets] | None,
-    scorecard: Scorecard,
-    importance: bool | Mapping[str, np.ndarray],
-) -> tuple[tuple[BrainMap, ...], str, str]:
-    """Maps of every person, what they show, and why there are none."""
-    if importance is False:
-        return (), "", "Importance was not asked for."
-    subjects = scorecard.protocol.get("subjects", study.subjects)
-    if isinstance(importance, Mapping):
-        maps, note = dict(importance), "Importance as it was given to the report."
-    else:
-        return (), "", f"{next(iter(decoders.values())).name} does not tell where in the brain its answer comes from."
-    brains = tuple(_brain(study, subject, maps[subject]) for subject in subjects if subject in maps)
-    return brains, note if brains else "", "No importance could be measured for these people."
-
-
-def _brain(study: Study, subject: str, values: Any) -> BrainMap:
-    recording = study.recordings[subject]
-    values = np.asarray(values, dtype=float)
-    if values.shape != (recording.n_voxels,):
-        raise InputError(f"importance of {subject} must be ({recording.n_voxels},), found shape {values.shape}")
-    regions = brain.region_bars(values, recording.rois)
-    # in an unknown space an affine may be a mere scale: no side is claimed then
-    affine = None if recording.space == "unknown" else recording.affine
-    views = brain.brain_views(values, recording.voxels, affine)
-    absent = "" if views else "The voxels of this person carry no coordinates that can be drawn flat or in slices."
-    note = "" if regions else "No region is named in this recording."
-    return BrainMap(subject, views, regions, note, absent)
 
 
 def _recorded_note(study: Study) -> str:
