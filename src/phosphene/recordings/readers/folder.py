@@ -39,7 +39,7 @@ from phosphene.stimuli import ImageFiles, StimulusSet
 from phosphene.stimuli.folder import find_images, read_captions
 from phosphene.table import Table
 
-__all__ = ["import_folder"]
+__all__ = ["Person", "find_nifti", "import_folder", "name_events", "pack", "read_mask", "stack_tables"]
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class RecordingFacts(Settings):
 
 
 @dataclass
-class _Person:
+class Person:
     """One person's tables, and where the responses come from."""
 
     subject: str
@@ -120,13 +120,31 @@ def import_folder(
     root = Path(path)
     if not root.is_dir():
         raise InputError(f"{root} is not a folder")
-    facts = StudyFacts.build(read_json(root / "study.json") if (root / "study.json").exists() else {})
     folders = sorted(f for f in root.iterdir() if f.is_dir() and f.name.startswith("sub-"))
     if not folders:
         raise InputError(f"{root} holds no folder of a person (sub-01, sub-02 ...)")
     people = [_read_person(folder) for folder in folders]
-    stimuli = _read_stimuli(root, people, image_size)
-    splits = _read_splits(root, stimuli)
+    return pack(root, out, people, "folder", image_size=image_size, folds_column=folds_column, folds=folds, seed=seed)
+
+
+def pack(
+    root: Path,
+    out: str | Path,
+    people: list[Person],
+    reader: str,
+    *,
+    image_size: int | None = None,
+    folds_column: str | None = None,
+    folds: int | None = None,
+    seed: int = 0,
+) -> Path:
+    """Write people into a study file, with what `root` says of stimuli, captions, splits and facts.
+
+    Parameters are those of `import_folder`; `reader` is noted in the recipe.
+    """
+    facts = StudyFacts.build(read_json(root / "study.json") if (root / "study.json").exists() else {})
+    stimuli = read_stimuli(root, people, image_size)
+    splits = read_splits(root, stimuli)
     if folds_column is not None:
         splits |= folds_by(stimuli, folds_column, folds, seed)
     if not splits:
@@ -140,7 +158,7 @@ def import_folder(
         unit=facts.unit,
         licence=facts.licence,
         citation=facts.citation,
-        recipe={"reader": "folder", "people": {p.subject: p.facts["made_from"] for p in people}},
+        recipe={"reader": reader, "people": {p.subject: p.facts["made_from"] for p in people}},
     ) as writer:
         writer.stimuli(stimuli)
         for person in people:
@@ -152,7 +170,7 @@ def import_folder(
     return Path(out)
 
 
-def _read_stimuli(root: Path, people: list[_Person], image_size: int | None) -> StimulusSet:
+def read_stimuli(root: Path, people: list[Person], image_size: int | None) -> StimulusSet:
     if (root / "stimuli.tsv").exists():
         table = Table.read_tsv(root / "stimuli.tsv", required=("stimulus_id",))
         ids = table["stimulus_id"].astype(str)
@@ -167,7 +185,7 @@ def _read_stimuli(root: Path, people: list[_Person], image_size: int | None) -> 
     return StimulusSet(ids, pixels=pixels, captions=captions, labels=labels)
 
 
-def _shown(people: list[_Person]) -> tuple[np.ndarray, Table]:
+def _shown(people: list[Person]) -> tuple[np.ndarray, Table]:
     """Without a list, stimuli are what was shown; what trials always say alike of a stimulus becomes its label."""
     records = [record for person in people for record in person.trials.to_records()]
     names = [str(record["stimulus_id"]) for record in records]
@@ -181,7 +199,7 @@ def _shown(people: list[_Person]) -> tuple[np.ndarray, Table]:
     return ids, Table(labels, rows=len(ids))
 
 
-def _read_splits(root: Path, stimuli: StimulusSet) -> dict[str, dict[str, np.ndarray]]:
+def read_splits(root: Path, stimuli: StimulusSet) -> dict[str, dict[str, np.ndarray]]:
     path = root / "splits.tsv"
     if not path.exists():
         return {}
@@ -198,13 +216,13 @@ def _read_splits(root: Path, stimuli: StimulusSet) -> dict[str, dict[str, np.nda
     return splits
 
 
-def _read_person(folder: Path) -> _Person:
+def _read_person(folder: Path) -> Person:
     facts = RecordingFacts.build(read_json(folder / "recording.json") if (folder / "recording.json").exists() else {})
     if (folder / "func").is_dir():
         return _from_bold(folder, facts)
     trials = Table.read_tsv(folder / "trials.tsv", required=("stimulus_id",))
     array = folder / "responses.npy"
-    volume = _nifti(folder, "responses")
+    volume = find_nifti(folder, "responses")
     if array.exists():
         return _from_array(folder, array, trials, facts)
     if volume is not None:
@@ -212,7 +230,7 @@ def _read_person(folder: Path) -> _Person:
     raise InputError(f"{folder}: missing responses.npy, responses.nii.gz or func/ with *_bold.nii.gz")
 
 
-def _from_array(folder: Path, path: Path, trials: Table, facts: RecordingFacts) -> _Person:
+def _from_array(folder: Path, path: Path, trials: Table, facts: RecordingFacts) -> Person:
     try:
         source = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -224,34 +242,34 @@ def _from_array(folder: Path, path: Path, trials: Table, facts: RecordingFacts) 
     else:
         voxels = Table({"voxel": np.arange(source.shape[1])})
     made_from = {"responses": path.name, "mask": "none"}
-    return _Person(folder.name, trials, voxels, {**facts.model_dump(), "made_from": made_from}, source)
+    return Person(folder.name, trials, voxels, {**facts.model_dump(), "made_from": made_from}, source)
 
 
-def _from_volume(folder: Path, path: Path, trials: Table, facts: RecordingFacts) -> _Person:
+def _from_volume(folder: Path, path: Path, trials: Table, facts: RecordingFacts) -> Person:
     image = load_image(path)
-    mask, voxels = _masked(folder, image)
+    mask, voxels = read_mask(folder, image)
     if len(image.shape) != 4 or image.shape[:3] != mask.shape:
         raise InputError(f"{path}: expected (x, y, z, trials) on the mask's grid {mask.shape}, found {image.shape}")
     meta = facts.model_dump() | {"affine": image.affine.tolist(), "volume_shape": mask.shape}
     source = np.asanyarray(image.dataobj)[mask].T
-    return _Person(folder.name, trials, voxels, {**meta, "made_from": {"responses": path.name, "mask": "mask"}}, source)
+    return Person(folder.name, trials, voxels, {**meta, "made_from": {"responses": path.name, "mask": "mask"}}, source)
 
 
-def _from_bold(folder: Path, facts: RecordingFacts) -> _Person:
+def _from_bold(folder: Path, facts: RecordingFacts) -> Person:
     runs = find_runs(folder / "func")
     image = load_image(runs[0].bold)
-    mask, voxels = _masked(folder, image)
+    mask, voxels = read_mask(folder, image)
     delay = _DELAY if facts.delay is None else facts.delay
     read = list(read_runs(runs, mask, delay))
-    trials = _stack([_named(table) for table, _, _ in read])
+    trials = stack_tables([name_events(table) for table, _, _ in read])
     meta = facts.model_dump() | {"affine": image.affine.tolist(), "volume_shape": mask.shape}
     meta |= {"tr": read[0][2], "delay": delay}
-    made_from = {"responses": f"event means of {len(runs)} runs, linear trend removed, per cent", "mask": "mask"}
+    made_from = {"responses": f"event means of {len(runs)} runs, each without linear trend, z-scored over time", "mask": "mask"}
     source = np.concatenate([means for _, means, _ in read])
-    return _Person(folder.name, trials, voxels, {**meta, "made_from": made_from}, source)
+    return Person(folder.name, trials, voxels, {**meta, "made_from": made_from}, source)
 
 
-def _named(events: Table) -> Table:
+def name_events(events: Table) -> Table:
     """Give events a stimulus: their own id, the name of their file, or condition and place in the run."""
     if "stimulus_id" in events:
         return events
@@ -268,18 +286,18 @@ def _named(events: Table) -> Table:
     return events.with_columns(stimulus_id=names, label=events["trial_type"])
 
 
-def _stack(tables: list[Table]) -> Table:
+def stack_tables(tables: list[Table]) -> Table:
     shared = [name for name in tables[0].columns if all(name in table for table in tables)]
     return Table({name: np.concatenate([table[name] for table in tables]) for name in shared})
 
 
-def _nifti(folder: Path, stem: str) -> Path | None:
+def find_nifti(folder: Path, stem: str) -> Path | None:
     return next((path for suffix in (".nii.gz", ".nii") if (path := folder / f"{stem}{suffix}").exists()), None)
 
 
-def _masked(folder: Path, image: Any) -> tuple[np.ndarray, Table]:
+def read_mask(folder: Path, image: Any) -> tuple[np.ndarray, Table]:
     """The mask (all voxels that are ever non-zero without one) and its voxels in scanner order."""
-    path = _nifti(folder, "mask")
+    path = find_nifti(folder, "mask")
     if path is None:
         raise InputError(f"{folder}: missing mask.nii.gz, which says which voxels of the volumes are used")
     mask = np.asanyarray(load_image(path).dataobj) > 0
