@@ -15,7 +15,7 @@ import scipy.signal
 from phosphene.errors import InputError
 from phosphene.table import Table
 
-__all__ = ["BoldRun", "event_means", "find_runs", "load_image", "percent_signal_change", "read_runs"]
+__all__ = ["BoldRun", "event_means", "find_runs", "load_image", "normalise_run", "read_runs"]
 
 _REST = {"rest", "baseline", "fixation", "null", "n/a"}
 
@@ -64,14 +64,14 @@ def find_runs(folder: Path) -> list[BoldRun]:
     return runs
 
 
-def percent_signal_change(series: np.ndarray) -> np.ndarray:
-    """Linear trend removed, in per cent of each voxel's mean; a series ``(volumes, voxels)`` of one run.
+def normalise_run(series: np.ndarray) -> np.ndarray:
+    """Linear trend removed and z-scored over time, voxel by voxel; a series ``(volumes, voxels)`` of one run.
 
-    No label enters, so a run of the test part may be treated by itself. Voxels with a mean of zero stay zero.
+    No label enters, so a run of the test part may be treated by itself. Constant voxels stay zero.
     """
-    mean = series.mean(axis=0)
     detrended = scipy.signal.detrend(series.astype(np.float64), axis=0, type="linear")
-    return np.divide(100 * detrended, mean, out=np.zeros_like(detrended), where=mean != 0)
+    deviation = detrended.std(axis=0)
+    return np.divide(detrended, deviation, out=np.zeros_like(detrended), where=deviation > 1e-9)
 
 
 def event_means(
@@ -117,7 +117,7 @@ def read_runs(runs: list[BoldRun], mask: np.ndarray, delay: float) -> Iterator[t
         events = Table.read_tsv(run.events, required=("onset", "duration"))
         if "trial_type" in events:
             events = events.take(~np.isin(np.char.lower(events["trial_type"].astype(str)), list(_REST)))
-        series = percent_signal_change(np.asanyarray(image.dataobj)[mask].T)
+        series = normalise_run(np.asanyarray(image.dataobj)[mask].T)
         means = event_means(
             series, events["onset"].astype(float), events["duration"].astype(float), tr, delay, run.bold.name
         )
