@@ -347,3 +347,50 @@ def test_large_stores_are_checked_by_samples(
     encode(stimuli, encoder)
     assert "damaged" in caplog.text
     assert targets.identity == encoder.identity
+
+
+def test_a_bar_on_a_terminal_and_silence_elsewhere(
+    stimuli: StimulusSet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encode(stimuli, CountingEncoder(), cache=False)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    encode(stimuli, CountingEncoder(), cache=False, progress=False)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    encode(stimuli, CountingEncoder(), cache=False)
+    captured = capsys.readouterr()
+    assert "encoding with counting" in captured.err
+    assert captured.out == ""
+
+
+def test_a_disk_that_fills_up_is_said(stimuli: StimulusSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(InputError, match="disk is full"):
+        encode(stimuli, CountingEncoder(), cache=tmp_path / "c")
+    monkeypatch.undo()
+    _check(encode(stimuli, CountingEncoder(), cache=tmp_path / "c"), stimuli)
+
+
+def test_a_gpu_that_is_not_there_is_said(stimuli: StimulusSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="'cuda:0' was asked for and this torch sees no CUDA GPU"):
+        encode(stimuli, "gabor", device="cuda:0")
+
+
+@pytest.mark.parametrize("name", ["gabor", "pixels"])
+def test_a_gpu_gives_the_same(name: str, stimuli: StimulusSet) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA GPU here: encoders are compared between devices only where there is one")
+    here, there = (encode(stimuli, name, cache=False, device=device) for device in ("cpu", "cuda"))
+    np.testing.assert_allclose(here.of(stimuli.ids), there.of(stimuli.ids), atol=1e-3)

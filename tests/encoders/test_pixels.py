@@ -25,6 +25,8 @@ def test_pooled_is_the_picture_and_tokens_are_its_patches() -> None:
 
 def test_one_token_a_pixel() -> None:
     encoder = make_encoder("pixels", size=8, grid=8)
+    with pytest.raises(InputError, match="grid = 3 does not divide size = 16"):
+        make_encoder("pixels", grid=3)
     batch = encoder.encode_pixels(np.zeros((1, 20, 30, 3), np.uint8))
     assert batch.tokens.shape == (1, 64, 3)
     assert batch.pooled.shape == (1, 192)

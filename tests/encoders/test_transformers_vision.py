@@ -14,7 +14,7 @@ import tiny_models  # noqa: E402
 
 from phosphene.encoders import Encoder, Targets, encode, make_encoder  # noqa: E402
 from phosphene.encoders.preprocessing import read_preprocessing  # noqa: E402
-from phosphene.errors import InputError  # noqa: E402
+from phosphene.errors import InputError, MissingDependencyError  # noqa: E402
 from phosphene.stimuli import StimulusSet  # noqa: E402
 
 
@@ -207,3 +207,24 @@ def test_a_model_in_the_hub_cache_is_found_by_name(
     assert encoder.label == "hf:nobody/tiny"
     encoder.save(tmp_path / "e")
     np.testing.assert_array_equal(Encoder.load(tmp_path / "e").encode(stimuli).pooled, encoder.encode(stimuli).pooled)
+
+
+def test_weights_in_several_files(clip: Path, tmp_path: Path, stimuli: StimulusSet) -> None:
+    folder = tmp_path / "sharded"
+    transformers.CLIPModel.from_pretrained(clip).save_pretrained(folder, max_shard_size="40KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    shutil.copy(clip / "preprocessor_config.json", folder)
+    expected = make_encoder(f"hf:{clip}").encode(stimuli)
+    np.testing.assert_allclose(make_encoder(f"hf:{folder}").encode(stimuli).pooled, expected.pooled, atol=1e-6)
+    lost = sorted(folder.glob("*.safetensors"))[0]
+    lost.unlink()
+    with pytest.raises(InputError, match=rf"lacks weight files named by its index: {lost.name}"):
+        make_encoder(f"hf:{folder}").encode(stimuli)
+
+
+def test_without_transformers_the_install_words(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'phosphene\[clip\]'"):
+        _ = make_encoder(f"hf:{clip}").identity
