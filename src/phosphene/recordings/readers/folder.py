@@ -264,7 +264,8 @@ def _from_bold(folder: Path, facts: RecordingFacts) -> Person:
     trials = stack_tables([name_events(table) for table, _, _ in read])
     meta = facts.model_dump() | {"affine": image.affine.tolist(), "volume_shape": mask.shape}
     meta |= {"tr": read[0][2], "delay": delay}
-    made_from = {"responses": f"event means of {len(runs)} runs, each without linear trend, z-scored over time", "mask": "mask"}
+    words = f"event means of {len(runs)} runs, each without linear trend, z-scored over time"
+    made_from = {"responses": words, "mask": "mask"}
     source = np.concatenate([means for _, means, _ in read])
     return Person(folder.name, trials, voxels, {**meta, "made_from": made_from}, source)
 
