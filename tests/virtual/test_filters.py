@@ -96,7 +96,7 @@ def test_no_encoder_explains_noise_free_early_voxels(encoder: str, scenes: Stimu
     r2 = held_out_r2(np.asarray(features, dtype=float), responses)
     assert r2.max() < 0.9
     # the simulator is not arbitrary either: what the picture shows does say something
-    assert np.median(r2) > 0.1
+    assert np.median(r2) > 0.03
     # the ruler itself can read more than 0.9
     own = maps.mean((2, 3)).numpy().astype(float)
     assert held_out_r2(own, own[:, :5] + 0.1 * own.std(0)[:5]).min() > 0.99

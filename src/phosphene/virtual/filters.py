@@ -1,7 +1,7 @@
 """The simulator's own filter bank: what early visual cortex computes from a picture, before any voxel pools it.
 
 Gabor energy at frequencies, orientations and phases that no encoder of phosphene uses, and rectified colour-opponent
-signals of log light intensity.
+signals of log light intensity; all normalised by what goes on nearby.
 """
 
 from __future__ import annotations
@@ -122,31 +122,48 @@ def _energy(light: torch.Tensor) -> torch.Tensor:
 
 
 def _opponents(light: torch.Tensor) -> torch.Tensor:
-    """Rectified opponent signals (n, 6, GRID, GRID) around the adapted level of the view."""
+    """Rectified opponent signals (n, 6, GRID, GRID): lighter or darker than the surround, hue at a place."""
     import torch
     from torch.nn.functional import avg_pool2d
 
-    red, green, blue = light.unbind(1)
-    grey = light.mean(1)
-    signals = torch.stack([grey - grey.mean((1, 2), keepdim=True), red - green, blue - (red + green) / 2], 1)
-    signals = avg_pool2d(signals, SIZE // GRID)
+    red, green, blue = avg_pool2d(light, SIZE // GRID).unbind(1)
+    grey = (red + green + blue) / 3
+    surround = avg_pool2d(grey, 9, stride=1, padding=4, count_include_pad=False)
+    signals = torch.stack([grey - surround, red - green, blue - (red + green) / 2], 1)
     both = torch.stack([signals.clamp(min=0), (-signals).clamp(min=0)], 2)
     return torch.sqrt(both + 1e-4).flatten(1, 2) - 0.01
 
 
-@lru_cache(maxsize=1)
-def _typical() -> torch.Tensor:
-    """Mean of every channel (C, 1, 1) over pink-noise pictures: puts all channels on one scale."""
-    import torch
+def _normalised(energy: torch.Tensor) -> torch.Tensor:
+    r"""Local divisive normalisation: :math:`E_c^{1.5} / (0.35 + \langle E \rangle^{1.5})`.
 
+    The mean is over channels and neighbouring places (Heeger 1992). It is also what keeps linear models of local
+    energy from explaining the virtual cortex.
+    """
+    from torch.nn.functional import avg_pool2d
+
+    neighbours = avg_pool2d(energy.mean(1, keepdim=True), 5, stride=1, padding=2, count_include_pad=False)
+    return energy**1.5 / (0.35 + neighbours**1.5)
+
+
+@lru_cache(maxsize=1)
+def _typical() -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean of every channel (C, 1, 1) over pink-noise pictures, before and after normalisation: one scale for all."""
     rng = np.random.default_rng(20240229)
     y, x = np.meshgrid(np.fft.fftfreq(SIZE), np.fft.fftfreq(SIZE), indexing="ij")
     amplitude = 1 / np.maximum(np.hypot(x, y), 1 / SIZE)
     noise = np.fft.ifft2(np.fft.fft2(rng.standard_normal((32, 3, SIZE, SIZE))) * amplitude).real
     noise /= noise.std((1, 2, 3), keepdims=True)
-    pictures = np.clip(127 + 50 * noise, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
-    light = _light(pictures)
-    return torch.cat([_energy(light), _opponents(light)], 1).mean((0, 2, 3))[:, None, None]
+    maps = _raw_maps(np.clip(127 + 50 * noise, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1))
+    before = maps.mean((0, 2, 3))[:, None, None]
+    return before, _normalised(maps / before).mean((0, 2, 3))[:, None, None]
+
+
+def _raw_maps(pixels: np.ndarray) -> torch.Tensor:
+    import torch
+
+    light = _light(pixels)
+    return torch.cat([_energy(light), _opponents(light)], 1)
 
 
 def channel_maps(pixels: np.ndarray) -> torch.Tensor:
@@ -165,7 +182,8 @@ def channel_maps(pixels: np.ndarray) -> torch.Tensor:
 
     maps = torch.empty(len(pixels), len(CHANNELS), GRID, GRID)
     with one_thread():
+        before, after = _typical()
         for start in range(0, len(pixels), _BLOCK):
-            light = _light(pixels[start : start + _BLOCK])
-            maps[start : start + _BLOCK] = torch.cat([_energy(light), _opponents(light)], 1) / _typical()
+            block = slice(start, start + _BLOCK)
+            maps[block] = _normalised(_raw_maps(pixels[block]) / before) / after
     return maps
