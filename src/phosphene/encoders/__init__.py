@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from phosphene.encoders.base import CaptionEncoder, EncodedBatch, Encoder, EncoderConfig, PixelEncoder
 from phosphene.encoders.cache import encode
+from phosphene.encoders.given import given_targets
 from phosphene.encoders.registry import ENCODERS, make_encoder
 from phosphene.encoders.targets import Targets
 
@@ -16,5 +17,6 @@ __all__ = [
     "PixelEncoder",
     "Targets",
     "encode",
+    "given_targets",
     "make_encoder",
 ]

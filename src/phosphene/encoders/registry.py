@@ -7,9 +7,11 @@ from typing import Any
 
 from phosphene.encoders.base import Encoder
 from phosphene.encoders.gabor import GaborEncoder
+from phosphene.encoders.given import GivenEncoder
 from phosphene.encoders.labels import LabelEncoder
 from phosphene.encoders.minilm import MiniLMEncoder
 from phosphene.encoders.pixels import PixelGridEncoder
+from phosphene.encoders.standardised import StandardisedEncoder
 from phosphene.encoders.tfidf import TfidfSvdEncoder
 from phosphene.encoders.transformers_text import TransformersTextEncoder
 from phosphene.encoders.transformers_vision import TransformersVisionEncoder
@@ -27,12 +29,24 @@ ENCODERS: dict[str, type[Encoder]] = {
         MiniLMEncoder,
         TransformersVisionEncoder,
         TransformersTextEncoder,
+        StandardisedEncoder,
+        GivenEncoder,
     )
 }
 
 # what may follow the name after a colon, and the setting it fills
-_ARGUMENTS = {"hf": "source", "hf-text": "source", "labels": "column"}
-_SPELLINGS = ["gabor", "pixels", "tfidf-svd30", "labels", "labels:COLUMN", "minilm", "hf:MODEL", "hf-text:MODEL"]
+_ARGUMENTS = {"hf": "source", "hf-text": "source", "labels": "column", "z": "inner"}
+_SPELLINGS = [
+    "gabor",
+    "pixels",
+    "tfidf-svd30",
+    "labels",
+    "labels:COLUMN",
+    "minilm",
+    "hf:MODEL",
+    "hf-text:MODEL",
+    "z:NAME",
+]
 
 
 def make_encoder(name: str, **settings: Any) -> Encoder:
@@ -42,7 +56,8 @@ def make_encoder(name: str, **settings: Any) -> Encoder:
     ----------
     name : str
         ``"gabor"``, ``"pixels"``, ``"tfidf-svdK"`` for any K, ``"labels"`` or ``"labels:COLUMN"``, ``"minilm"``,
-        ``"hf:MODEL"`` (vision tower) or ``"hf-text:MODEL"``, MODEL being a hub name or a local folder.
+        ``"hf:MODEL"`` (vision tower) or ``"hf-text:MODEL"``, MODEL being a hub name or a local folder. ``"z:NAME"`` is
+        any of these with each dimension z-scored over the training stimuli.
     **settings
         Settings of the encoder's `Config`.
 
