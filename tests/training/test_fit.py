@@ -163,6 +163,29 @@ def test_a_loss_is_better_when_it_is_lower(tiny, monkeypatch):
     assert quick(*tiny, monitor="loss").provenance["best_epoch"] == 2
 
 
+def test_a_warm_start_sees_no_validation_stimulus_and_is_kept_when_training_makes_it_worse(tiny, monkeypatch):
+    study, targets = tiny
+    started, validated = [], []
+
+    def warm_start(self, view, targets, kind, progress):
+        started.append(view)
+        with torch.no_grad():
+            self.output.bias.fill_(7.0)
+
+    def scripted(decoder, objective, people, rows, temperature, device):
+        validated.append(rows.ids)
+        return {"loss": 1.0, "top-1": 0.5, "two-way": 0.9 if len(validated) == 1 else 0.6}
+
+    monkeypatch.setattr(Tiny, "warm_start", warm_start, raising=False)
+    monkeypatch.setattr("phosphene.training.loop.validate", scripted)
+    decoder = quick(study, targets)
+    assert decoder.provenance["best_epoch"] == 0
+    assert [record["epoch"] for record in decoder.provenance["curves"]] == [0, 1, 2, 3, 4]
+    assert (decoder.output.bias == 7.0).all()
+    both = [*started[0].stimulus_ids, *validated[0]]
+    assert sorted(both) == sorted(study.split("train").stimulus_ids)
+
+
 def test_clipping_bounds_the_gradient_that_is_applied(tiny, tmp_path, monkeypatch):
     norms, clip = [], _Run._clip
 

@@ -130,13 +130,12 @@ def fit(
         if run.finished:
             log.info("%s holds this run, finished: read back", run.path)
             return Decoder.load(run.decoder)
+    leads = True
     if cls.closed_form:
         if run is not None:
             run.begin()
         decoder.solve(view, targets, kind, progress)
-        decoder.provenance |= origin
         decoder.eval()
-        leads = True
     else:
         fabric = launch(config)
         leads = fabric.global_rank == 0
@@ -144,23 +143,43 @@ def fit(
         if run is not None and leads:
             run.begin()
         bench = _prepare(decoder, view, targets, kind, config, seed, fabric)
-        folder = None if run is None else run.checkpoints
-        with progress_bar(f"fit {name}", bench.total_steps, progress and leads) as report:
-            counters = train(
-                fabric,
-                decoder,
-                bench.objective,
-                bench.loader,
-                bench.validation,
-                config,
-                seed=seed,
-                folder=folder,
-                report=report,
-            )
-        decoder.provenance |= {**origin, "training": config.model_dump(mode="json"), **_outcome(counters, config)}
+        decoder.provenance |= _trained(fabric, decoder, bench, targets, kind, config, seed, run, progress and leads)
+    decoder.provenance |= origin
     if run is not None and leads:
         decoder.save(run.decoder)
     return decoder
+
+
+def _trained(
+    fabric: Fabric,
+    decoder: Decoder,
+    bench: _Bench,
+    targets: Targets,
+    kind: str,
+    config: TrainingConfig,
+    seed: int,
+    run: RunFolder | None,
+    progress: bool,
+) -> dict[str, Any]:
+    """Start where the decoder has a closed form to start from, train, and tell how it went."""
+    folder = None if run is None else run.checkpoints
+    warm_start = getattr(decoder, "warm_start", None)
+    if warm_start is not None and (folder is None or not (folder / "last.safetensors").exists()):
+        warm_start(bench.view, targets, kind, progress)
+    with progress_bar(f"fit {decoder.name}", bench.total_steps, progress) as report:
+        counters = train(
+            fabric,
+            decoder,
+            bench.objective,
+            bench.loader,
+            bench.validation,
+            config,
+            seed=seed,
+            folder=folder,
+            warm=warm_start is not None,
+            report=report,
+        )
+    return {"training": config.model_dump(mode="json"), **_outcome(counters, config)}
 
 
 def choose_preset(name: str, view: StudyView, targets: Targets) -> str | None:
@@ -207,6 +226,8 @@ def _origin(decoder: Decoder, study: Study, view: StudyView, targets: Targets, k
 
 @dataclass(frozen=True)
 class _Bench:
+    view: StudyView
+    """What is trained on: the training part without validation stimuli."""
     objective: Objective
     loader: StepLoader
     validation: tuple[list[PersonSamples], TargetRows] | None
@@ -247,7 +268,7 @@ def _prepare(
         mixing_steps=int(np.ceil(config.mixing_fraction * total_steps)),
     )
     objective = Objective(config, rows.variance() if config.mse_weight else 1.0)
-    return _Bench(objective, loader, validation, total_steps)
+    return _Bench(view.restrict(ids[~aside]), objective, loader, validation, total_steps)
 
 
 def _units(view: StudyView, config: TrainingConfig) -> np.ndarray:
@@ -277,7 +298,7 @@ def _outcome(counters: Counters, config: TrainingConfig) -> dict[str, Any]:
     picked = np.unique(np.linspace(0, len(curves) - 1, min(len(curves), _CURVE_POINTS)).astype(int)).tolist()
     return {
         "steps": counters.step,
-        "epochs": len(curves),
+        "epochs": counters.curves[-1]["epoch"] if curves else 0,
         "best_epoch": counters.best_epoch,
         "validation_monitor": config.monitor if counters.best is not None else None,
         "validation_best": counters.best,

@@ -7,7 +7,6 @@ import os
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import LightningEnvironment
-from lightning_fabric.strategies import DDPStrategy
 
 from phosphene.errors import InputError
 from phosphene.training.settings import TrainingConfig
@@ -44,9 +43,6 @@ def launch(config: TrainingConfig) -> Fabric:
     if local * machines == 1:
         fabric = Fabric(accelerator=accelerator, devices=1, precision=precision, plugins=LightningEnvironment())
     else:
-        strategy = DDPStrategy(broadcast_buffers=False)
-        fabric = Fabric(
-            accelerator=accelerator, devices=local, num_nodes=machines, precision=precision, strategy=strategy
-        )
+        fabric = Fabric(accelerator=accelerator, devices=local, num_nodes=machines, precision=precision, strategy="ddp")
     fabric.launch()
     return fabric

@@ -173,27 +173,33 @@ class _Run:
         )
 
     def end_epoch(self, epoch: int) -> str:
-        """Validate, keep the best weights, decide whether to stop; returns a line for the progress bar."""
+        """Validate where it is time to; returns a line for the progress bar."""
         config, counters = self.config, self.counters
         record: dict[str, Any] = {"epoch": epoch, "loss": counters.loss_sum / self.loader.sampler.steps_per_epoch}
         counters.loss_sum = 0.0
-        if self.validation is not None and (epoch % config.validate_every == 0 or epoch == config.epochs):
-            record["validation"] = figures = self._validate()
-            value = figures[config.monitor]
-            sign = -1 if config.monitor == "loss" else 1
-            gain = math.inf if counters.best is None else sign * (value - counters.best)
-            counters.stale = 0 if gain > 0 else counters.stale + 1
-            if gain >= 0:  # on few stimuli equal scores are common: of those the longest trained weights are kept
-                counters.best, counters.best_epoch = value, epoch
-                self._with_average(self._keep_best)
-            counters.stopped = 0 < config.patience <= counters.stale
-        counters.curves.append(record)
-        self.log.write({"event": "epoch", "step": counters.step, **record})
-        return f"loss {record['loss']:.3f}" + (
-            f", validation {config.monitor} {record['validation'][config.monitor]:.3f}"
-            if "validation" in record
-            else ""
-        )
+        due = epoch % config.validate_every == 0 or epoch == config.epochs
+        return f"loss {record['loss']:.3f}{self.check(record) if due else self._note(record)}"
+
+    def check(self, record: dict[str, Any]) -> str:
+        """Validate, keep the best weights, decide whether to stop."""
+        if self.validation is None:
+            return self._note(record)
+        config, counters = self.config, self.counters
+        record["validation"] = figures = self._validate()
+        value = figures[config.monitor]
+        sign = -1 if config.monitor == "loss" else 1
+        gain = math.inf if counters.best is None else sign * (value - counters.best)
+        counters.stale = 0 if gain > 0 else counters.stale + 1
+        if gain >= 0:  # on few stimuli equal scores are common: of those the longest trained weights are kept
+            counters.best, counters.best_epoch = value, record["epoch"]
+            self._with_average(self._keep_best)
+        counters.stopped = 0 < config.patience <= counters.stale
+        return f"{self._note(record)}, validation {config.monitor} {value:.3f}"
+
+    def _note(self, record: dict[str, Any]) -> str:
+        self.counters.curves.append(record)
+        self.log.write({"event": "epoch", "step": self.counters.step, **record})
+        return ""
 
     def _with_average(self, action: Callable[[], Any]) -> Any:
         """Do something with the averaged weights in place of the live ones."""
@@ -247,6 +253,7 @@ def train(
     *,
     seed: int = 0,
     folder: Path | None = None,
+    warm: bool = False,
     report: Report = lambda step, text: None,
 ) -> Counters:
     """Train a decoder in place, resuming from `folder` where it holds a checkpoint.
@@ -265,6 +272,8 @@ def train(
         With the step it decides everything random.
     folder : Path, optional
         Where ``last.safetensors`` and ``best.safetensors`` are kept; the log lies beside it.
+    warm : bool
+        The decoder does not start at random: its first weights are validated as well, and kept if none are better.
     report : callable
         Told the finished step and a line of text; for a progress bar.
 
@@ -279,6 +288,8 @@ def train(
     counters, per_epoch, text = run.counters, loader.sampler.steps_per_epoch, ""
     run.module.train()
     with Interruptible() as interrupt, torch.random.fork_rng(_cuda_devices(fabric)):
+        if warm and counters.step == 0:
+            run.check({"epoch": 0})
         if not counters.stopped:
             for batch in loader.walk(counters.step, run.total_steps):
                 loss = run.step(batch)
