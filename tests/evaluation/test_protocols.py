@@ -60,9 +60,9 @@ def test_the_null_looks_up_what_predicting_again_would_give():
     permutations = np.stack([generator.permutation(20) for _ in range(5)])
     for name in ("retrieval", "two-way-pearson", "retrieval-8x3"):
         protocol = parse_protocol(name)
-        table = protocol.similarities(predictions, targets)
+        table = metrics.similarity(predictions, targets, protocol.similarity)
         outcome = protocol.score(Ranking(table, np.arange(20)), permutations)
         for row, permutation in enumerate(permutations):
-            own = metrics.count_true(protocol.similarities(predictions, targets[permutation]))
+            own = metrics.count_true(metrics.similarity(predictions, targets[permutation], protocol.similarity))
             for metric in protocol.metrics:
                 np.testing.assert_allclose(outcome.null[metric.name][row], metric.values(own))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from phosphene.recordings import StudyView
     from phosphene.stimuli import StimulusSet
 
+_BLOCK_ROWS = 8192
 _CEILING_VALUES = 2**27  # trials x voxels read at once for the noise ceiling: half a gigabyte
 
 __all__ = [
@@ -42,12 +43,18 @@ def participation_ratio(x: np.ndarray) -> float:
     >>> round(participation_ratio(np.array([[1.0, 0], [-1, 0], [0, 1], [0, -1]])), 6)
     2.0
     """
-    centred = np.asarray(x, dtype=np.float64)
-    centred = centred - centred.mean(axis=0)
+    mean = x.mean(axis=0, dtype=np.float64)
     # both products have the same non-zero eigenvalues; the smaller is cheaper
-    gram = centred @ centred.T if centred.shape[0] <= centred.shape[1] else centred.T @ centred
+    if x.shape[0] <= x.shape[1]:
+        centred = x - mean
+        gram = centred @ centred.T
+    else:
+        gram = np.zeros((x.shape[1], x.shape[1]))
+        for start in range(0, len(x), _BLOCK_ROWS):
+            centred = x[start : start + _BLOCK_ROWS] - mean
+            gram += centred.T @ centred
     squares = float((gram**2).sum())
-    size = float(np.abs(x).max(initial=0.0)) ** 2 * np.prod(centred.shape)
+    size = float(np.abs(x).max(initial=0.0)) ** 2 * np.prod(x.shape)
     return 0.0 if np.trace(gram) <= 1e-14 * size else float(np.trace(gram)) ** 2 / squares
 
 

@@ -115,7 +115,7 @@ def evaluate(
     """
     if repeats is not None and repeats < 1:
         raise InputError(f"repeats must be at least 1, or None for all of them; found {repeats}")
-    folds = _folds(decoder, study, targets, role)
+    folds = _folds(decoder, study, targets, role, progress)
     people = _people(folds, study, subjects)
     notes: list[str] = []
     contenders = _contenders(name or folds[0].decoder.name, folds, rivals, notes)
@@ -162,7 +162,11 @@ def evaluate(
 
 
 def _folds(
-    decoder: Decoder | Mapping[str, Decoder], study: Study, targets: Targets | Mapping[str, Targets] | None, role: str
+    decoder: Decoder | Mapping[str, Decoder],
+    study: Study,
+    targets: Targets | Mapping[str, Targets] | None,
+    role: str,
+    progress: bool,
 ) -> list[Fold]:
     decoders = dict(decoder) if isinstance(decoder, Mapping) else {study.current_split: decoder}
     if not decoders:
@@ -175,7 +179,7 @@ def _folds(
         view = here.split(role)
         train = here.split("train") if role not in ("all", "train") and "train" in here.roles() else None
         given = targets[split] if isinstance(targets, Mapping) else targets
-        fold = Fold(split, here, one, _targets_for(one, here, given), view, train)
+        fold = Fold(split, here, one, _targets_for(one, here, given, progress), view, train)
         _check_leakage(fold, study)
         folds.append(fold)
     kinds = {fold.decoder.target_shape for fold in folds}
@@ -184,13 +188,13 @@ def _folds(
     return folds
 
 
-def _targets_for(decoder: Decoder, study: Study, given: Targets | None) -> Targets:
+def _targets_for(decoder: Decoder, study: Study, given: Targets | None, progress: bool) -> Targets:
     from phosphene.encoders import encode
 
     if given is None:
         if decoder.encoder is None:
             raise InputError(f"this {decoder.name} decoder carries no encoder: give the targets to compare with")
-        given = encode(study.stimuli, decoder.encoder)
+        given = encode(study.stimuli, decoder.encoder, progress=progress)
     elif decoder.encoder is not None:
         given.require(decoder.encoder, f"this {decoder.name} decoder")
     if given.shape(decoder.target_kind) != decoder.target_shape:

@@ -32,7 +32,6 @@ from phosphene.evaluation.metrics import (
     csls,
     draw_pool_hits,
     metric,
-    similarity,
 )
 
 __all__ = ["Outcome", "Protocol", "Ranking", "default_protocols", "parse_protocol", "resolve"]
@@ -107,10 +106,9 @@ class Protocol:
         """The metrics it reports."""
         return [metric(name, self.pool) for name in self.metric_names]
 
-    def similarities(self, predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Similarity of predictions (rows) with targets (columns), hubness corrected where the protocol says so."""
-        table = similarity(predictions, targets, self.similarity)
-        return csls(table) if self.transductive else table
+    def corrected(self, similarities: np.ndarray) -> np.ndarray:
+        """The similarities, hubness corrected where the protocol says so."""
+        return csls(similarities) if self.transductive else similarities
 
     def score(self, ranking: Ranking, permutations: np.ndarray, *, seed: int = 0) -> Outcome:
         """Score every query.

@@ -155,13 +155,15 @@ def score(data: PersonData, predictors: Sequence[Predictor], setting: Setting) -
         predictions = np.asarray(predict(part.responses))
         if predictions.shape != part.truth.shape:
             raise InputError(f"predictions have shape {predictions.shape}, their targets {part.truth.shape}")
+        tables: dict[str, np.ndarray] = {}
         rankings: dict[tuple[str, bool, str], Ranking] = {}
         for protocol in setting.protocols:
-            for direction, ranking in _rankings(protocol, part, predictions, setting, rankings).items():
+            for direction, ranking in _rankings(protocol, part, predictions, setting, tables, rankings).items():
                 outcome = protocol.score(ranking, part.permutations, seed=setting.seed)
                 for name in protocol.metric_names:
                     outcomes.setdefault((protocol.name, direction, name), []).append(outcome)
-        records.append(_record(part, predictions, setting.units[part.fold.split]))
+        cosine = _table(tables, "cosine", part, predictions)
+        records.append(_record(part, cosine, setting.units[part.fold.split]))
         audits.append(_audit(part, predictions, setting.seed))
     for key, parts in outcomes.items():
         _summarise(result, key, parts, data.weights)
@@ -178,6 +180,7 @@ def _rankings(
     part: FoldData,
     predictions: np.ndarray,
     setting: Setting,
+    tables: dict[str, np.ndarray],
     known: dict[tuple[str, bool, str], Ranking],
 ) -> dict[str, Ranking]:
     """Ranking in each direction of a protocol; those that another protocol made already are taken from `known`."""
@@ -187,10 +190,18 @@ def _rankings(
         return {"brain_to_label": Ranking(table, classes.codes(part.ids, protocol.label))}
     keys = {direction: (protocol.similarity, protocol.transductive, direction) for direction in protocol.directions}
     if not all(key in known for key in keys.values()):
-        table, truth = protocol.similarities(predictions, part.truth), np.arange(len(part.ids))
+        table = protocol.corrected(_table(tables, protocol.similarity, part, predictions))
+        truth = np.arange(len(part.ids))
         for direction, key in keys.items():
             known[key] = Ranking(table if direction == "brain_to_image" else np.ascontiguousarray(table.T), truth)
     return {direction: known[key] for direction, key in keys.items()}
+
+
+def _table(tables: dict[str, np.ndarray], kind: str, part: FoldData, predictions: np.ndarray) -> np.ndarray:
+    """Similarity of predictions with targets, computed once a kind: with wide tokens it is what takes the time."""
+    if kind not in tables:
+        tables[kind] = similarity(predictions, part.truth, kind)
+    return tables[kind]
 
 
 def _summarise(result: PersonResult, key: Key, parts: list[Outcome], weights: np.ndarray) -> None:
@@ -220,9 +231,8 @@ def _majority(data: PersonData, protocol: Protocol, setting: Setting) -> dict[st
     return {"majority": float(np.unique(labels, return_counts=True)[1].max() / len(labels))}
 
 
-def _record(part: FoldData, predictions: np.ndarray, units: Mapping[str, str]) -> dict[str, Any]:
+def _record(part: FoldData, table: np.ndarray, units: Mapping[str, str]) -> dict[str, Any]:
     """Ranks and what was retrieved, stimulus by stimulus: for the report and for later pairing."""
-    table = similarity(predictions, part.truth)
     best = np.argsort(-table, axis=1, kind="stable")[:, :_TOP]
     counts = {"brain_to_image": count_true(table), "image_to_brain": count_true(table.T)}
     return {

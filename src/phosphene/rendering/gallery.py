@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,7 +29,9 @@ _BLOCK_VALUES = 2**25
 _POINTS_PER_CELL = 64  # training vectors of an inverted file, a cell
 
 
-def exact_search(queries: np.ndarray, items: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+def exact_search(
+    queries: np.ndarray, items: np.ndarray, top: int, lengths: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The most similar items by cosine, in bounded memory.
 
     Parameters
@@ -37,6 +40,8 @@ def exact_search(queries: np.ndarray, items: np.ndarray, top: int) -> tuple[np.n
     items : (n, D) array or memory map
     top : int
         At most n.
+    lengths : (n,) array, optional
+        Norms of the items, where they are known.
 
     Returns
     -------
@@ -44,12 +49,15 @@ def exact_search(queries: np.ndarray, items: np.ndarray, top: int) -> tuple[np.n
     rows : (q, top) int64
         Of equal similarities the earlier row comes first.
     """
-    directions = torch.from_numpy(_directions(queries))
+    directions = _directions(queries)
+    lengths = item_lengths(items) if lengths is None else lengths
+    scale = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
     best, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
     size = max(1, _BLOCK_VALUES // items.shape[1])
     for start in range(0, len(items), size):
-        block = directions @ torch.from_numpy(_directions(items[start : start + size])).T
-        found, where = block.topk(min(top, block.shape[1]), dim=1)
+        part = slice(start, start + size)
+        block = directions @ np.asarray(items[part], dtype=np.float32).T * scale[part]
+        found, where = torch.from_numpy(block).topk(min(top, block.shape[1]), dim=1)
         best, rows = torch.cat([best, found], dim=1), torch.cat([rows, where + start], dim=1)
         if best.shape[1] > top:
             best, rows = _leading(best, rows, top)
@@ -62,6 +70,13 @@ def _leading(best: torch.Tensor, rows: torch.Tensor, top: int) -> tuple[torch.Te
     best, rows = best.gather(1, by_row), rows.gather(1, by_row)
     order = best.argsort(dim=1, descending=True, stable=True)[:, :top]
     return best.gather(1, order), rows.gather(1, order)
+
+
+def item_lengths(items: np.ndarray) -> np.ndarray:
+    """Norms of the items, float32 (n,), read in blocks."""
+    size = max(1, _BLOCK_VALUES // items.shape[1])
+    parts = [np.linalg.norm(items[start : start + size], axis=1) for start in range(0, len(items), size)]
+    return np.concatenate(parts).astype(np.float32)
 
 
 def _directions(vectors: np.ndarray) -> np.ndarray:
@@ -217,9 +232,14 @@ class Gallery:
             raise InputError(f"top must be at least 1, found {top}")
         top = min(top, len(self))
         if self.method == "exact":
-            return exact_search(queries, self.embeddings, top)
+            return exact_search(queries, self.embeddings, top, self.lengths)
         similarities, rows = self.index.search(_directions(queries), top)
         return similarities, rows
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Norms of the items, float32 (n,)."""
+        return item_lengths(self.embeddings)
 
     @property
     def index(self) -> Any:
