@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from phosphene.encoders.base import EncodedBatch, Encoder, EncoderConfig
 
@@ -32,7 +33,7 @@ class StandardisedConfig(EncoderConfig):
     """
 
     inner: str = "gabor"
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
 
 
 class StandardisedEncoder(Encoder):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -28,16 +28,26 @@ class TfidfConfig(EncoderConfig):
     ----------
     components : int
         Dimensions kept by the SVD.
+    stop_words : {"english", "none"}
+        Words that count for nothing ("the", "is").
+    sublinear : bool
+        Whether a word said n times counts 1 + log n instead of n.
+    centre : bool
+        Whether the training mean is taken away. Without, all stimuli share one large coordinate, and cosines tell them
+        apart poorly.
     """
 
     components: int = Field(30, ge=1)
+    stop_words: Literal["english", "none"] = "english"
+    sublinear: bool = True
+    centre: bool = True
 
 
 class TfidfSvdEncoder(CaptionEncoder):
     """All captions of a stimulus joined to one document, TF-IDF, truncated SVD; fitted on training stimuli.
 
-    With scikit-learn's defaults: words of two and more letters in lower case, smoothed inverse document frequencies,
-    rows of length 1. The SVD is computed by ARPACK from a fixed start, and each component's largest weight is made
+    As scikit-learn does it: words of two and more letters in lower case, smoothed inverse document frequencies, rows of
+    length 1. The SVD is computed by ARPACK from a fixed start, and each component's largest weight is made
     positive, so that the same captions give the same encoder. New captions are encoded with the training vocabulary;
     words it lacks count for nothing. Pooled is (n, components); there are no tokens.
 
@@ -54,6 +64,7 @@ class TfidfSvdEncoder(CaptionEncoder):
         self.vocabulary: tuple[str, ...] = ()
         self.idf = np.zeros(0)
         self.components = np.zeros((0, 0))
+        self.mean = np.zeros(0)
         self._documents = ""
 
     @property
@@ -64,7 +75,7 @@ class TfidfSvdEncoder(CaptionEncoder):
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         documents = sorted(_join(self._captions(stimuli, np.arange(len(stimuli)))))
-        vectorizer = TfidfVectorizer()
+        vectorizer = TfidfVectorizer(**self._options())
         try:
             counts = vectorizer.fit_transform(documents)
         except ValueError as error:
@@ -72,6 +83,8 @@ class TfidfSvdEncoder(CaptionEncoder):
         self.vocabulary = tuple(str(word) for word in vectorizer.get_feature_names_out())
         self.idf = np.asarray(vectorizer.idf_, dtype=np.float64)
         self.components = _svd(counts, self.config.components, self.label)
+        mean = np.asarray((counts @ self.components.T).mean(axis=0), dtype=np.float64)
+        self.mean = mean if self.config.centre else np.zeros_like(mean)
         self._documents = digest(*documents)
         self._vectorizer_cache = None
 
@@ -83,13 +96,19 @@ class TfidfSvdEncoder(CaptionEncoder):
         if self._vectorizer_cache is None:
             from sklearn.feature_extraction.text import TfidfVectorizer
 
-            self._vectorizer_cache = TfidfVectorizer(vocabulary={word: i for i, word in enumerate(self.vocabulary)})
+            self._vectorizer_cache = TfidfVectorizer(
+                vocabulary={word: i for i, word in enumerate(self.vocabulary)}, **self._options()
+            )
             self._vectorizer_cache.idf_ = self.idf
         return self._vectorizer_cache
 
+    def _options(self) -> dict[str, Any]:
+        words = None if self.config.stop_words == "none" else self.config.stop_words
+        return {"stop_words": words, "sublinear_tf": self.config.sublinear}
+
     def encode_captions(self, captions: Sequence[Sequence[str]]) -> EncodedBatch:
         self._require_fit()
-        pooled = self._vectorizer.transform(_join(captions)) @ self.components.T
+        pooled = self._vectorizer.transform(_join(captions)) @ self.components.T - self.mean
         return EncodedBatch(tokens=None, pooled=np.asarray(pooled, dtype=np.float32))
 
     # The identity holds the documents that were learnt, not the floats that came of it: the last bit of an SVD
@@ -98,7 +117,7 @@ class TfidfSvdEncoder(CaptionEncoder):
         return {"documents": self._documents, "vocabulary": digest(*self.vocabulary)}
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        return {"idf": self.idf, "components": self.components}
+        return {"idf": self.idf, "components": self.components, "mean": self.mean}
 
     def _notes(self) -> dict[str, Any]:
         return {"vocabulary": list(self.vocabulary), "documents": self._documents}
@@ -106,7 +125,7 @@ class TfidfSvdEncoder(CaptionEncoder):
     def _restore(self, arrays: dict[str, np.ndarray], notes: dict[str, Any]) -> None:
         self.vocabulary = tuple(notes["vocabulary"])
         self._documents = notes["documents"]
-        self.idf, self.components = arrays["idf"], arrays["components"]
+        self.idf, self.components, self.mean = arrays["idf"], arrays["components"], arrays["mean"]
         if self.components.shape != (self.config.components, len(self.vocabulary)):
             raise ValueError(
                 f"components have shape {self.components.shape}, the vocabulary {len(self.vocabulary)} words"
