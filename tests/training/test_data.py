@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from phosphene.encoders import Targets
 from phosphene.recordings import Study
-from phosphene.training.data import Budget, PersonSamples, StepLoader, TargetRows
+from phosphene.training.data import Budget, PersonSamples, StepLoader, TargetRows, plan_memory
 from phosphene.training.sampling import BatchSampler
 
 
@@ -142,3 +143,25 @@ def test_budget_is_never_overdrawn():
     assert not budget.take(600)
     assert budget.take(400)
     assert not budget.take(1)
+
+
+def test_memory_is_planned_within_the_limit():
+    gigabyte = 10**9
+    budget, ahead = plan_memory(0.5, everything=gigabyte // 4, batch=10**8)
+    assert (budget.left, ahead) == (gigabyte // 2, 0)
+    for batch, expected in ((10**7, 2), (2 * 10**8, 1), (3 * 10**8, 0)):
+        budget, ahead = plan_memory(0.5, everything=gigabyte, batch=batch)
+        assert ahead == expected
+        assert budget.left + (ahead + 1) * batch * (ahead > 0) <= gigabyte // 2
+
+
+def test_half_precision_targets_stay_as_stored(tiny):
+    _, targets = tiny
+    halved = Targets(targets.ids, targets.tokens.astype(np.float16), targets.pooled, targets.encoder)
+    rows = TargetRows(halved, halved.ids[10:], "tokens")
+    assert rows.read(np.array([3])).dtype == np.float16
+    assert rows.nbytes == 30 * 6 * 2
+    before = rows.read(np.arange(30))
+    rows.hold(Budget(1e-3))
+    assert rows.held
+    np.testing.assert_array_equal(rows.read(np.arange(30)), before)

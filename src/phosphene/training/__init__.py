@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from phosphene.training.estimator import DecoderRegressor
 from phosphene.training.fit import fit
 from phosphene.training.loop import TrainingError, TrainingInterrupted
 from phosphene.training.settings import TrainingConfig
 
-__all__ = ["TrainingConfig", "TrainingError", "TrainingInterrupted", "fit"]
+__all__ = ["DecoderRegressor", "TrainingConfig", "TrainingError", "TrainingInterrupted", "fit"]

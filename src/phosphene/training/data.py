@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from phosphene.encoders import Targets
     from phosphene.recordings import StudyView
 
-__all__ = ["Budget", "PersonSamples", "StepBatch", "StepLoader", "TargetRows"]
+__all__ = ["Budget", "PersonSamples", "StepBatch", "StepLoader", "TargetRows", "plan_memory"]
 
 _BLOCK_BYTES = 32 * 2**20
-_PREFETCHED_STEPS = 2
+_MOST_PREFETCHED = 2
 
 
 class StepBatch:
@@ -85,6 +85,31 @@ class Budget:
         return True
 
 
+def plan_memory(gigabytes: float, everything: int, batch: int) -> tuple[Budget, int]:
+    """How much to hold, and how many batches to prepare ahead, within one limit.
+
+    Parameters
+    ----------
+    gigabytes : float
+        The limit.
+    everything : int
+        Bytes of all data.
+    batch : int
+        Bytes of the data of one step; while a batch is put together it takes up to twice that.
+
+    Returns
+    -------
+    budget : Budget
+    ahead : int
+        0 where all data fit, or where not even one batch more does.
+    """
+    limit = int(gigabytes * 1e9)
+    if everything <= limit:
+        return Budget(gigabytes), 0
+    ahead = max(0, min(_MOST_PREFETCHED, limit // max(batch, 1) - 1))
+    return Budget((limit - (ahead + 1) * batch) / 1e9 if ahead else gigabytes), ahead
+
+
 class PersonSamples:
     """Samples of one person: single trials, or means over the trials of a stimulus.
 
@@ -122,13 +147,18 @@ class PersonSamples:
         return self.view.n_voxels(self.subject)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of all samples in memory."""
+        return 4 * len(self) * self.n_voxels
+
+    @property
     def held(self) -> bool:
         """Whether all samples are in memory."""
         return self._held is not None
 
     def hold(self, budget: Budget) -> None:
         """Load everything into memory if the budget allows it."""
-        if not self.held and budget.take(4 * len(self) * self.n_voxels):
+        if not self.held and budget.take(self.nbytes):
             held = np.empty((len(self), self.n_voxels), dtype=np.float32)
             for samples, block in self.blocks():
                 held[samples] = block
@@ -168,18 +198,30 @@ class PersonSamples:
 
 
 class TargetRows:
-    """Flattened targets of some stimuli, by number."""
+    """Flattened targets of some stimuli, by number, in the type they are stored in."""
 
     def __init__(self, targets: Targets, ids: Sequence[str] | np.ndarray, kind: str) -> None:
-        self.targets, self.ids, self.kind = targets, np.asarray(ids, dtype=str), kind
+        self.ids = np.asarray(ids, dtype=str)
         self.width = int(np.prod(targets.shape(kind)))
+        self._array = getattr(targets, kind)
+        self._rows = targets.rows(self.ids)
         self._held: np.ndarray | None = None
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one stimulus' target."""
+        return self.width * int(np.dtype(self._array.dtype).itemsize)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all targets."""
+        return len(self.ids) * self.row_bytes
 
     def hold(self, budget: Budget) -> None:
         """Load everything into memory if the budget allows it."""
-        if self._held is None and budget.take(4 * len(self.ids) * self.width):
-            held = np.empty((len(self.ids), self.width), dtype=np.float32)
-            size = max(1, _BLOCK_BYTES // (4 * self.width))
+        if self._held is None and budget.take(self.nbytes):
+            held = np.empty((len(self.ids), self.width), dtype=self._array.dtype)
+            size = max(1, _BLOCK_BYTES // self.row_bytes)
             for start in range(0, len(held), size):
                 held[start : start + size] = self.read(np.arange(start, min(start + size, len(held))))
             self._held = held
@@ -190,11 +232,11 @@ class TargetRows:
         return self._held is not None
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Targets (n, D), float32."""
+        """Targets (n, D) as stored; float16 is half the way to a GPU, and exact in float32 there."""
         if self._held is not None:
             return self._held[rows]
-        values = self.targets.of(self.ids[rows].tolist(), self.kind).reshape(len(rows), -1)
-        _forget_pages(getattr(self.targets, self.kind))
+        values = np.asarray(self._array[self._rows[rows]]).reshape(len(rows), -1)
+        _forget_pages(self._array)
         return values
 
     def variance(self, most: int = 1024) -> float:
@@ -233,6 +275,8 @@ class StepLoader:
         Probability and Beta parameter of mixing.
     mixing_steps : int
         Steps before this one are mixed.
+    ahead : int
+        Batches prepared ahead.
     """
 
     def __init__(
@@ -244,11 +288,12 @@ class StepLoader:
         processes: int = 1,
         mixing: tuple[float, float] = (0.5, 0.15),
         mixing_steps: int = 0,
+        ahead: int = _MOST_PREFETCHED,
     ) -> None:
         self.people = {samples.subject: samples for samples in people}
         self.targets, self.sampler = targets, sampler
         self.rank, self.processes = rank, processes
-        self._mixing, self._mixing_steps = mixing, mixing_steps
+        self._mixing, self._mixing_steps, self._ahead = mixing, mixing_steps, ahead
 
     def batch(self, step: int) -> StepBatch:
         """The batch of one step."""
@@ -293,14 +338,15 @@ class StepLoader:
 
     def walk(self, first: int, last: int) -> Iterator[StepBatch]:
         """Batches of steps `first` to `last` - 1."""
-        if self.targets.held and all(samples.held for samples in self.people.values()):
+        in_memory = self.targets.held and all(samples.held for samples in self.people.values())
+        if in_memory or self._ahead == 0:
             yield from map(self.batch, range(first, last))
             return
         with ThreadPoolExecutor(1, thread_name_prefix="phosphene-loader") as pool:
             ahead: list[Future[StepBatch]] = []
             try:
                 for step in range(first, last):
-                    while len(ahead) <= _PREFETCHED_STEPS and step + len(ahead) < last:
+                    while len(ahead) <= self._ahead and step + len(ahead) < last:
                         ahead.append(pool.submit(self.batch, step + len(ahead)))
                     yield ahead.pop(0).result()
             finally:

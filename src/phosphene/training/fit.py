@@ -7,7 +7,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from phosphene.decoders.registry import decoder_class
 from phosphene.errors import InputError, LeakageError, unknown
 from phosphene.files import digest
 from phosphene.settings import load_preset, presets
-from phosphene.training.data import Budget, PersonSamples, StepLoader, TargetRows
+from phosphene.training.data import PersonSamples, StepLoader, TargetRows, plan_memory
 from phosphene.training.launch import launch
 from phosphene.training.loop import Counters, train
 from phosphene.training.objective import Objective
@@ -242,22 +242,30 @@ def _prepare(
     ids = view.stimulus_ids[shown]
     targets.rows(ids)  # names stimuli without targets before anything is read
     aside = split_validation(_units(view, config)[shown], config.validation_fraction, seed)
-    budget = Budget(config.memory_gb)
-    people, rows = _samples(view, ids[~aside], targets, kind, config.repeats, budget)
-    for samples in people:
-        decoder.set_standardiser(samples.subject, *samples.moments())
+    people, rows = _samples(view, ids[~aside], targets, kind, config.repeats)
+    counts = {samples.subject: len(samples) for samples in people}
+    sampler = BatchSampler(counts, config.batch_size, seed, fabric.world_size)
+    total_steps = config.epochs * sampler.steps_per_epoch
     validation = None
     if aside.any():
-        held_out, held_out_rows = _samples(view, ids[aside], targets, kind, "average", budget)
+        held_out, held_out_rows = _samples(view, ids[aside], targets, kind, "average")
         held_out = [samples for samples in held_out if len(samples) > 1]
         if not held_out:
             raise InputError(
                 f"nobody saw two of the {aside.sum()} validation stimuli; raise training.validation_fraction, or set 0"
             )
         validation = held_out, held_out_rows
-    counts = {samples.subject: len(samples) for samples in people}
-    sampler = BatchSampler(counts, config.batch_size, seed, fabric.world_size)
-    total_steps = config.epochs * sampler.steps_per_epoch
+    sources: list[PersonSamples | TargetRows] = [
+        *people,
+        rows,
+        *([*validation[0], validation[1]] if validation else []),
+    ]
+    step = sum(share * (4 * view.n_voxels(name) + rows.row_bytes) for name, share in sampler.shares.items())
+    budget, ahead = plan_memory(config.memory_gb, sum(source.nbytes for source in sources), step)
+    for source in sources:
+        source.hold(budget)
+    for samples in people:
+        decoder.set_standardiser(samples.subject, *samples.moments())
     loader = StepLoader(
         people,
         rows,
@@ -266,6 +274,7 @@ def _prepare(
         processes=fabric.world_size,
         mixing=(config.mixing_probability, config.mixing_beta),
         mixing_steps=int(np.ceil(config.mixing_fraction * total_steps)),
+        ahead=ahead,
     )
     objective = Objective(config, rows.variance() if config.mse_weight else 1.0)
     return _Bench(view.restrict(ids[~aside]), objective, loader, validation, total_steps)
@@ -281,15 +290,10 @@ def _units(view: StudyView, config: TrainingConfig) -> np.ndarray:
 
 
 def _samples(
-    view: StudyView, ids: np.ndarray, targets: Targets, kind: str, repeats: Any, budget: Budget
+    view: StudyView, ids: np.ndarray, targets: Targets, kind: str, repeats: Literal["single", "average"]
 ) -> tuple[list[PersonSamples], TargetRows]:
     part, index = view.restrict(ids), {name: row for row, name in enumerate(ids.tolist())}
-    people = [PersonSamples(part, subject, index, repeats) for subject in part.subjects]
-    rows = TargetRows(targets, ids, kind)
-    for samples in people:
-        samples.hold(budget)
-    rows.hold(budget)
-    return people, rows
+    return [PersonSamples(part, subject, index, repeats) for subject in part.subjects], TargetRows(targets, ids, kind)
 
 
 def _outcome(counters: Counters, config: TrainingConfig) -> dict[str, Any]:

@@ -44,16 +44,16 @@ class Objective(nn.Module):
 
     def forward(self, predictions: Tensor, batch: StepBatch, scheduled: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of all predictions (B, D) of a batch, and its unweighted parts by name."""
-        predictions, config = predictions.float(), self.config
+        predictions, targets, config = predictions.float(), batch.targets.float(), self.config
         temperature = self.temperature(scheduled)
         parts: dict[str, Tensor] = {}
         weights = {"contrastive": config.contrastive_weight, "mse": config.mse_weight, "cosine": config.cosine_weight}
         if config.contrastive != "none" and config.contrastive_weight:
-            parts["contrastive"] = self._contrastive(predictions, batch, temperature)
+            parts["contrastive"] = self._contrastive(predictions, targets, batch, temperature)
         if config.mse_weight or config.cosine_weight:
-            aligned = batch.targets[batch.stimulus]
+            aligned = targets[batch.stimulus]
             if batch.partner is not None and batch.share is not None:
-                aligned = losses.mixed_targets(batch.targets, batch.stimulus, batch.partner, batch.share)
+                aligned = losses.mixed_targets(targets, batch.stimulus, batch.partner, batch.share)
             if config.mse_weight:
                 parts["mse"] = losses.mse(predictions, aligned, self.variance)
             if config.cosine_weight:
@@ -61,11 +61,13 @@ class Objective(nn.Module):
         total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
         return total, {name: part.detach() for name, part in parts.items()}
 
-    def _contrastive(self, predictions: Tensor, batch: StepBatch, temperature: Tensor | float) -> Tensor:
+    def _contrastive(
+        self, predictions: Tensor, targets: Tensor, batch: StepBatch, temperature: Tensor | float
+    ) -> Tensor:
         if batch.partner is not None and batch.share is not None:
-            return losses.bimixco(predictions, batch.targets, batch.stimulus, temperature, batch.partner, batch.share)
+            return losses.bimixco(predictions, targets, batch.stimulus, temperature, batch.partner, batch.share)
         function = losses.infonce if self.config.contrastive == "infonce" else losses.softclip
-        return function(predictions, batch.targets, batch.stimulus, temperature)
+        return function(predictions, targets, batch.stimulus, temperature)
 
 
 class TrainingStep(nn.Module):

@@ -72,7 +72,8 @@ class TrainingConfig(Settings):
     compile : bool
         Compile the decoder with ``torch.compile``.
     memory_gb : float
-        Largest memory, in GB, for keeping responses and targets; what does not fit is read from disk step by step.
+        Largest memory, in GB, for keeping responses and targets; what does not fit is read from disk step by step,
+        up to two steps ahead where there is room for them. Each process has its own.
     checkpoint_seconds : float
         Longest time between two checkpoints; there is one after every epoch as well.
     checkpoint_steps : int

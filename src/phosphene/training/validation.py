@@ -74,7 +74,7 @@ def validate(
         for pool in pools:
             responses = torch.from_numpy(samples.read(pool)).to(device)
             predictions = decoder(responses, samples.subject).embedding.float()
-            true = torch.from_numpy(targets.read(samples.stimulus[pool])).to(device)
+            true = torch.from_numpy(targets.read(samples.stimulus[pool])).to(device).float()
             batch = StepBatch([], true, torch.arange(len(pool), device=device), None, None, (len(pool),))
             sums["loss"] += float(objective(predictions, batch, temperature)[0]) * len(pool)
             for name, value in retrieval(predictions, true).items():
