@@ -78,6 +78,18 @@ def test_the_flat_sheet_is_preferred_and_labelled() -> None:
     assert glows[1] > 1000
 
 
+def test_a_split_region_is_named_inside_itself() -> None:
+    table = made.sheet()
+    v = table["template_v"]
+    outer = ((v < 0.35) | (v > 0.7)) & (table["template_u"] < 0.8)
+    inner = ~outer & (table["template_u"] < 0.8)
+    place = {name: table[name] for name in ("template_u", "template_v", "hemisphere")}
+    view = brain.brain_views(outer + 0.0, Table({**place, "roi_outer": outer, "roi_inner": inner}))[0]
+    named = {label.text: label.top for label in view.labels}
+    assert 35 < named["inner"] < 65
+    assert not 35 < named["outer"] < 65
+
+
 def test_voxels_without_coordinates_give_no_view() -> None:
     assert brain.brain_views(np.ones(5), Table({"vertex": np.arange(5), "hemisphere": ["L"] * 5})) == ()
 
@@ -111,7 +123,7 @@ def test_silenced_regions_are_shares_of_the_whole() -> None:
     regions = {name: np.ones(size, bool) for name, size in (("V1", 9), ("LO", 4), ("none", 0), ("off", 3))}
     bars = brain.region_bars({"LO": 0.1, "V1": 0.3, "off": -0.02, "none": 0.5}, 0.4, regions)
     told = [(bar.name, round(bar.value, 2), bar.words.replace("\u00a0", " "), bar.voxels) for bar in bars]
-    assert told == [("V1", 0.75, "75 %", 9), ("LO", 0.25, "25 %", 4), ("off", 0.0, "-5 %", 3)]
+    assert told == [("V1", 0.75, "75 %", 9), ("LO", 0.25, "25 %", 4), ("off", 0.0, "−5 %", 3)]
     assert brain.region_bars({"V1": 0.1}, -0.1, regions)[0].value == 0.0
 
 

@@ -77,7 +77,7 @@ def facts(study: Study, scorecard: Scorecard, people: Sequence[Person]) -> tuple
             f"{len(splits)} folds of {_range(tested)}" if len(splits) > 1 else "never seen in training",
         ),
         Fact(
-            "Presentations averaged",
+            "Repeats averaged",
             str(repeats(scorecard)),
             "a single response" if repeats(scorecard) == 1 else f"of each test {what}",
         ),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import matplotlib
 import numpy as np
-from scipy.ndimage import binary_dilation
+from scipy.ndimage import binary_dilation, distance_transform_edt
 from scipy.spatial import cKDTree
 
 from phosphene.reporting.page import Label, RegionBar, View
@@ -127,8 +127,13 @@ def region_bars(
     bars = []
     for name in named[:most]:
         share = lost[name] / whole if whole > 0 else 0.0
-        bars.append(RegionBar(name, float(np.clip(share, 0, 1)), f"{100 * share:.0f}\u00a0%", int(regions[name].sum())))
+        bars.append(RegionBar(name, float(np.clip(share, 0, 1)), f"{_share(share)}\u00a0%", int(regions[name].sum())))
     return tuple(bars)
+
+
+def _share(fraction: float) -> str:
+    """Whole percent with a true minus sign, and no minus before nothing."""
+    return f"{100 * fraction:.0f}".replace("-0", "0").replace("-", "−")
 
 
 def region_means(values: np.ndarray, regions: Mapping[str, np.ndarray], most: int = 16) -> tuple[RegionBar, ...]:
@@ -188,9 +193,9 @@ def _sheet(
     up = np.linspace(1 + margin, -margin, height)
     grid = np.stack(np.meshgrid(across, up), axis=-1) * span + low
     tree = cKDTree(place)
-    # a pixel belongs to the nearest voxel; the sheet ends two typical spacings from the outermost voxels
+    # a pixel belongs to the nearest voxel; the sheet ends three typical spacings from the outermost voxels
     spacing = float(np.median(tree.query(place, k=2)[0][:, 1]))
-    near = max(2.2 * spacing, 1.5 * span[0] / width)
+    near = max(3.0 * spacing, 1.5 * span[0] / width)
     gap, nearest = tree.query(grid.reshape(-1, 2), k=min(4, len(place)))
     weight = 1 / np.maximum(gap, 1e-6 * span.max()) ** 2
     flat = (weight * strength[nearest]).sum(axis=1) / weight.sum(axis=1)
@@ -204,8 +209,14 @@ def _sheet(
             continue
         edge = binary_dilation(area, iterations=1) & ~area & np.isfinite(flat)
         image[edge] = (255, 255, 255, 210)
-        rows, columns = np.nonzero(area)
-        labels.append(
-            Label(name, round(100 * float(columns.mean()) / width, 1), round(100 * float(rows.mean()) / height, 1))
-        )
+        row, column = _spot(area)
+        labels.append(Label(name, round(100 * column / width, 1), round(100 * row / height, 1)))
     return image, tuple(labels)
+
+
+def _spot(area: np.ndarray) -> tuple[float, float]:
+    """Row and column for a name: where the region is widest, as the middle of a split one may lie in another."""
+    inside = distance_transform_edt(area)
+    wide = np.argwhere(inside >= 0.9 * inside.max())
+    nearest = wide[np.argmin(((wide - np.argwhere(area).mean(axis=0)) ** 2).sum(axis=1))]
+    return float(nearest[0]), float(nearest[1])

@@ -14,7 +14,7 @@ __all__ = ["curve_svg", "number", "p_value", "percentage", "spoken", "ticks"]
 _NBSP = "\u00a0"
 # plot area of a curve, in the units of its view box
 _WIDTH, _HEIGHT = 350.0, 215.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 12.0, 10.0, 38.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 12.0, 22.0, 38.0
 
 
 def percentage(fraction: float) -> str:
@@ -152,16 +152,11 @@ def _axes(curve: Curve, xs: Sequence[float], ys: Sequence[float], across: _scale
 def _marks(curve: Curve, across: _scale) -> list[Markup]:
     template = Markup(
         '<line class="mark" x1="{x}" x2="{x}" y1="{t}" y2="{b}"/>'
-        '<text class="tick" x="{x}" y="{y}" dx="{dx}" text-anchor="{anchor}">{words}</text>'
+        '<text class="tick" x="{x}" y="{y}" text-anchor="middle">{words}</text>'
     )
-    parts = []
-    for x, words in curve.marks:
-        right = across(x) > 0.6 * _WIDTH
-        parts.append(template.format(
-            x=across(x), t=_TOP, b=_HEIGHT - _BOTTOM, y=_HEIGHT - _BOTTOM - 7, dx=-5 if right else 5,
-            anchor="end" if right else "start", words=words,
-        ))  # fmt: skip
-    return parts
+    return [
+        template.format(x=across(x), t=_TOP, b=_HEIGHT - _BOTTOM, y=_TOP - 8, words=words) for x, words in curve.marks
+    ]
 
 
 def _line(name: str, line: list[tuple[float, float]], index: int, across: _scale, up: _scale) -> Markup:

@@ -165,7 +165,7 @@ def _chart(scorecard: Scorecard, key: Key, person: str, noun: str, tones: dict[s
         top=_top(bars, chance, key.percent),
         percent=key.percent,
         lower_is_better=key.metric == "median-rank",
-        note=_protocol(scores[0]),
+        note=f"{scores[0].similarity.capitalize()} similarity, {_pool(scores[0])}.",
     )
 
 
@@ -182,16 +182,13 @@ def _title(key: Key, noun: str) -> str:
     return titles.get(key.metric, key.metric)
 
 
-def _protocol(score: Score) -> str:
-    """Pool and similarity of a score in words."""
+def _pool(score: Score) -> str:
+    """What a query was compared with, in words."""
     pool = score.pool
     size = f"{pool['size']}" if pool["size"] == pool["smallest"] else f"{pool['smallest']} to {pool['size']}"
-    what = "classes" if score.metric == "accuracy" else "candidates"
     draws = f" × {pool['draws']} draws" if pool["draws"] > 1 else ""
-    alike = f", {score.similarity.replace('pearson', 'Pearson')} similarity"
-    return (
-        f"{size} {what}{draws}{alike}{'; transductive, uses all test responses at once' if score.transductive else ''}"
-    )
+    words = f"{size} {'classes' if score.metric == 'accuracy' else 'candidates'}{draws}"
+    return f"{words}; transductive, uses all test responses at once" if score.transductive else words
 
 
 def _top(bars: Sequence[Bar], chance: float, percent: bool) -> float:
@@ -307,7 +304,7 @@ def _rows(scorecard: Scorecard, people: Sequence[str], tones: dict[str, int]) ->
             person=score.subject,
             direction=score.direction,
             metric=score.metric,
-            protocol=f"{score.task}: {_protocol(score)}",
+            protocol=f"{score.task}: {_pool(score)}",
             value=score.value,
             chance=score.chance,
             low=low,
