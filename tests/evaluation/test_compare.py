@@ -119,3 +119,19 @@ def test_the_interval_finds_a_difference_of_known_size(runs):
     assert row["difference"] == pytest.approx(-np.mean([h.sum() / 54 for h in hits]))
     assert row["interval"][1] < 0
     assert row["p"] < 0.05
+
+
+def test_accuracy_is_paired_where_all_runs_classified(linear, ridge):
+    study, targets = linear
+    poor = fit("ridge", study, targets, progress=False, penalties=(1e6,), pool_subjects=True)
+    good, bad = (
+        evaluate(d, study, targets, protocols=["classification"], **QUIET | {"rivals": ("mean",)})
+        for d in (ridge, poor)
+    )
+    rows = [row for row in compare({"good": good, "bad": bad}).rows if row["metric"] == "accuracy"]
+    assert [row["run"] for row in rows] == ["good", "bad"]
+    assert rows[0]["direction"] == "classification:label"
+    for row, card in zip(rows, (good, bad), strict=True):
+        assert row["value"] == pytest.approx(card.get("accuracy").value)
+    plain = evaluate(poor, study, targets, protocols=["retrieval"], **QUIET)
+    assert not [row for row in compare({"good": good, "plain": plain}).rows if row["metric"] == "accuracy"]

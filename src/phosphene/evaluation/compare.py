@@ -24,7 +24,7 @@ from phosphene.files import write_json
 
 __all__ = ["Comparison", "compare"]
 
-METRICS = ("top-1", "top-5", "median-rank", "two-way")
+_METRICS = ("top-1", "top-5", "median-rank", "two-way")
 _DIRECTIONS = ("brain_to_image", "image_to_brain")
 # what must agree for two numbers to mean the same
 _MUST_AGREE = {
@@ -52,7 +52,7 @@ class Comparison:
         What the runs agree on.
     rows : list of dict
         ``run, metric, direction, value`` and, but for the reference, ``difference`` to it (run minus reference),
-        ``interval`` and ``p``; cosine, full gallery of each split.
+        ``interval`` and ``p``; cosine, full gallery of each split, and accuracy where all runs classified.
     """
 
     names: list[str]
@@ -182,6 +182,7 @@ def _sorted(record: dict[str, Any]) -> dict[str, Any]:
         **pick,
         "rank": {d: np.asarray(record["rank"][d], dtype=float)[order] for d in _DIRECTIONS},
         "ties": {d: np.asarray(record["ties"][d], dtype=float)[order] for d in _DIRECTIONS},
+        "accuracy": {task: np.asarray(values)[order] for task, values in record.get("accuracy", {}).items()},
     }
 
 
@@ -190,7 +191,10 @@ def _same_stimuli(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
 
 
 def _values(record: dict[str, Any], direction: str, name: str) -> np.ndarray:
-    """Per query, recomputed from rank and ties."""
+    """Per query, recomputed from rank and ties; accuracy as it was stored, its task standing for the direction."""
+    if name == "accuracy":
+        values: np.ndarray = record["accuracy"][direction]
+        return values
     ties = record["ties"][direction]
     greater = record["rank"][direction] - 1 - ties / 2
     values = np.empty(len(ties))
@@ -206,31 +210,30 @@ def _rows(
     reference, *others = records
     weights = _weights(records[reference], subjects, n_boot, seed)
     units = [records[reference][s]["unit"] for s in subjects]
+    everyone = [records[run][subject] for run in records for subject in subjects]
+    tasks = sorted(set.intersection(*(set(record["accuracy"]) for record in everyone)))
+    kinds = [(name, direction) for name in _METRICS for direction in _DIRECTIONS]
     rows: list[dict[str, Any]] = []
-    for name in METRICS:
+    for name, direction in kinds + [("accuracy", task) for task in tasks]:
         chosen = metric(name)
-        for direction in _DIRECTIONS:
-            values = {run: [_values(records[run][s], direction, name) for s in subjects] for run in records}
-            summary = np.median if chosen.summary == "median" else np.mean
-            base: dict[str, Any] = {"metric": name, "direction": direction}
-            for run in records:
-                value = float(np.mean([summary(v) for v in values[run]]))
-                row = {**base, "run": run, "value": value, "difference": None, "interval": None, "p": None}
-                if run in others:
-                    row["difference"] = value - float(np.mean([summary(v) for v in values[reference]]))
-                    boots = np.stack(
-                        [
-                            weighted_summary(a, w, chosen.summary) - weighted_summary(b, w, chosen.summary)
-                            for a, b, w in zip(values[run], values[reference], weights[0], strict=True)
-                        ]
-                    )
-                    row["interval"] = percentile_interval(
-                        bootstrap_people(boots, weights[1] if len(subjects) > 1 else None)
-                    )
-                    if chosen.summary == "mean":
-                        differences = [a - b for a, b in zip(values[run], values[reference], strict=True)]
-                        row["p"] = sign_flip_p(unit_sums(differences, units), n_perm, seed)
-                rows.append(row)
+        values = {run: [_values(records[run][s], direction, name) for s in subjects] for run in records}
+        summary = np.median if chosen.summary == "median" else np.mean
+        base: dict[str, Any] = {"metric": name, "direction": direction}
+        for run in records:
+            value = float(np.mean([summary(v) for v in values[run]]))
+            row = {**base, "run": run, "value": value, "difference": None, "interval": None, "p": None}
+            if run in others:
+                row["difference"] = value - float(np.mean([summary(v) for v in values[reference]]))
+                boots = [
+                    weighted_summary(a, w, chosen.summary) - weighted_summary(b, w, chosen.summary)
+                    for a, b, w in zip(values[run], values[reference], weights[0], strict=True)
+                ]
+                people = weights[1] if len(subjects) > 1 else None
+                row["interval"] = percentile_interval(bootstrap_people(np.stack(boots), people))
+                if chosen.summary == "mean":
+                    differences = [a - b for a, b in zip(values[run], values[reference], strict=True)]
+                    row["p"] = sign_flip_p(unit_sums(differences, units), n_perm, seed)
+            rows.append(row)
     return rows
 
 

@@ -78,7 +78,7 @@ def evaluate(
         ``{"ridge": None, "mindeye-mlp": other_decoder}``.
     protocols : sequence of str, optional
         See `phosphene.evaluation.protocols`. Default: full gallery, pools of 300 x 30 draws where the gallery has
-        more than 300 stimuli, two-way with cosine and with Pearson.
+        more than 300 stimuli, two-way with cosine and with Pearson; classification where the targets are labels.
     class_targets : mapping of class name to (D,) array, optional
         Embeddings of the class names for ``classification:<column>`` (zero-shot); by default each class is the mean
         of its training targets.
@@ -317,7 +317,9 @@ def _setting(
         else label_of(study.stimuli.labels, ids, column)
     )
     smallest = min(len(np.unique(fold.view.trials(p)["stimulus_id"])) for fold in folds for p in people)
-    chosen = resolve(protocols, smallest, csls)
+    encoder = folds[0].targets.encoder
+    label = encoder.config.column if encoder.name == "labels" else None
+    chosen = resolve(protocols, smallest, csls, label)
     units = {f.split: np.array([unit_of[name] for name in f.view.stimulus_ids.tolist()]) for f in folds}
     return Setting(
         protocols=chosen,

@@ -181,8 +181,10 @@ def parse_protocol(name: str) -> Protocol:
     return protocol.with_csls() if found["csls"] else protocol
 
 
-def default_protocols(smallest_gallery: int, csls: bool = False) -> list[Protocol]:
+def default_protocols(smallest_gallery: int, csls: bool = False, label: str | None = None) -> list[Protocol]:
     """Full gallery and two-way; pools of 300 x 30 draws where the smallest gallery has more than 300 stimuli.
+
+    Classification comes first where the targets are labels.
 
     Parameters
     ----------
@@ -190,8 +192,11 @@ def default_protocols(smallest_gallery: int, csls: bool = False) -> list[Protoco
         Candidates of the split (or person) that has the fewest.
     csls : bool
         Add the hubness-corrected retrieval.
+    label : str, optional
+        The label column that the targets stand for.
     """
     names = [
+        *([f"classification:{label}"] if label else []),
         "retrieval",
         *(["retrieval-300x30"] if smallest_gallery > 300 else []),
         "two-way-cosine",
@@ -201,10 +206,12 @@ def default_protocols(smallest_gallery: int, csls: bool = False) -> list[Protoco
     return chosen + ([parse_protocol("retrieval").with_csls()] if csls else [])
 
 
-def resolve(protocols: Sequence[str] | None, smallest_gallery: int, csls: bool) -> list[Protocol]:
+def resolve(
+    protocols: Sequence[str] | None, smallest_gallery: int, csls: bool, label: str | None = None
+) -> list[Protocol]:
     """What `evaluate` was asked for: protocols by name, or the default ones."""
     if protocols is None:
-        return default_protocols(smallest_gallery, csls)
+        return default_protocols(smallest_gallery, csls, label)
     chosen = [parse_protocol(name) for name in dict.fromkeys(protocols)]
     if csls:
         chosen += [p.with_csls() for p in chosen if p.label is None and not p.transductive]

@@ -113,8 +113,8 @@ class Scorecard:
         interval, p``.
     stimuli : list of dict
         Per method and person: stimulus ``ids``, ``split`` and ``unit`` of each, ``rank`` and ``ties`` in both
-        directions among ``candidates``, and, of the method itself, the ``top`` five ids retrieved (cosine, full
-        gallery).
+        directions among ``candidates`` (cosine, full gallery), ``accuracy`` of each classification, and, of the
+        method itself, the ``top`` five ids retrieved.
     audits : dict
         Overlap, leakage, effective rank, closeness to training items, noise ceiling.
     notes : list of str

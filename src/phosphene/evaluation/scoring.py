@@ -167,10 +167,12 @@ def score(data: PersonData, predictors: Sequence[Predictor], setting: Setting) -
         audits.append(_audit(part, predictions, setting.seed))
     for key, parts in outcomes.items():
         _summarise(result, key, parts, data.weights)
+    result.record = _joined(records)
     for protocol in setting.protocols:
         if protocol.label is not None:
-            result.extra[(protocol.name, "brain_to_label", "accuracy")] = _majority(data, protocol, setting)
-    result.record = _joined(records)
+            key = (protocol.name, "brain_to_label", "accuracy")
+            result.extra[key] = _majority(data, protocol, setting)
+            result.record.setdefault("accuracy", {})[protocol.name] = result.values[key].tolist()
     result.audit = _averaged(audits, [len(part.ids) for part in data.folds])
     return result
 
