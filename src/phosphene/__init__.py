@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from phosphene.recordings import Study as Study
     from phosphene.reporting import report as report
     from phosphene.stimuli import StimulusSet as StimulusSet
+    from phosphene.training import DecoderRegressor as DecoderRegressor
     from phosphene.training import fit as fit
 
 # name -> the room it lives in; imported on first use, so that `import phosphene` is instant
 _DOORS = {
     "Decoder": "decoders",
+    "DecoderRegressor": "training",
     "Recording": "recordings",
     "Scorecard": "evaluation",
     "StimulusSet": "stimuli",

@@ -258,7 +258,7 @@ class Decoder(nn.Module, ABC):
         self.eval()
         parts = []
         for start in range(0, max(1, len(responses)), batch_size):
-            block = torch.as_tensor(np.asarray(responses[start : start + batch_size], dtype=np.float32), device=device)
+            block = torch.tensor(np.asarray(responses[start : start + batch_size], dtype=np.float32), device=device)
             prediction = self(block, subject)
             parts.append((prediction.pooled if prediction.tokens is None else prediction.tokens).float().cpu().numpy())
         self.train(training)

@@ -88,7 +88,7 @@ class DecoderRegressor(RegressorMixin, BaseEstimator):
         """Predicted embeddings, ``(n, width)``, or ``(n,)`` where `y` had one axis."""
         check_is_fitted(self, "decoder_")
         X = validate_data(self, X, dtype=np.float32, reset=False)
-        predicted = self.decoder_.predict(X, _SUBJECT)
+        predicted = self.decoder_.predict(X, _SUBJECT).astype(np.float64)
         return predicted[:, 0] if self._flat_output else predicted
 
     def __sklearn_tags__(self) -> Any:
