@@ -243,6 +243,7 @@ def test_the_stable_door() -> None:
         (lambda path: virtual.study(None, wrap=1), "wrap"),
         (lambda path: write_study(path, TINY, subjects=3), "between 1 and 2"),
         (lambda path: write_study(path, TINY, subjects=["sub-7"]), "sub-01, sub-02"),
+        (lambda path: write_study(path, TINY, subjects=[]), "no subjects"),
         (lambda path: write_study(path, TINY, sessions=0), "sessions"),
         (lambda path: record(StimulusSet(["a"]), None), "at least two"),
     ],

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Splits = Mapping[str, Mapping[str, Sequence[str]]]
 _REFERENCE = 400  # stimuli on which the size of the signals is fixed
+_REFERENCE_START = 2**40  # number of the first of them, beyond the scenes of any study
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,15 @@ class _Plan:
     settings: VirtualSettings
     seed: int
     stimuli: StimulusSet
+    reference: StimulusSet
     trials: dict[str, Table]
     splits: Splits
 
-    def cut(self, subjects: Sequence[str], sessions: int | None) -> _Plan:
-        """The first sessions of some people; what nobody sees any more is dropped."""
+    def first_sessions(self, sessions: int | None) -> _Plan:
+        """The first sessions of everybody; what nobody sees any more is dropped."""
         trials = {
             name: table.take(table["session"] <= (sessions or table["session"].max()))
             for name, table in self.trials.items()
-            if name in subjects
         }
         shown = set(np.concatenate([table["stimulus_id"] for table in trials.values()]).tolist())
         splits = {
@@ -78,7 +79,7 @@ class _Plan:
             for split, roles in self.splits.items()
         }
         stimuli = self.stimuli.select([name for name in self.stimuli.ids.tolist() if name in shown])
-        return _Plan(self.settings, self.seed, stimuli, trials, splits)
+        return replace(self, stimuli=stimuli, trials=trials, splits=splits)
 
 
 def make_settings(preset: str | VirtualSettings | None = "small", **settings: Any) -> VirtualSettings:
@@ -125,7 +126,7 @@ def study(preset: str | VirtualSettings | None = "small", seed: int = 0, **setti
 
 def simulate(settings: VirtualSettings, seed: int = 0, *, progress: bool = True) -> VirtualStudy:
     """Simulate a study of procedural scenes in memory, with its ground truth."""
-    plan = _scene_plan(settings, seed)
+    plan = _scene_plan(settings, seed, settings.names)
     with one_thread():
         return _in_memory(replace(plan, stimuli=_looked_at(plan.stimuli)), progress)
 
@@ -162,7 +163,7 @@ def record(
         splits = {"default": {"train": sorted(ids[n_test:].tolist()), "test": sorted(ids[:n_test].tolist())}}
     trials = {name: plan_trials(plan, seed, name, stimuli.ids.tolist(), []) for name in plan.names}
     with one_thread():
-        return _in_memory(_Plan(plan, seed, stimuli, trials, splits), progress)
+        return _in_memory(_Plan(plan, seed, stimuli, _spread(stimuli), trials, splits), progress)
 
 
 def write_study(
@@ -202,12 +203,11 @@ def write_study(
     chosen = _chosen(plan.names, subjects)
     if sessions is not None and sessions < 1:
         raise InputError(f"sessions must be at least 1, found {sessions}")
-    whole = _scene_plan(plan, seed)
-    part = whole.cut(chosen, sessions)
+    part = _scene_plan(plan, seed, chosen).first_sessions(sessions)
     with one_thread(), StudyWriter(path, **_facts(part)) as writer:
         writer.stimuli(part.stimuli)
         for name, trials in part.trials.items():
-            person = calibrated([draw_person(plan, seed, name)], _reference(whole.stimuli))[0]
+            person = calibrated([draw_person(plan, seed, name)], part.reference)[0]
             target = writer.recording(name, trials, person.voxel_table(), dtype=dtype, **_space(person, plan))
             numbers = np.unique(trials["session"]).tolist()
             looked_at = _looked_at(part.stimuli.select(np.unique(trials["stimulus_id"])))
@@ -227,6 +227,8 @@ def _chosen(names: Sequence[str], subjects: int | Sequence[str] | None) -> list[
         if not 1 <= subjects <= len(names):
             raise InputError(f"subjects must be between 1 and {len(names)}, found {subjects}")
         return list(names[:subjects])
+    if len(subjects) == 0:
+        raise InputError("no subjects were named; leave them out to simulate all")
     for name in subjects:
         if name not in names:
             raise unknown("subject", name, names)
@@ -235,7 +237,7 @@ def _chosen(names: Sequence[str], subjects: int | Sequence[str] | None) -> list[
 
 def _in_memory(plan: _Plan, progress: bool) -> VirtualStudy:
     people = [draw_person(plan.settings, plan.seed, name) for name in plan.trials]
-    people = calibrated(people, _reference(plan.stimuli))
+    people = calibrated(people, plan.reference)
     rows = {name: plan.stimuli.rows(table["stimulus_id"]) for name, table in plan.trials.items()}
     seen = {name: np.unique(at) for name, at in rows.items()}
     signal = {p.name: np.empty((len(seen[p.name]), p.n_voxels), dtype=np.float32) for p in people}
@@ -275,74 +277,77 @@ def _space(person: VirtualPerson, settings: VirtualSettings) -> dict[str, Any]:
     }
 
 
-def _reference(stimuli: StimulusSet) -> StimulusSet:
+def _spread(stimuli: StimulusSet) -> StimulusSet:
+    """Up to `_REFERENCE` stimuli from all over the set."""
     rows = np.unique(np.linspace(0, len(stimuli) - 1, min(_REFERENCE, len(stimuli))).round().astype(int))
     return stimuli.select(stimuli.ids[rows])
 
 
-def _scene_plan(settings: VirtualSettings, seed: int) -> _Plan:
+def _scene_plan(settings: VirtualSettings, seed: int, chosen: Sequence[str]) -> _Plan:
     plan = settings.stimuli
-    stimuli, parts = _scenes(plan, seed, settings.names)
+    stimuli, parts = _scenes(plan, seed, settings.names, chosen)
     shared = [*parts["test"], *parts["unseen"]]
-    trials = {
-        name: plan_trials(settings, seed, name, shared, [*parts["common"], *parts[name]]) for name in settings.names
-    }
-    train = [*parts["common"], *(stimulus for name in settings.names for stimulus in parts[name])]
+    trials = {name: plan_trials(settings, seed, name, shared, [*parts["common"], *parts[name]]) for name in chosen}
+    train = [*parts["common"], *(stimulus for name in chosen for stimulus in parts[name])]
     roles = {"train": train, "test": parts["test"], "unseen": parts["unseen"]}
     splits = {"default": {role: ids for role, ids in roles.items() if ids}}
-    return _Plan(settings, seed, stimuli, trials, splits).cut(settings.names, None)
+    # scenes that are in no study: the size of a person's signals does not depend on who else takes part
+    reference = _family(plan, _REFERENCE, seed, _REFERENCE_START)
+    return _Plan(settings, seed, stimuli, reference, trials, splits).first_sessions(None)
 
 
-def _scenes(plan: StimulusSettings, seed: int, names: Sequence[str]) -> tuple[StimulusSet, dict[str, list[str]]]:
-    """The scenes of a study, rendered when looked at, and their ids by part."""
+def _scenes(
+    plan: StimulusSettings, seed: int, everybody: Sequence[str], chosen: Sequence[str]
+) -> tuple[StimulusSet, dict[str, list[str]]]:
+    """The scenes that the chosen people see, rendered when looked at, and their ids by part.
+
+    The numbers of a part's scenes depend on the whole study, so that leaving people out changes no scene.
+    """
+    sizes = {"test": plan.test, "common": plan.common, **dict.fromkeys(everybody, plan.own), "unseen": plan.unseen}
+    start, sets = 0, {}
+    for part, size in sizes.items():
+        if size and (part not in everybody or part in chosen):
+            sets[part] = _family(plan, size, seed, start, "unseen" if part == "unseen" else "train")
+        start += size
+    return _joined(list(sets.values())), {part: sets[part].ids.tolist() if part in sets else [] for part in sizes}
+
+
+def _family(plan: StimulusSettings, n: int, seed: int, start: int, role: str = "train") -> StimulusSet:
     from phosphene.stimuli.scenes import scene_set
 
-    sizes = {"test": plan.test, "common": plan.common, **dict.fromkeys(names, plan.own)}
-    total = sum(sizes.values())
-    stimuli = _family(scene_set, plan, total, seed=seed, holdout="train" if plan.holdout else None)
-    edges = np.cumsum([0, *sizes.values()])
-    parts = {part: stimuli.ids[a:b].tolist() for part, a, b in zip(sizes, edges[:-1], edges[1:], strict=True)}
-    parts["unseen"] = []
-    if plan.unseen:
-        unseen = _family(scene_set, plan, plan.unseen, seed=seed, start=total, holdout="unseen")
-        parts["unseen"] = unseen.ids.tolist()
-        stimuli = _joined(stimuli, unseen)
-    return stimuli, parts
+    if plan.holdout is None:
+        return scene_set(n, seed, plan.size, start, captions=plan.captions)
+    return scene_set(n, seed, plan.size, start, role, plan.captions, rule=plan.holdout)
 
 
-def _family(scene_set: Any, plan: StimulusSettings, n: int, **words: Any) -> StimulusSet:
-    rule = {"rule": plan.holdout} if plan.holdout else {}
-    scenes: StimulusSet = scene_set(n, size=plan.size, captions=plan.captions, **words, **rule)
-    return scenes
-
-
-def _joined(first: StimulusSet, second: StimulusSet) -> StimulusSet:
-    """Two sets of scenes with the same columns, one after the other; pixels stay lazy."""
-    columns = first.labels.columns
+def _joined(sets: Sequence[StimulusSet]) -> StimulusSet:
+    """Sets of scenes one after the other; pixels stay lazy."""
     return StimulusSet(
-        np.concatenate([first.ids, second.ids]),
-        pixels=_Stacked(first, second),
-        captions=[*first.captions, *second.captions],
-        labels={name: np.concatenate([first.labels[name], second.labels[name]]) for name in columns},
-        hashes=np.concatenate([first.hashes, second.hashes]),
+        np.concatenate([one.ids for one in sets]),
+        pixels=_Stacked(sets),
+        captions=[captions for one in sets for captions in one.captions],
+        labels={name: np.concatenate([one.labels[name] for one in sets]) for name in sets[0].labels.columns},
+        hashes=np.concatenate([one.hashes for one in sets]),
     )
 
 
 class _Stacked:
-    """Pixels of two sets, read when asked for."""
+    """Pixels of several sets, read when asked for."""
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, first: StimulusSet, second: StimulusSet) -> None:
-        self._sets = first, second
-        self.shape = (len(first) + len(second), *(first.frame_shape or ()))
+    def __init__(self, sets: Sequence[StimulusSet]) -> None:
+        self._sets = sets
+        self._edges = np.cumsum([0, *map(len, sets)])
+        self.shape = (int(self._edges[-1]), *(sets[0].frame_shape or ()))
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         wanted = np.arange(self.shape[0])[rows]
-        first, second = self._sets
-        late = wanted >= len(first)
         pixels = np.empty((len(wanted), *self.shape[1:]), dtype=np.uint8)
-        pixels[~late], pixels[late] = first.pixels(wanted[~late]), second.pixels(wanted[late] - len(first))
+        owner = np.searchsorted(self._edges, wanted, side="right") - 1
+        for number in np.unique(owner):
+            here = owner == number
+            pixels[here] = self._sets[number].pixels(wanted[here] - self._edges[number])
         return pixels
 
 
