@@ -36,7 +36,9 @@ def report_text(
 def _stimulus_words(stimuli: dict[str, Any]) -> str:
     shape = stimuli["frame_shape"]
     looks = "no pictures" if shape is None else " x ".join(map(str, shape[:-1])) + " pixels"
-    labels = ", ".join(stimuli["labels"]) or "none"
+    names = stimuli["labels"]
+    more = f" and {len(names) - 6} more" if len(names) > 8 else ""
+    labels = (", ".join(names[:6] if more else names) or "none") + more
     return f"{stimuli['n']} ({looks}, {stimuli['captions']} captions, labels: {labels})"
 
 
