@@ -18,7 +18,7 @@ from phosphene.encoders.pixels import PixelGridEncoder
 from phosphene.errors import InputError
 from phosphene.stimuli import StimulusSet
 
-NAMES = ["gabor", "pixels", "tfidf-svd4", "labels", "labels:room"]
+NAMES = ["gabor", "pixels", "tfidf-svd4", "labels", "labels:room", "z:pixels", "z:tfidf-svd4", "z:labels:room"]
 
 
 def _fitted(name: str, stimuli: StimulusSet) -> Encoder:
@@ -60,7 +60,7 @@ def test_identity_is_the_same_in_another_process() -> None:
         "s = StimulusSet(['a', 'b', 'c'], captions=[['a red ball'], ['two dogs'], ['the sea']],"
         " labels={'label': ['x', 'y', 'x']})\n"
         "for n in ('gabor', 'pixels'): print(make_encoder(n).identity)\n"
-        "for n in ('tfidf-svd2', 'labels'): print(make_encoder(n).fit(s).identity)\n"
+        "for n in ('tfidf-svd2', 'labels', 'z:tfidf-svd2'): print(make_encoder(n).fit(s).identity)\n"
     )
     seen = set()
     for seed, threads in (("1", "1"), ("2", "2")):
@@ -70,7 +70,7 @@ def test_identity_is_the_same_in_another_process() -> None:
         )
         seen.add(done.stdout)
     assert len(seen) == 1
-    assert len(set(seen.pop().split())) == 4
+    assert len(set(seen.pop().split())) == 5
 
 
 def test_identity_tells_settings_and_training_apart(stimuli: StimulusSet) -> None:
@@ -95,7 +95,7 @@ def test_unfitted_encoder_says_what_to_do(stimuli: StimulusSet, tmp_path: Path) 
         make_encoder("gabor").fit(stimuli)
 
 
-@pytest.mark.parametrize("name", ["gabro", "tfidf-svd", "gabor:3", "labels:", "hf-text:", ""])
+@pytest.mark.parametrize("name", ["gabro", "tfidf-svd", "gabor:3", "labels:", "hf-text:", "", "given"])
 def test_unknown_name_lists_the_known(name: str) -> None:
     with pytest.raises(
         InputError, match=r"unknown encoder .*gabor.*hf-text:MODEL.*labels.*minilm.*pixels.*tfidf-svd30"
@@ -116,6 +116,8 @@ def test_wrong_settings_are_named() -> None:
         make_encoder("tfidf-svd30", components=20)
     with pytest.raises(InputError, match="hf:HUB-NAME"):
         make_encoder("hf")
+    with pytest.raises(InputError, match="needs the encoder to standardise"):
+        make_encoder("z")
 
 
 def test_stimuli_without_what_is_read() -> None:

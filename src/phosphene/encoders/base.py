@@ -87,6 +87,11 @@ class Encoder(ABC):
         return self.name
 
     @property
+    def saved_label(self) -> str:
+        """The name under which `make_encoder` builds a saved one again: without folders."""
+        return self.label
+
+    @property
     def is_fitted(self) -> bool:
         """Whether it can encode."""
         return not self.needs_fit or self.fitted_on is not None

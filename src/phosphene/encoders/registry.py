@@ -87,8 +87,11 @@ def _parse(name: str) -> tuple[str, dict[str, Any]]:
     if counted:
         return TfidfSvdEncoder.name, {"components": int(counted.group(1))}
     family, colon, argument = name.partition(":")
-    if family not in ENCODERS or (colon and (family not in _ARGUMENTS or not argument)):
+    # "given" stands for arrays made elsewhere: it is loaded with them, not built
+    if family not in ENCODERS or family == GivenEncoder.name or (colon and (family not in _ARGUMENTS or not argument)):
         raise unknown("encoder", name, _SPELLINGS)
     if not colon and family in ("hf", "hf-text"):
         raise InputError(f"encoder {name!r} needs a model: {name}:HUB-NAME or {name}:LOCAL-FOLDER")
+    if not colon and family == "z":
+        raise InputError("encoder 'z' needs the encoder to standardise: z:gabor, z:minilm ...")
     return family, {_ARGUMENTS[family]: argument} if colon else {}

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from phosphene.encoders.base import EncodedBatch, Encoder, EncoderConfig
+from phosphene.files import digest
 
 if TYPE_CHECKING:
     from phosphene.stimuli import StimulusSet
@@ -32,7 +33,7 @@ class StandardisedConfig(EncoderConfig):
         Its settings.
     """
 
-    inner: str = "gabor"
+    inner: str
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -53,15 +54,21 @@ class StandardisedEncoder(Encoder):
         self.inner = make_encoder(self.config.inner, **self.config.settings)
         self.batch_size = self.inner.batch_size
         self._moments: dict[str, np.ndarray] = {}
+        self._trained = ""
 
     @property
     def label(self) -> str:
-        return f"z:{self.inner.label}"
+        return f"{self.name}:{self.inner.label}"
+
+    @property
+    def saved_label(self) -> str:
+        return f"{self.name}:{self.inner.saved_label}"
 
     def _fit(self, stimuli: StimulusSet) -> None:
         if self.inner.needs_fit:
             self.inner.fit(stimuli)
         self.inner.device = self.device
+        self._trained = digest(*sorted(self.inner.keys(stimuli).tolist()))
         total: dict[str, Any] = {}
         square: dict[str, Any] = {}
         for start in range(0, len(stimuli), _BLOCK):
@@ -89,17 +96,25 @@ class StandardisedEncoder(Encoder):
     def keys(self, stimuli: StimulusSet) -> np.ndarray:
         return self.inner.keys(stimuli)
 
+    # As everywhere the identity holds what was learnt from, not the floats that came of it: their last bits depend on
+    # threads and devices. The floats have a checksum on disk.
     def _facts(self) -> dict[str, Any]:
-        from phosphene.files import digest
+        return {"inner": self.inner.identity, "trained": self._trained}
 
-        moments = digest(*(self._moments[name] for name in sorted(self._moments)))
-        return {"inner": self.inner.identity, "moments": moments}
+    def _identity_config(self) -> dict[str, Any]:
+        return {}  # the identity of the inner encoder holds its settings, and no folder names
+
+    def _saved_config(self) -> dict[str, Any]:
+        settings = self.inner._saved_config()
+        for spelled in ("source", "column", "components", "inner"):
+            settings.pop(spelled, None)
+        return {"inner": self.inner.saved_label, "settings": settings}
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {**self._moments, **{f"inner.{name}": array for name, array in self.inner._arrays().items()}}
 
     def _notes(self) -> dict[str, Any]:
-        return {"inner": self.inner._notes()}
+        return {"inner": self.inner._notes(), "trained": self._trained}
 
     def _restore(self, arrays: dict[str, np.ndarray], notes: dict[str, Any]) -> None:
         if self.inner.needs_fit:
@@ -107,4 +122,4 @@ class StandardisedEncoder(Encoder):
         own = {name: array for name, array in arrays.items() if not name.startswith("inner.")}
         inner = {name[len("inner.") :]: array for name, array in arrays.items() if name.startswith("inner.")}
         self.inner._restore(inner, notes["inner"])
-        self._moments = own
+        self._moments, self._trained = own, notes["trained"]

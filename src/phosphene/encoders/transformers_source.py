@@ -220,6 +220,10 @@ class TransformersEncoder(Encoder):
         source = self.source
         return f"{self.name}:{Path(source).name if Path(source).is_absolute() else source}"
 
+    @property
+    def saved_label(self) -> str:
+        return f"{self.name}:{self._saved_config()['source']}" if "source" in self._saved_config() else self.label
+
     def locate(self, folder: str | Path) -> None:
         """Say where the model's files are, for a loaded encoder whose model is not where its name says."""
         if not (Path(folder) / "config.json").is_file():
