@@ -1,0 +1,108 @@
+"""Studies and views: scaling from training rows, averages, splits, and a test part out of reach."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from phosphene.errors import InputError
+from phosphene.recordings import Recording, Study
+from phosphene.stimuli import StimulusSet
+from phosphene.table import Table
+
+
+def test_views_hold_their_role_only(made_study):
+    train, test = made_study.split("train"), made_study.split("test")
+    assert set(train.stimulus_ids) & set(test.stimulus_ids) == set()
+    assert set(train.trials("sub-01")["stimulus_id"]) == set(train.stimulus_ids)
+    assert train.stimuli.ids.tolist() == train.stimulus_ids.tolist()
+    with pytest.raises(InputError, match="10 stimuli are not in the train part"):
+        train.restrict(test.stimulus_ids)
+    with pytest.raises(IndexError):
+        train.responses("sub-01", [train.n_trials("sub-01")])
+    public = [getattr(train, name) for name in dir(train) if not name.startswith("_")]
+    assert not any(isinstance(thing, Study | Recording) for thing in public)
+
+
+def test_sessions_are_scaled_by_training_trials_only(made_study):
+    train = made_study.split("train")
+    sessions = train.trials("sub-01")["session"]
+    scaled = train.responses("sub-01")
+    for session in (1, 2):
+        here = scaled[sessions == session]
+        np.testing.assert_allclose(here.mean(axis=0), 0, atol=1e-4)
+        np.testing.assert_allclose(here.std(axis=0), 1, atol=1e-4)
+
+    loud = made_study.recordings["sub-01"]
+    responses = np.array(loud.responses)
+    responses[np.isin(loud.trials["stimulus_id"], made_study.split("test").stimulus_ids)] *= 100
+    changed = Study(
+        made_study.stimuli,
+        [Recording("sub-01", responses, loud.trials, loud.voxels)],
+        {"default": made_study.roles()},
+    )
+    np.testing.assert_array_equal(changed.split("train").responses("sub-01"), scaled)
+
+
+def test_a_new_person_is_scaled_by_own_responses_and_it_is_said(made_study, caplog):
+    everything = made_study.with_splits({"new": {"test": made_study.stimuli.ids}}).using("new")
+    responses = everything.split("test").responses("sub-02")
+    np.testing.assert_allclose(responses.mean(axis=0), 0, atol=1e-4)
+    assert "no training trials" in caplog.text
+
+
+def test_averages_over_repeats(made_study):
+    view = made_study.split("test")
+    ids, averaged = view.averaged("sub-02")
+    _, first = view.averaged("sub-02", max_repeats=1)
+    shown, responses = view.trials("sub-02")["stimulus_id"], view.responses("sub-02")
+    for row, name in enumerate(ids):
+        np.testing.assert_allclose(averaged[row], responses[shown == name].mean(axis=0), atol=1e-5)
+        np.testing.assert_allclose(first[row], responses[shown == name][0], atol=1e-6)
+
+
+def test_moments_agree_with_numpy(made_study):
+    view = made_study.split("train")
+    mean, deviation = view.moments("sub-01")
+    np.testing.assert_allclose(mean, view.responses("sub-01").mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(deviation, view.responses("sub-01").std(axis=0), atol=1e-5)
+
+
+def test_constant_voxels_stay_finite():
+    voxels = Table({"voxel": [0, 1]})
+    trials = Table({"stimulus_id": [f"s{i}" for i in range(24)], "session": np.repeat([1, 2], 12)})
+    responses = np.stack([np.full(24, 7.0), np.arange(24.0)], axis=1).astype(np.float32)
+    stimuli = StimulusSet(trials["stimulus_id"])
+    study = Study(stimuli, [Recording("sub-01", responses, trials, voxels)], {"default": {"train": stimuli.ids}})
+    scaled = study.split("train").responses("sub-01")
+    assert np.all(scaled[:, 0] == 0)
+    assert np.isfinite(scaled).all()
+
+
+def test_units_keep_stimuli_together(made_study):
+    assert made_study.split("train").units.tolist() == made_study.split("train").stimulus_ids.tolist()
+    by_category = Study(made_study.stimuli, made_study.recordings, {"default": made_study.roles()}, unit="category")
+    assert set(by_category.split("test").units) == {"x", "y"}
+    with pytest.raises(InputError, match=r"unknown unit.*'colour'.*category, hue"):
+        Study(made_study.stimuli, made_study.recordings, unit="colour")
+
+
+def test_wrong_studies_are_refused(made_study):
+    person = made_study.recordings["sub-01"]
+    with pytest.raises(InputError, match="trials table has 79 rows, the responses have 80 trials"):
+        Recording("sub-01", person.responses, person.trials.take(slice(79)), person.voxels)
+    with pytest.raises(InputError, match="voxels table has 5 rows, the responses have 30"):
+        Recording("sub-01", person.responses, person.trials, person.voxels.take(slice(5)))
+    with pytest.raises(InputError, match="needs a column stimulus_id"):
+        Recording("sub-01", person.responses, Table({"run": np.ones(80)}), person.voxels)
+    with pytest.raises(InputError, match="stimulus ids of the trials table are not among the 5"):
+        Study(made_study.stimuli.select(made_study.stimuli.ids[:5]), [person])
+    with pytest.raises(InputError, match="stimuli have two roles, such as s00"):
+        Study(made_study.stimuli, [person], {"default": {"train": ["s00", "s01"], "test": ["s00"]}})
+    for wrong, message in (("tset", r"unknown role .*'tset'; did you mean 'test'"), ("validation", "Known: all, test")):
+        with pytest.raises(InputError, match=message):
+            made_study.split(wrong)
+    with pytest.raises(InputError, match=r"unknown split 'fold-0'.*default"):
+        made_study.using("fold-0")
+    with pytest.raises(InputError, match=r"unknown subject 'sub-09'.*sub-01, sub-02"):
+        made_study.split("train").responses("sub-09")
