@@ -2,8 +2,8 @@
 
     python benchmarks/gallery_search.py [--items 1000000] [--width 256] [--queries 200]
 
-Items lie around 2,000 centres, as embeddings of pictures do; a query is an item with noise. Exact search over the same
-items is the reference for time and for recall. Results go to benchmarks/results/gallery_search.json.
+Items are Gaussian with standard deviations that fall as 1 / sqrt(k), without clusters (which would make it easy); a query
+is an item with half as much noise. Exact search over the same items is the reference for time and for recall. Results go to benchmarks/results/gallery_search.json.
 """
 
 from __future__ import annotations
@@ -25,17 +25,15 @@ RESULTS = Path(__file__).parent / "results" / "gallery_search.json"
 
 
 def items_and_queries(n: int, width: int, queries: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Clustered items (n, width) and noisy copies of some of them."""
+    """Items (n, width) with a decaying spectrum and no clusters to help, and noisy copies of some of them."""
     generator = np.random.default_rng(seed)
-    centres = generator.standard_normal((2000, width), dtype=np.float32)
+    scale = (1 + np.arange(width, dtype=np.float32)) ** -0.5
     items = np.empty((n, width), dtype=np.float32)
     for start in range(0, n, 100_000):
         rows = slice(start, min(start + 100_000, n))
-        size = rows.stop - rows.start
-        items[rows] = centres[generator.integers(0, 2000, size)]
-        items[rows] += 0.8 * generator.standard_normal((size, width), dtype=np.float32)
+        items[rows] = scale * generator.standard_normal((rows.stop - rows.start, width), dtype=np.float32)
     picked = generator.choice(n, queries, replace=False)
-    return items, items[picked] + 0.8 * generator.standard_normal((queries, width), dtype=np.float32)
+    return items, items[picked] + 0.5 * scale * generator.standard_normal((queries, width), dtype=np.float32)
 
 
 def timed(gallery: Gallery, queries: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:

@@ -311,6 +311,10 @@ def test_leakage_is_refused(linear, ridge):
     elsewhere = fit("ridge", crossed.using("other"), targets, progress=False)
     with pytest.raises(LeakageError, match="training part of split 'other', which holds 15"):
         evaluate(elsewhere, crossed, targets, rivals=(), **QUIET)
+    # the same study without the split it was fitted on: nothing left to check it by
+    card = evaluate(elsewhere, study, targets, rivals=(), **QUIET)
+    assert "could not be checked" in card.notes[0]
+    assert not evaluate(ridge, crossed, targets, rivals=(), **QUIET).notes
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from phosphene.evaluation.rivals import RIVALS, Predictor
 from phosphene.evaluation.scorecard import Scorecard
 from phosphene.evaluation.scoring import Fold, PersonResult, Setting, label_of, make_classes, prepare, score
 from phosphene.evaluation.statistics import Resampler, Shuffler
+from phosphene.files import digest
 
 if TYPE_CHECKING:
     from phosphene.decoders import Decoder
@@ -117,7 +118,7 @@ def evaluate(
         raise InputError(f"repeats must be at least 1, or None for all of them; found {repeats}")
     folds = _folds(decoder, study, targets, role, progress)
     people = _people(folds, study, subjects)
-    notes: list[str] = []
+    notes = _doubts(folds)
     contenders = _contenders(name or folds[0].decoder.name, folds, rivals, notes)
     setting = _setting(folds, study, people, protocols, class_targets, repeats, seed, n_boot, n_perm, unit, csls)
     results: dict[str, dict[str, PersonResult]] = {method: {} for method in contenders}
@@ -173,6 +174,7 @@ def _folds(
         raise InputError("there is no decoder to evaluate: the mapping of split names to decoders is empty")
     if isinstance(targets, Mapping) and (missing := sorted(set(decoders) - set(targets))):
         raise unknown("split of the targets", missing[0], targets)
+    log.debug("study %s", study.digest)  # computed once: what `using` copies shares it
     folds = []
     for split, one in decoders.items():
         here = study.using(split) if split in study.split_names or role != "all" else study
@@ -222,6 +224,22 @@ def _check_leakage(fold: Fold, study: Study) -> None:
             f"the decoder was fitted on the training part of split {trained!r}, which holds {len(leaked)} of the "
             f"{len(scored)} stimuli to be scored ({fold.view.role} of {fold.split!r}), such as {', '.join(leaked[:3])}"
         )
+
+
+def _doubts(folds: Sequence[Fold]) -> list[str]:
+    """Decoders whose training stimuli cannot be held against the scored ones: their provenance names another set."""
+    notes = []
+    for fold in folds:
+        facts = fold.decoder.provenance
+        known = None if fold.train is None else digest(*sorted(fold.train.stimulus_ids.tolist()))
+        same_study = facts.get("study") == fold.study.name and facts.get("study_digest") != fold.study.digest
+        if same_study and facts.get("training_stimuli") != known:
+            notes.append(
+                f"the decoder of split {fold.split!r} was fitted on other training stimuli of a study named "
+                f"{fold.study.name!r}: that it never saw the scored stimuli could not be checked"
+            )
+            log.warning("%s", notes[-1])
+    return notes
 
 
 def _people(folds: Sequence[Fold], study: Study, subjects: Sequence[str] | None) -> list[str]:

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 EXACT_UP_TO = 100_000
 FORMAT = "phosphene-gallery/1"
 _BLOCK_VALUES = 2**25
+_FEWEST_PROBES = 8
 _POINTS_PER_CELL = 64  # training vectors of an inverted file, a cell
 
 
@@ -102,7 +103,7 @@ class Gallery:
         ``"auto"``: FAISS (extra ``search``) for more than `EXACT_UP_TO` items. FAISS looks only into the parts of the
         gallery nearest to a query, so that it may miss an item; what it finds has its exact similarity.
     probes : int, optional
-        Parts FAISS looks into, out of about ``sqrt(n)``; default one in 16.
+        Parts FAISS looks into, out of about ``sqrt(n)``; default one in 32, at least 8.
 
     Raises
     ------
@@ -260,7 +261,7 @@ class Gallery:
         size = max(1, _BLOCK_VALUES // width)
         for start in range(0, n, size):
             index.add(_directions(self.embeddings[start : start + size]))
-        index.nprobe = self.probes or max(1, cells // 16)
+        index.nprobe = self.probes or max(min(cells, _FEWEST_PROBES), cells // 32)
         return index
 
     def save(self, path: str | Path) -> Path:
