@@ -246,20 +246,11 @@ def _prepare(
     counts = {samples.subject: len(samples) for samples in people}
     sampler = BatchSampler(counts, config.batch_size, seed, fabric.world_size)
     total_steps = config.epochs * sampler.steps_per_epoch
-    validation = None
-    if aside.any():
-        held_out, held_out_rows = _samples(view, ids[aside], targets, kind, "average")
-        held_out = [samples for samples in held_out if len(samples) > 1]
-        if not held_out:
-            raise InputError(
-                f"nobody saw two of the {aside.sum()} validation stimuli; raise training.validation_fraction, or set 0"
-            )
-        validation = held_out, held_out_rows
-    sources: list[PersonSamples | TargetRows] = [
-        *people,
-        rows,
-        *([*validation[0], validation[1]] if validation else []),
-    ]
+    validation = _validation(view, ids[aside], targets, kind) if aside.any() else None
+    sources: list[PersonSamples | TargetRows] = [*people, rows]
+    if validation is not None:
+        sources.extend(validation[0])
+        sources.append(validation[1])
     step = sum(share * (4 * view.n_voxels(name) + rows.row_bytes) for name, share in sampler.shares.items())
     budget, ahead = plan_memory(config.memory_gb, sum(source.nbytes for source in sources), step)
     for source in sources:
@@ -287,6 +278,18 @@ def _units(view: StudyView, config: TrainingConfig) -> np.ndarray:
     if config.validation_unit not in labels:
         raise unknown("training.validation_unit: label column", config.validation_unit, labels.columns)
     return labels[config.validation_unit].astype(str)
+
+
+def _validation(
+    view: StudyView, ids: np.ndarray, targets: Targets, kind: str
+) -> tuple[list[PersonSamples], TargetRows]:
+    people, rows = _samples(view, ids, targets, kind, "average")
+    people = [samples for samples in people if len(samples) > 1]
+    if not people:
+        raise InputError(
+            f"nobody saw two of the {len(ids)} validation stimuli; raise training.validation_fraction, or set it 0"
+        )
+    return people, rows
 
 
 def _samples(
