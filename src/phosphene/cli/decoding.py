@@ -210,12 +210,27 @@ def decode(
     split: Splits = None,
 ) -> None:
     """Decode responses to unknown stimuli: predicted embeddings, and the best matches of a gallery."""
-    from phosphene.cli.everyday import decode_file
+    import numpy as np
+
+    from phosphene.errors import InputError
+    from phosphene.recordings import Study
+    from phosphene.rendering import Gallery
+    from phosphene.rendering import decode as run
 
     decoders = _fitted(decoder, split)
     if len(decoders) > 1:
-        from phosphene.errors import InputError
-
         raise InputError(f"{decoder} holds {len(decoders)} decoders; choose one with --split: {', '.join(decoders)}")
-    decode_file(next(iter(decoders.values())), recording, gallery, out, subject=subject, top=top, average=average)
+    fitted = next(iter(decoders.values()))
+    if fitted.encoder is None:
+        raise InputError(f"{decoder} was saved without its encoder; a gallery cannot be encoded like its targets")
+    items = Gallery.from_path(gallery, fitted.encoder, fitted.target_kind, progress=progress_wanted())
+    if recording.suffix == ".npy":
+        try:
+            responses = np.load(recording, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{recording} is not a readable array of numbers: {error}") from error
+        run(fitted, responses, items, subject=subject, top=top, average=average, out_dir=out)
+    else:
+        with Study.open(recording) as study:
+            run(fitted, study, items, subject=subject, top=top, average=average, out_dir=out)
     typer.echo(out)
