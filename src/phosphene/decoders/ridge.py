@@ -192,9 +192,9 @@ class Ridge(Decoder):
         chosen = torch.tensor(penalties, dtype=dtype, device=device)[error.argmin(dim=0)]
         weight, intercept = ridge_weights(x, y, chosen)
         if components is not None:
-            self.register_buffer("components", components.float())
+            self.register_buffer("components", components.float().contiguous())
             intercept = intercept @ components + offset
-        self.register_buffer(f"weight_{at}", weight.float())
+        self.register_buffer(f"weight_{at}", weight.float().contiguous())
         self.register_buffer(f"intercept_{at}", intercept.float())
         middle = float(chosen.median()) / scale
         self.provenance["penalty"][who] = middle

@@ -58,7 +58,7 @@ def test_arrays(folder, tmp_path):
 
 def test_folds_by_label_and_the_stated_holdout(folder, tmp_path):
     with Study.open(import_folder(folder, tmp_path / "a.h5", folds_column="category")) as study:
-        assert study.split_names == ["category-x", "category-y", "default"]
+        assert study.split_names == ["default", "category-x", "category-y"]
         assert set(study.using("category-y").split("test").units) == {"y"}
     (folder / "splits.tsv").unlink()
     with Study.open(import_folder(folder, tmp_path / "b.h5")) as study:
@@ -165,7 +165,7 @@ class Trap:
             "1 stimulus ids of the trials table are not among the 6 stimuli, such as zz",
         ),
         (
-            lambda f: Table({"stimulus_id": ["s0", "s0"]}).write_tsv(f / "stimuli.tsv"),
+            lambda f: Table({"stimulus_id": [f"s{i}" for i in range(6)] + ["s0"]}).write_tsv(f / "stimuli.tsv"),
             "1 stimulus ids occur more than once",
         ),
         (

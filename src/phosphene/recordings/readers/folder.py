@@ -239,6 +239,10 @@ def _from_array(folder: Path, path: Path, trials: Table, facts: RecordingFacts) 
         raise InputError(f"{path}: responses must be numbers (trials, voxels), found {source.dtype} {source.shape}")
     if (folder / "voxels.tsv").exists():
         voxels = Table.read_tsv(folder / "voxels.tsv")
+        if len(voxels) != source.shape[1]:
+            raise InputError(
+                f"{folder}: the voxels table has {len(voxels)} rows, the responses have {source.shape[1]} voxels"
+            )
     else:
         voxels = Table({"voxel": np.arange(source.shape[1])})
     made_from = {"responses": path.name, "mask": "none"}
