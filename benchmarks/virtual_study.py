@@ -63,6 +63,7 @@ def nsd(seed: int, subjects: int, sessions: int) -> dict[str, Any]:
         "whole_gigabytes_of_responses": all_values * 4 / 1e9,
         "whole_gigabytes_of_pictures_at_most": all_stimuli * whole.stimuli.size**2 * 3 / 1e9,
         "whole_minutes_by_extrapolation": taken["wall_s"] / 60 * all_values / values,
+        "whole_processor_minutes_by_extrapolation": taken["cpu_s"] / 60 * all_values / values,
     }
 
 
