@@ -16,8 +16,7 @@ from phosphene.table import Table
 __all__ = ["RAMP", "brain_views", "region_bars", "region_means", "sheet_views", "volume_views"]
 
 _COLOURS = matplotlib.colormaps["inferno"].resampled(256)(np.linspace(0.08, 0.97, 256))[:, :3]
-_EMPTY = np.array([128, 132, 146, 70], np.uint8)  # measured, but carrying nothing: grey on light and dark paper
-_EDGE = np.array([128, 132, 146, 190], np.uint8)
+_EDGE = np.array([128, 132, 146, 190], np.uint8)  # seen on light and on dark paper
 
 RAMP = ",".join(
     "#" + "".join(f"{round(255 * channel):02x}" for channel in _COLOURS[k]) for k in np.linspace(0, 255, 9).astype(int)
@@ -171,7 +170,6 @@ def _paint(flat: np.ndarray) -> np.ndarray:
     image = np.zeros((*flat.shape, 4), np.uint8)
     image[..., :3] = np.round(255 * _COLOURS[np.round(255 * level).astype(int)])
     image[..., 3] = np.where(measured, 255, 0)
-    image[measured & (level <= 0)] = _EMPTY
     image[binary_dilation(measured) & ~measured] = _EDGE
     return image
 
@@ -216,7 +214,8 @@ def _sheet(
 
 def _spot(area: np.ndarray) -> tuple[float, float]:
     """Row and column for a name: where the region is widest, as the middle of a split one may lie in another."""
-    inside = distance_transform_edt(area)
+    # the border of the picture is an edge as well
+    inside = distance_transform_edt(np.pad(area, 1))[1:-1, 1:-1]
     wide = np.argwhere(inside >= 0.9 * inside.max())
     nearest = wide[np.argmin(((wide - np.argwhere(area).mean(axis=0)) ** 2).sum(axis=1))]
     return float(nearest[0]), float(nearest[1])
