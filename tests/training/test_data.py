@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from phosphene.encoders import Targets
+from phosphene.encoders import Targets, make_encoder
 from phosphene.recordings import Study
 from phosphene.training.data import Budget, PersonSamples, StepLoader, TargetRows, plan_memory
 from phosphene.training.sampling import BatchSampler
@@ -165,3 +167,24 @@ def test_half_precision_targets_stay_as_stored(tiny):
     rows.hold(Budget(1e-3))
     assert rows.held
     np.testing.assert_array_equal(rows.read(np.arange(30)), before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc to read resident pages from")
+def test_pages_of_stored_targets_are_let_go_and_come_back(tmp_path):
+    import resource
+
+    stored = np.arange(2**22, dtype=np.float32).reshape(64, 2**8, 2**8)
+    np.save(tmp_path / "tokens.npy", stored)
+    mapped = np.load(tmp_path / "tokens.npy", mmap_mode="r")
+    targets = Targets([f"s{i}" for i in range(64)], mapped, np.zeros((64, 1), np.float32), make_encoder("gabor"))
+    rows = TargetRows(targets, targets.ids, "tokens")
+    page = resource.getpagesize()
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[2]) * page  # file-backed pages
+
+    rows.read(np.array([0]))
+    before = resident()
+    for start in range(0, 64, 8):
+        np.testing.assert_array_equal(rows.read(np.arange(start, start + 8)), stored[start : start + 8].reshape(8, -1))
+    assert resident() - before < stored.nbytes // 4

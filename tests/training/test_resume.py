@@ -71,13 +71,14 @@ def test_an_exception_after_some_steps_loses_nothing(tiny, whole, tmp_path, monk
     assert resumed.provenance["curves"] == whole[0].provenance["curves"]
 
 
-def test_ctrl_c_leaves_a_run_that_goes_on(tiny, whole, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_a_run_that_goes_on(tiny, whole, tmp_path, monkeypatch, number):
     decode = Tiny._decode
 
     def interrupted(self, responses, subject):
         if self.training and not hasattr(self, "hit"):
             self.hit = True
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         return decode(self, responses, subject)
 
     monkeypatch.setattr(Tiny, "_decode", interrupted)
@@ -138,3 +139,20 @@ def test_nothing_but_plain_files(tiny, tmp_path):
     suffixes = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
     assert suffixes <= {".json", ".jsonl", ".safetensors", ".tsv", ".md"}
     assert json.loads((tmp_path / "config.json").read_text())["training"]["epochs"] == 4
+
+
+def test_a_damaged_checkpoint_is_named(tiny, tmp_path, monkeypatch):
+    step = _Run.step
+
+    def failing(self, batch):
+        if self.counters.step == 9:
+            raise MemoryError
+        return step(self, batch)
+
+    monkeypatch.setattr(_Run, "step", failing)
+    with pytest.raises(MemoryError):
+        run(*tiny, out=tmp_path)
+    last = tmp_path / "checkpoints" / "last.safetensors"
+    last.write_bytes(last.read_bytes()[:200])
+    with pytest.raises(InputError, match=r"last\.safetensors is not a readable safetensors checkpoint"):
+        run(*tiny, out=tmp_path)
