@@ -55,6 +55,7 @@ def test_a_complaint_would_be_noticed(page: browser.Browser) -> None:
 def test_direction_and_person_change_what_is_shown(page: browser.Browser) -> None:
     assert visible(page, "#hero h2") == ["The right one is found first all people · brain → image"]
     assert set(visible(page, "#scores td:nth-child(2)")) == {"all people"}
+    assert visible(page, ".brain h3") == ["sub-01", "sub-02", "sub-03"]
     page.click("label[for=direction-1]")
     assert visible(page, "#hero h2") == ["The right one is found first all people · image → brain"]
     page.run("(() => { const s = document.querySelector('#person'); s.focus(); })()")
@@ -62,6 +63,7 @@ def test_direction_and_person_change_what_is_shown(page: browser.Browser) -> Non
     assert visible(page, "#hero h2") == ["The right one is found first sub-01 · image → brain"]
     assert set(visible(page, "#scores td:nth-child(2)")) == {"sub-01"}
     assert {text.split(" rank")[0][:15] for text in visible(page, ".case .seen")} == {"Shown to sub-01"}
+    assert visible(page, ".brain h3") == ["sub-01"]
     assert "person=sub-01" in page.run("location.hash")
     assert "image_to_brain" in page.run("location.hash")
     assert page.complaints == []

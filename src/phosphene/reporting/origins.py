@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from phosphene.errors import InputError
 from phosphene.reporting import brain
-from phosphene.reporting.page import BrainMap, RegionBar
+from phosphene.reporting.page import ALL, BrainMap, RegionBar
 
 if TYPE_CHECKING:
     from phosphene.decoders import Decoder
@@ -29,6 +30,16 @@ _METHODS = {
 }
 _GIVEN = "mean of its voxels, the strongest region is 1"
 _SILENCED = "share of the answer that is lost when the region is silenced; regions may stand in for each other"
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Importance of one person over all folds: voxels, what silencing each region costs, and what there is to lose."""
+
+    method: str
+    voxels: np.ndarray
+    lost: dict[str, float]
+    whole: float
 
 
 def importance_maps(
@@ -59,17 +70,26 @@ def importance_maps(
         return (), "", "The decoder carries no encoder and no targets were given, so importance cannot be measured."
     views = _views(decoders, study, scorecard.protocol.get("role", "test"))
     chosen = {split: _targets(split, decoders[split], views[split], targets) for split in decoders}
-    brains, methods = [], []
+    measured: dict[str, _Measured] = {}
+    failed: dict[str, str] = {}
     for subject in subjects:
         try:
-            found = [decoder.importance(views[split], chosen[split], subject) for split, decoder in decoders.items()]
+            measured[subject] = _joined(
+                [decoder.importance(views[split], chosen[split], subject) for split, decoder in decoders.items()]
+            )
         except InputError as error:
             log.warning("no importance of %s: %s", subject, error)
-            brains.append(BrainMap(subject, (), (), absent=f"It could not be measured: {error}."))
-            continue
-        methods.append(found[0].method)
-        brains.append(_measured(study, subject, found))
-    return tuple(brains), _METHODS.get(methods[0], "") if methods else "", "There is nobody to measure it for."
+            failed[subject] = f"It could not be measured: {error}."
+    brains = [
+        BrainMap(subject, (), (), absent=failed[subject])
+        if subject in failed
+        else _drawn(study, subject, subject, measured[subject])
+        for subject in subjects
+    ]
+    if len(measured) > 1 and _one_grid(study, list(measured)):
+        brains.insert(0, _drawn(study, ALL, next(iter(measured)), _everybody(list(measured.values()))))
+    note = _METHODS.get(next(iter(measured.values())).method, "") if measured else ""
+    return tuple(brains), note, "There is nobody to measure it for."
 
 
 def _views(decoders: Mapping[str, Decoder], study: Study, role: str) -> dict[str, StudyView]:
@@ -88,13 +108,41 @@ def _targets(split: str, decoder: Decoder, view: StudyView, targets: Targets | M
     return encode(view.stimuli, decoder.encoder, progress=False)
 
 
-def _measured(study: Study, subject: str, found: Sequence[Importance]) -> BrainMap:
+def _joined(found: Sequence[Importance]) -> _Measured:
     """Folds together, each counted by its responses."""
     weights = np.array([one.n_trials for one in found], dtype=float)
-    values = np.average([one.voxels for one in found], axis=0, weights=weights)
-    whole = float(np.average([one.margin for one in found], weights=weights))
-    lost = {name: float(np.average([one.rois[name] for one in found], weights=weights)) for name in found[0].rois}
-    return _map(study, subject, values, brain.region_bars(lost, whole, study.recordings[subject].rois), _SILENCED)
+
+    def mean(values: Sequence[np.ndarray] | Sequence[float]) -> np.ndarray:
+        return np.asarray(np.average(np.asarray(values), axis=0, weights=weights))
+
+    lost = {name: float(mean([one.rois[name] for one in found])) for name in found[0].rois}
+    whole = float(mean([one.margin for one in found]))
+    return _Measured(found[0].method, mean([one.voxels for one in found]), lost, whole)
+
+
+def _everybody(people: Sequence[_Measured]) -> _Measured:
+    """Mean over people on one voxel grid, every map scaled to its own spread first."""
+    maps = [one.voxels / (float(np.abs(one.voxels).mean()) or 1.0) for one in people]
+    common = [name for name in people[0].lost if all(name in one.lost for one in people)]
+    lost = {name: float(np.mean([one.lost[name] for one in people])) for name in common}
+    return _Measured(people[0].method, np.mean(maps, axis=0), lost, float(np.mean([one.whole for one in people])))
+
+
+def _one_grid(study: Study, subjects: Sequence[str]) -> bool:
+    """Whether the voxels of these people lie at the same places."""
+    tables = [study.recordings[subject].voxels for subject in subjects]
+    places = [
+        [name for name in ("i", "j", "k", "vertex", "template_u", "template_v") if name in table] for table in tables
+    ]
+    if not places[0] or any(names != places[0] for names in places):
+        return False
+    return all(np.array_equal(tables[0][name], table[name]) for table in tables[1:] for name in places[0])
+
+
+def _drawn(study: Study, person: str, like: str, found: _Measured) -> BrainMap:
+    """The map of a person (or of everybody), drawn on the voxels of `like`."""
+    regions = brain.region_bars(found.lost, found.whole, study.recordings[like].rois)
+    return _map(study, person, like, found.voxels, regions, _SILENCED)
 
 
 def _given(study: Study, subject: str, values: np.ndarray) -> BrainMap:
@@ -102,13 +150,15 @@ def _given(study: Study, subject: str, values: np.ndarray) -> BrainMap:
     values = np.asarray(values, dtype=float)
     if values.shape != (recording.n_voxels,):
         raise InputError(f"importance of {subject} must be ({recording.n_voxels},), found shape {values.shape}")
-    return _map(study, subject, values, brain.region_means(values, recording.rois), _GIVEN)
+    return _map(study, subject, subject, values, brain.region_means(values, recording.rois), _GIVEN)
 
 
-def _map(study: Study, subject: str, values: np.ndarray, regions: tuple[RegionBar, ...], words: str) -> BrainMap:
-    recording = study.recordings[subject]
+def _map(
+    study: Study, person: str, like: str, values: np.ndarray, regions: tuple[RegionBar, ...], words: str
+) -> BrainMap:
+    recording = study.recordings[like]
     # in an unknown space an affine may be a mere scale: no side is claimed then
     affine = None if recording.space == "unknown" else recording.affine
     views = brain.brain_views(values, recording.voxels, affine)
     absent = "" if views else "The voxels of this person carry no coordinates that can be drawn flat or in slices."
-    return BrainMap(subject, views, regions, words, "" if regions else "No region is named in this recording.", absent)
+    return BrainMap(person, views, regions, words, "" if regions else "No region is named in this recording.", absent)

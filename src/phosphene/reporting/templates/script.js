@@ -17,18 +17,13 @@
     const person = String(select ? select.selectedIndex : 0);
     for (const element of all("main [data-person], main [data-direction]")) {
       const people = (element.dataset.person ?? "").split(" ").filter(Boolean);
-      const wrongPerson = people.length > 0 && !people.includes(person) && !keeps(element);
+      const wrongPerson = people.length > 0 && !people.includes(person);
       const wrongDirection = direction && element.dataset.direction && element.dataset.direction !== direction;
       element.classList.toggle("off", Boolean(wrongPerson || wrongDirection));
     }
     for (const group of all("[data-cases]")) {
       group.classList.toggle("off-screen", cases !== "every" && group.dataset.cases !== cases);
     }
-  }
-
-  // with everybody chosen the brains stay: they exist person by person only
-  function keeps(element) {
-    return Boolean(select && select.value === "mean" && element.matches(".brain"));
   }
 
   function announce() {
