@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
+import pytest
 from rich.console import Console
 
+from phosphene.errors import InputError
 from phosphene.training import progress
 from phosphene.training.log import RunLog, read_log
 
@@ -28,6 +31,14 @@ def test_a_resumed_log_forgets_work_that_was_lost(tmp_path):
 def test_no_path_no_log(tmp_path):
     RunLog(None).write({"step": 1})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full to write to")
+def test_a_full_disk_is_told(tmp_path):
+    log = RunLog(tmp_path / "log.jsonl")
+    log.path = Path("/dev/full")
+    with pytest.raises(InputError, match="cannot write /dev/full: No space left"):
+        log.write({"step": 1})
 
 
 def test_the_bar_shows_on_terminals_only(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,6 +123,14 @@ def test_a_finished_run_is_read_back(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(_Run, "step", None)
     assert same(first, run(*tiny, out=tmp_path))
     assert not (tmp_path / "checkpoints" / "last.tmp").exists()
+
+
+@pytest.mark.parametrize("training", [{}, {"patience": 1, "monitor": "top-1"}])
+def test_a_run_killed_while_its_decoder_was_written(tiny, tmp_path, monkeypatch, training):
+    first = run(*tiny, out=tmp_path, **training)
+    shutil.rmtree(tmp_path / "decoder")
+    monkeypatch.setattr(_Run, "step", None)  # there is nothing left to train
+    assert same(first, run(*tiny, out=tmp_path, **training))
 
 
 def test_another_run_in_the_folder_is_refused_and_the_difference_named(tiny, tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from phosphene.errors import InputError
 from phosphene.files import write_text
 
 __all__ = ["RunLog", "read_log"]
@@ -40,7 +41,11 @@ class RunLog:
             write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one line."""
-        if self.path is not None:
+        """Append one line; a full disk is an `InputError`, and the last checkpoint stays."""
+        if self.path is None:
+            return
+        try:
             with self.path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(dict(record)) + "\n")
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {error.strerror or error}") from error
