@@ -131,11 +131,18 @@ def _person(study: Study, recording: Recording, found: StudyCheck, *, readable: 
         return facts
     facts |= _values(recording, found)
     facts["noise_ceiling"] = _ceiling(recording)
-    left_out = study.recipe.get("voxels_left_out", {})
-    if isinstance(left_out, dict) and sum((left_out.get(recording.subject) or {}).values()):
-        counts = ", ".join(f"{n} {why.replace('_', ' ')}" for why, n in left_out[recording.subject].items() if n)
-        found.notes.append(f"{recording.subject}: voxels left out on import: {counts}")
+    left_out = _left_out(study.recipe, recording.subject)
+    if left_out:
+        found.notes.append(f"{recording.subject}: voxels left out on import: {left_out}")
     return facts
+
+
+def _left_out(recipe: Mapping[str, Any], subject: str) -> str:
+    """What the reader left out of a person's voxels, in words; empty where it left out nothing or does not say."""
+    people = recipe.get("people")
+    of_person = people.get(subject) if isinstance(people, Mapping) else None
+    counts = (recipe.get("voxels_left_out") or {}).get(subject) or (of_person or {}).get("voxels_left_out") or {}
+    return ", ".join(f"{n} {why.replace('_', ' ')}" for why, n in counts.items() if n)
 
 
 def _check_voxel_table(recording: Recording, found: StudyCheck) -> None:

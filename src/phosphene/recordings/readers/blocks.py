@@ -15,7 +15,7 @@ import scipy.signal
 from phosphene.errors import InputError
 from phosphene.table import Table
 
-__all__ = ["BoldRun", "event_means", "find_runs", "load_image", "normalise_run", "read_runs"]
+__all__ = ["BoldRun", "event_means", "find_runs", "load_image", "normalise_run", "read_runs", "without_rest"]
 
 _REST = {"rest", "baseline", "fixation", "null", "n/a"}
 
@@ -62,6 +62,13 @@ def find_runs(folder: Path) -> list[BoldRun]:
     if not runs:
         raise InputError(f"{folder} holds no *_bold.nii.gz")
     return runs
+
+
+def without_rest(events: Table) -> Table:
+    """Events without those whose ``trial_type`` is rest, baseline, fixation or the like."""
+    if "trial_type" not in events:
+        return events
+    return events.take(~np.isin(np.char.lower(events["trial_type"].astype(str)), list(_REST)))
 
 
 def normalise_run(series: np.ndarray) -> np.ndarray:
@@ -114,9 +121,7 @@ def read_runs(runs: list[BoldRun], mask: np.ndarray, delay: float) -> Iterator[t
         tr = float(image.header.get_zooms()[3])
         if not 0.1 <= tr <= 20:
             raise InputError(f"{run.bold}: the header's TR is {tr} s; set pixdim[4] to the seconds between volumes")
-        events = Table.read_tsv(run.events, required=("onset", "duration"))
-        if "trial_type" in events:
-            events = events.take(~np.isin(np.char.lower(events["trial_type"].astype(str)), list(_REST)))
+        events = without_rest(Table.read_tsv(run.events, required=("onset", "duration")))
         series = normalise_run(np.asanyarray(image.dataobj)[mask].T)
         means = event_means(
             series, events["onset"].astype(float), events["duration"].astype(float), tr, delay, run.bold.name

@@ -39,7 +39,7 @@ from phosphene.stimuli import ImageFiles, StimulusSet
 from phosphene.stimuli.folder import find_images, read_captions
 from phosphene.table import Table
 
-__all__ = ["Person", "find_nifti", "import_folder", "name_events", "pack", "read_mask", "stack_tables"]
+__all__ = ["Person", "find_nifti", "import_folder", "name_events", "pack", "read_mask", "stack_tables", "voxel_columns"]
 
 log = logging.getLogger(__name__)
 
@@ -301,7 +301,7 @@ def find_nifti(folder: Path, stem: str) -> Path | None:
 
 
 def read_mask(folder: Path, image: Any) -> tuple[np.ndarray, Table]:
-    """The mask (all voxels that are ever non-zero without one) and its voxels in scanner order."""
+    """The mask of a person's folder and its voxels, with the regions that lie beside it."""
     path = find_nifti(folder, "mask")
     if path is None:
         raise InputError(f"{folder}: missing mask.nii.gz, which says which voxels of the volumes are used")
@@ -309,10 +309,7 @@ def read_mask(folder: Path, image: Any) -> tuple[np.ndarray, Table]:
     mask = mask.reshape(mask.shape[:3])
     if not mask.any():
         raise InputError(f"{path}: the mask is empty")
-    index = np.argwhere(mask)
-    columns: dict[str, Any] = {axis: index[:, n] for n, axis in enumerate("ijk")}
-    mm = nibabel.affines.apply_affine(image.affine, index)
-    columns |= {axis: mm[:, n] for n, axis in enumerate("xyz")}
+    columns = voxel_columns(mask, image.affine)
     for roi in sorted(folder.glob(f"{ROI_PREFIX}*.nii*")):
         region = np.asanyarray(load_image(roi).dataobj)
         region = region.reshape(region.shape[:3])
@@ -320,3 +317,10 @@ def read_mask(folder: Path, image: Any) -> tuple[np.ndarray, Table]:
             raise InputError(f"{roi}: expected the mask's grid {mask.shape}, found {region.shape}")
         columns[roi.name.split(".nii")[0]] = region[mask] > 0
     return mask, Table(columns)
+
+
+def voxel_columns(mask: np.ndarray, affine: np.ndarray) -> dict[str, Any]:
+    """Columns ``i, j, k`` and ``x, y, z`` (mm) of the voxels of a mask."""
+    index = np.argwhere(mask)
+    mm = nibabel.affines.apply_affine(affine, index)
+    return {axis: index[:, n] for n, axis in enumerate("ijk")} | {axis: mm[:, n] for n, axis in enumerate("xyz")}
