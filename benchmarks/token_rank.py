@@ -3,9 +3,9 @@
 Run: ``OMP_NUM_THREADS=2 python benchmarks/token_rank.py``. A made-up study at NSD subject 1's voxel count with fewer
 tokens (65 x 768, what a laptop trains on in minutes): a stimulus is a vector of independent factors; its tokens are
 maps of them with a slowly falling spectrum, each token mixing a few maps; voxels are noisy mixtures of the factors.
-Both networks (lite-mind with the shape of its preset nsd) get the same batches, steps and loss, symmetric
-InfoNCE and a squared error. The rank is the participation ratio of the centred tokens of held-out stimuli, tokens being the rows; beside
-it the number of singular values above a millionth of the largest.
+Both networks (lite-mind with the shape of its preset nsd) get the same batches, steps and loss, symmetric InfoNCE and
+a squared error. The rank is the participation ratio of the centred tokens of held-out stimuli, tokens being the rows;
+beside it the number of singular values above a millionth of the largest.
 """
 
 from __future__ import annotations
