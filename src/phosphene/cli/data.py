@@ -34,7 +34,8 @@ def simulate(
     from phosphene.settings import merge, parse_assignments, read_config
 
     settings = merge(read_config(config) if config else {}, parse_assignments(assignments or []))
-    virtual.write_study(out, preset, seed, subjects=subjects, sessions=sessions, progress=progress_wanted(), **settings)
+    described = virtual.make_settings(preset, **settings)
+    virtual.write_study(out, described, seed, subjects=subjects, sessions=sessions, progress=progress_wanted())
     _summary(out)
 
 
