@@ -171,6 +171,8 @@ class LiteMind(Decoder):
     def warm_start(self, view: StudyView, targets: Targets, kind: str, progress: bool = True) -> None:
         """Start at what has a closed form: the targets' mean, and the ridge solution in the linear path.
 
+        With a ridge start, voxels are standardised as ridge does it.
+
         Parameters
         ----------
         view : StudyView
@@ -188,8 +190,9 @@ class LiteMind(Decoder):
             return
         settings = RidgeConfig(pool_subjects=config.pool_subjects, target_rank=self.linear.rank)
         ridge = Ridge(settings, self.subjects, self.target_shape).to(self.readout.bias.device)
-        ridge.standardisers.load_state_dict(self.standardisers.state_dict())
         ridge.solve(view, targets, kind, progress)
+        # its weights are for responses standardised in its own way, over the trials of this view
+        self.standardisers.load_state_dict(ridge.standardisers.state_dict())
         fitted = dict(ridge.named_buffers())
         people = range(len(self.inputs))
         components = fitted["components"]
