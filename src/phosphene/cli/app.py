@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from phosphene._version import __version__
-from phosphene.cli import data, decoding, demo, doctor
+from phosphene.cli import data, decoding, demo, doctor, importing
 from phosphene.errors import PhospheneError
 
 __all__ = ["app", "main"]
@@ -26,7 +26,7 @@ app = typer.Typer(
 )
 app.command()(demo.demo)
 app.command()(data.simulate)
-app.add_typer(data.importers, name="import")
+app.add_typer(importing.importers, name="import")
 app.command()(data.check)
 app.command()(data.encode)
 app.command()(decoding.fit)

@@ -9,7 +9,7 @@ import typer
 
 from phosphene.cli.options import Config, Json, Seed, Set, StudyFile, progress_wanted
 
-__all__ = ["check", "encode", "importers", "simulate"]
+__all__ = ["check", "encode", "importers", "simulate", "summary"]
 
 importers = typer.Typer(
     help="Read recordings into a study file.",
@@ -36,7 +36,7 @@ def simulate(
     settings = merge(read_config(config) if config else {}, parse_assignments(assignments or []))
     described = virtual.make_settings(preset, **settings)
     virtual.write_study(out, described, seed, subjects=subjects, sessions=sessions, progress=progress_wanted())
-    _summary(out)
+    summary(out)
 
 
 @importers.command("folder")
@@ -53,10 +53,11 @@ def import_folder(
     """Read a plain study folder: the layout for your own data (docs/study_folder.md)."""
     from phosphene.recordings.readers.folder import import_folder as read
 
-    _summary(read(path, out, image_size=image_size, folds_column=folds_by, folds=folds, seed=seed))
+    summary(read(path, out, image_size=image_size, folds_column=folds_by, folds=folds, seed=seed))
 
 
-def _summary(path: Path) -> None:
+def summary(path: Path) -> None:
+    """Say in a few lines what a study file holds."""
     from phosphene.recordings import Study
 
     with Study.open(path) as study:

@@ -11,7 +11,7 @@ from phosphene.errors import InputError
 
 __all__ = ["Needs"]
 
-_SHOWN = 40  # lines of a list of missing files
+_SHOWN = 100  # lines of a list of missing files
 
 
 class Needs:
