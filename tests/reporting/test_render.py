@@ -91,6 +91,14 @@ def test_all_groups_of_cases_are_in_the_page(seen: Seen) -> None:
     assert "rank 188 of 300" in seen.text
 
 
+@pytest.mark.parametrize(("rank", "start"), [(3, "median"), (1, "every")])
+def test_failures_are_never_hidden_at_first(rank: int, start: str) -> None:
+    page = made.full_page(with_pixels=False)
+    cases = tuple(dataclasses.replace(c, rank=rank) if c.group == "median" else c for c in page.cases)
+    chosen = [a for a in Seen(render(dataclasses.replace(page, cases=cases))).all("input") if a["name"] == "cases"]
+    assert [a["value"] for a in chosen if "checked" in a] == [start]
+
+
 def test_hostile_words_stay_words(hostile_report: Path) -> None:
     seen = Seen(hostile_report.read_text(encoding="utf-8"))
     assert made.HOSTILE in seen.text

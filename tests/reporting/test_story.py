@@ -58,6 +58,9 @@ def test_the_headline_is_one_plain_sentence() -> None:
     )
     told = story.tell(card(*people(0.412)), "clip", repeats=3)
     assert told.headline.startswith("From one person’s response, averaged over 3 repeats, the right one of 300 clips")
+    assert story.tell(card(*people(0.412)), virtual=True).headline.startswith(
+        "From one virtual person’s single response"
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,19 @@ if TYPE_CHECKING:
     from phosphene.evaluation import Scorecard
     from phosphene.recordings import Study
 
-__all__ = ["audits", "curves", "facts", "noun", "protocol", "recorded", "repeats", "sources", "today", "versions"]
+__all__ = [
+    "audits",
+    "curves",
+    "facts",
+    "is_virtual",
+    "noun",
+    "protocol",
+    "recorded",
+    "repeats",
+    "sources",
+    "today",
+    "versions",
+]
 
 _PACKAGES = ("phosphene", "torch", "numpy", "scipy", "scikit-learn", "h5py", "pillow")
 _CURVES = {"loss": "Loss", "top-1": "Top-1 on validation stimuli", "two-way": "Two-way on validation stimuli"}
@@ -29,6 +41,11 @@ def noun(study: Study) -> str:
     if study.stimuli.fps is not None:
         return "clip"
     return "picture" if study.stimuli.has_pixels else "stimulus"
+
+
+def is_virtual(study: Study) -> bool:
+    """Whether the recordings are simulated by `phosphene.virtual`."""
+    return str(study.recipe.get("source", "")).startswith("phosphene.virtual")
 
 
 def repeats(scorecard: Scorecard) -> int:

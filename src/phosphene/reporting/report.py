@@ -101,7 +101,7 @@ def compose(
     _check(decoders, study, scorecard)
     first = next(iter(decoders.values()))
     what = account.noun(study)
-    told = story.tell(scorecard, what, account.repeats(scorecard))
+    told = story.tell(scorecard, what, account.repeats(scorecard), account.is_virtual(study))
     people = account.recorded(study, scorecard)
     brains, brain_note, brain_absent = importance_maps(decoders, study, targets, scorecard, importance)
     lines = account.curves(first.provenance)
@@ -149,7 +149,7 @@ def _check(decoders: Mapping[str, Decoder], study: Study, scorecard: Scorecard) 
 
 
 def _recorded_note(study: Study) -> str:
-    if str(study.recipe.get("source", "")).startswith("phosphene.virtual"):
+    if account.is_virtual(study):
         return (
             "A virtual study: the people are simulated, and every response follows from the stimulus and known noise."
         )

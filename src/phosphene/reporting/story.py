@@ -61,7 +61,7 @@ class Story:
     rows: tuple[Row, ...]
 
 
-def tell(scorecard: Scorecard, noun: str = "picture", repeats: int = 1) -> Story:
+def tell(scorecard: Scorecard, noun: str = "picture", repeats: int = 1, virtual: bool = False) -> Story:
     """Put a scorecard into words and charts.
 
     Parameters
@@ -71,6 +71,8 @@ def tell(scorecard: Scorecard, noun: str = "picture", repeats: int = 1) -> Story
         What was shown: ``"picture"``, ``"clip"`` or ``"stimulus"``.
     repeats : int
         Over how many presentations a test response was averaged.
+    virtual : bool
+        Whether the people are simulated: the headline must not hide it.
     """
     people = _people(scorecard)
     keys = _keys(scorecard)
@@ -83,7 +85,7 @@ def tell(scorecard: Scorecard, noun: str = "picture", repeats: int = 1) -> Story
     ]
     main = leading[directions[0]] if directions else None
     return Story(
-        headline=_headline(scorecard, main, noun, repeats, people),
+        headline=_headline(scorecard, main, noun, repeats, people, "virtual person" if virtual else "person"),
         standfirst=_standfirst(scorecard, main, people),
         people=tuple(people),
         directions=tuple((name, DIRECTIONS[name].format(noun=noun)) for name in directions),
@@ -200,13 +202,13 @@ def _top(bars: Sequence[Bar], chance: float, percent: bool) -> float:
     return float(math.ceil(1.05 * largest))
 
 
-def _headline(scorecard: Scorecard, key: Key | None, noun: str, repeats: int, people: Sequence[str]) -> str:
+def _headline(scorecard: Scorecard, key: Key | None, noun: str, repeats: int, people: Sequence[str], who: str) -> str:
     if key is None:
         return f"{scorecard.method} was given no score."
     score = _scores(scorecard, key, people[0])[0]
-    whose = "From one person’s single response"
+    whose = f"From one {who}’s single response"
     if repeats > 1:
-        whose = f"From one person’s response, averaged over {repeats} repeats"
+        whose = f"From one {who}’s response, averaged over {repeats} repeats"
     size = score.pool["size"]
     pool = str(size) if size == score.pool["smallest"] else f"{score.pool['smallest']} to {size}"
     many = "stimuli" if noun == "stimulus" else f"{noun}s"
