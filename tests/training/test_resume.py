@@ -97,7 +97,7 @@ import sys
 sys.path.insert(0, {here!r})
 from test_resume import run
 from tiny_study import tiny_study
-run(*tiny_study(), out={out!r}, epochs=40, checkpoint_steps=1)
+run(*tiny_study(), out={out!r}, epochs=20, checkpoint_steps=1)
 """
 
 
@@ -112,8 +112,8 @@ def test_a_killed_process_loses_nothing(tiny, tmp_path):
     process.kill()
     _, errors = process.communicate()
     assert process.returncode == -signal.SIGKILL, errors
-    resumed = run(*tiny, out=tmp_path / "killed", epochs=40)
-    undisturbed = run(*tiny, out=tmp_path / "whole", epochs=40)
+    resumed = run(*tiny, out=tmp_path / "killed", epochs=20)
+    undisturbed = run(*tiny, out=tmp_path / "whole", epochs=20)
     assert same(resumed, undisturbed)
     assert read_log(tmp_path / "killed" / "log.jsonl") == read_log(tmp_path / "whole" / "log.jsonl")
 
