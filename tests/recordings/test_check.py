@@ -208,3 +208,13 @@ def test_repeats_are_read_in_bounded_blocks(monkeypatch: pytest.MonkeyPatch) -> 
     )
     np.testing.assert_allclose(estimate_ncsnr(recording), whole, rtol=1e-6)
     assert sizes.count(6) == 15  # two stimuli of three repeats at a time
+
+
+def test_damaged_pictures_are_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path, stimuli())
+
+    def fail(shown: StimulusSet) -> np.ndarray:
+        raise OSError("inflate() failed")
+
+    monkeypatch.setattr("phosphene.recordings.check.picture_keys", fail)
+    assert check_study(path).problems == ["stimuli: the pictures are damaged (inflate() failed)"]

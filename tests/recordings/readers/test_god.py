@@ -147,3 +147,26 @@ def test_stimulus_numbers() -> None:
     assert stimulus_name(1443537.022563) == "n01443537_22563"
     assert stimulus_name(12_345_678.0) == "n12345678"
     assert stimulus_name(1518878.999999) == "n01518878_999999"
+
+
+def test_data_of_another_kind_are_refused(tmp_path: Path) -> None:
+    write_person(tmp_path / "god", 1)
+    with h5py.File(tmp_path / "god/Subject1.h5", "r+") as file:
+        file["dataSet"][5, 3] = 7
+    with pytest.raises(InputError, match=r"DataType must be 1 \(train\), .* found \[7\.0\]"):
+        import_god(tmp_path / "god", tmp_path / "s.h5")
+    with h5py.File(tmp_path / "god/Subject1.h5", "r+") as file:
+        file["dataSet"][5, 3] = 2  # a training picture among the test trials
+        file["dataSet"][5, 4] = file["dataSet"][6, 4]
+    with pytest.raises(InputError, match=r"stimulus n01500000_10006 is of the parts"):
+        import_god(tmp_path / "god", tmp_path / "s.h5")
+
+
+def test_fewer_trials_than_published_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_person(tmp_path / "god", 1)
+    with h5py.File(tmp_path / "god/Subject1.h5", "r+") as file:
+        table = file["dataSet"][...]
+        del file["dataSet"]
+        file["dataSet"] = table[10:]
+    import_god(tmp_path / "god", tmp_path / "s.h5")
+    assert "sub-01: 1190 train trials, GOD has 1200" in caplog.text

@@ -9,11 +9,13 @@ import h5py
 import nsd_tree as made
 import numpy as np
 import pytest
+import scipy.io
 
 from phosphene.errors import InputError
 from phosphene.recordings import Study
 from phosphene.recordings.readers import nsd_layout as layout
 from phosphene.recordings.readers.nsd import import_nsd, nsd_splits
+from phosphene.recordings.readers.staging import Staged
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +189,29 @@ def test_damaged_nifti_is_named(copy: Path, tmp_path: Path) -> None:
     assert list(tmp_path.glob(".*staging")) == []
 
 
+@pytest.mark.parametrize(
+    ("error", "raised"), [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "No space left"), InputError)]
+)
+def test_interrupted_imports_leave_nothing(
+    tree: Path, betas: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, raised: type
+) -> None:
+    (tmp_path / "s.h5").write_text("an older study")
+    append, calls = Staged.append, []
+
+    def stop(self: Staged, block: np.ndarray, session: int) -> None:
+        calls.append(session)
+        if session == 2:
+            raise error
+        append(self, block, session)
+
+    monkeypatch.setattr(Staged, "append", stop)
+    with pytest.raises(raised):
+        import_nsd(tree, tmp_path / "s.h5", subjects=[1], sessions=2, pictures=False)
+    assert calls[-1] == 2
+    assert [entry.name for entry in tmp_path.iterdir()] == ["s.h5"]
+    assert (tmp_path / "s.h5").read_text() == "an older study"
+
+
 def test_wrong_grid_is_refused(copy: Path, tmp_path: Path) -> None:
     path = copy / layout.beta_folder(1, "func1pt8mm", layout.BETAS) / "betas_session01.hdf5"
     path.unlink()
@@ -228,3 +253,40 @@ def test_images_without_caption_are_named(tree: Path, betas: list, tmp_path: Pat
     (tmp_path / "captions.json").write_text('{"annotations": []}')
     with pytest.raises(InputError, match=r"no caption in .* give both"):
         import_nsd(tree, tmp_path / "s.h5", subjects=[1], sessions=1, captions=[tmp_path / "captions.json"])
+
+
+def test_atlases_without_names_are_read_and_told(copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (copy / "nsddata/freesurfer/subj01/label/prf-visualrois.mgz.ctab").unlink()
+    with Study.open(import_nsd(copy, tmp_path / "s.h5", subjects=[1], sessions=1, pictures=False)) as study:
+        assert {"prf-visualrois_1", "prf-visualrois_2"} <= set(study.recordings["sub-01"].rois)
+    assert "prf-visualrois has no colour table" in caplog.text
+
+
+def test_damaged_tables_of_labels_and_atlases_are_named(copy: Path, tmp_path: Path) -> None:
+    path = copy / "nsddata/freesurfer/subj01/label/prf-visualrois.mgz.ctab"
+    path.unlink()
+    path.write_text("0 Unknown\n\nV1v 1\n")
+    with pytest.raises(InputError, match=r"prf-visualrois\.mgz\.ctab, line 3: expected a label number"):
+        import_nsd(copy, tmp_path / "s.h5", subjects=[1], sessions=1, pictures=False)
+    roi = copy / "nsddata/ppdata/subj01/func1pt8mm/roi"
+    made.volume(roi / "other.nii.gz", np.ones((2, 2, 2), dtype=np.float32))
+    with pytest.raises(InputError, match=r"atlas other has shape \(2, 2, 2\)"):
+        import_nsd(copy, tmp_path / "s.h5", subjects=[1], sessions=1, pictures=False)
+    (roi / "other.nii.gz").write_bytes((roi / "nsdgeneral.nii.gz").read_bytes()[:100])
+    with pytest.raises(InputError, match=r"other\.nii\.gz is (damaged|not a readable image)"):
+        import_nsd(copy, tmp_path / "s.h5", subjects=[1], sessions=1, pictures=False)
+
+
+def test_damaged_designs_are_named(copy: Path, tmp_path: Path) -> None:
+    path = copy / layout.DESIGN
+    whole = path.read_bytes()
+    path.unlink()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"nsd_expdesign\.mat(:| is not a readable MATLAB file)"):
+        import_nsd(copy, tmp_path / "s.h5", subjects=[1], sessions=1, pictures=False)
+    scipy.io.savemat(path, {"sharedix": np.arange(3)})
+    with pytest.raises(InputError, match="missing variable masterordering, subjectim"):
+        import_nsd(copy, tmp_path / "s.h5", subjects=[1], sessions=1, pictures=False)
+    scipy.io.savemat(path, {"sharedix": [1], "masterordering": [1, 9], "subjectim": np.ones((8, 3))})
+    with pytest.raises(InputError, match=r"expected subjectim \(8, images\)"):
+        import_nsd(copy, tmp_path / "s.h5", subjects=[1], sessions=1, pictures=False)

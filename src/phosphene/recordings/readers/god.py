@@ -118,8 +118,8 @@ def import_god(
                 columns = [column for column in trials[name].columns if column not in ("row", "role", "category")]
                 table = Table({column: trials[name][column] for column in columns})
                 recording = writer.recording(name, table, voxels.take(staged.keep), space="native")
-                for start in range(0, len(staged), _BLOCK):
-                    recording.append(staged[start : start + _BLOCK])
+                for block in staged.blocks():
+                    recording.append(block)
             writer.splits({"default": {kind: ids[role == kind] for kind in ROLES.values() if np.any(role == kind)}})
     return Path(out)
 

@@ -115,8 +115,8 @@ def import_mindeye2(
                 for name, staged in read.items():
                     voxels = Table({"voxel": np.flatnonzero(staged.keep)})
                     recording = writer.recording(name, trials[name], voxels, space="func1pt8mm")
-                    for start in range(0, len(staged), _BLOCK):
-                        recording.append(staged[start : start + _BLOCK])
+                    for block in staged.blocks():
+                        recording.append(block)
                 writer.splits({TESTS[test]: roles})
         finally:
             if file is not None:

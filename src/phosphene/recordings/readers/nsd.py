@@ -139,8 +139,8 @@ def import_nsd(
                 for name, (grid, staged) in read.items():
                     voxels = grid.voxels.take(staged.keep)
                     recording = w.recording(name, trials[name], voxels, n_voxels=staged.shape[1], **grid.meta)
-                    for start in range(0, len(staged), layout.TRIALS):
-                        recording.append(staged[start : start + layout.TRIALS])
+                    for block in staged.blocks():
+                        recording.append(block)
                 w.splits(nsd_splits(design, shown))
         finally:
             if file is not None:

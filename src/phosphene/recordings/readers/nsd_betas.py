@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -169,7 +168,7 @@ def masked_session(files: Sequence[Path], masks: Sequence[np.ndarray]) -> Iterat
         else:
             yield from _from_surfaces(files, masks)
     except (OSError, EOFError, ValueError, KeyError) as error:
-        if isinstance(error, InputError) or getattr(error, "errno", None) == errno.ENOSPC:
+        if isinstance(error, InputError):
             raise
         raise InputError(f"{files[0]} is truncated or damaged: {error}") from error
 

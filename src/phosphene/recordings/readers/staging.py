@@ -20,6 +20,8 @@ from phosphene.errors import InputError
 
 __all__ = ["Staged", "scratch_folder"]
 
+_BLOCK_BYTES = 32 * 2**20
+
 
 @contextmanager
 def scratch_folder(out: str | Path) -> Iterator[Path]:
@@ -150,6 +152,12 @@ class Staged:
                 f"none of the {self._width} voxels is usable: {self.dropped['not_finite']} have NaN or infinite "
                 f"responses, {self.dropped['constant_in_a_session']} are constant within a session"
             )
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """All trials in order, in blocks of bounded memory."""
+        size = max(1, _BLOCK_BYTES // (4 * self._width))
+        for start in range(0, self._rows, size):
+            yield self[start : start + size]
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         start, stop, _ = rows.indices(self._rows)
