@@ -78,6 +78,8 @@ class PublishedLiteMind(nn.Module):
         Voxels in a patch; ``n_voxels % patch`` voxels are dropped.
     filters : int
         Two in the released training script.
+    widths : (int, int, int)
+        Widths of the first three stages; smaller ones for studies smaller than NSD.
     """
 
     def __init__(
@@ -88,10 +90,11 @@ class PublishedLiteMind(nn.Module):
         filters: int = 2,
         dropout: float = 0.1,
         drop_path: float = 0.15,
+        widths: tuple[int, int, int] = WIDTHS[:3],
     ) -> None:
         super().__init__()
         self.patches = n_voxels // patch
-        widths = (*WIDTHS[:3], target_shape[0])
+        widths = (*widths, target_shape[0])
         self.embed = nn.Conv1d(1, widths[0], kernel_size=patch, stride=patch)
         self.position = nn.Parameter(0.02 * torch.randn(1, self.patches, widths[0]))
         self.dropout = nn.Dropout(dropout)
