@@ -3,7 +3,7 @@
     python examples/actions96.py OUT [--data FOLDER]
     phosphene import folder OUT --out actions96.h5
 
-FOLDER holds ``betas.npz``, ``descriptions.csv`` and ``keyframes/``; the default is the data root of phosphene. The folds
+FOLDER holds ``betas.npz``, ``descriptions.csv`` and ``keyframes/``; the default is the data root of phosphene. Folds
 are read from ``actions96_folds.tsv`` beside this script: both videos of an action are on one side, for every person.
 """
 
@@ -43,16 +43,13 @@ def build(source: Path, out: Path) -> Path:
         Table({"stimulus_id": videos}).write_tsv(person / "trials.tsv")
         Table({"i": i, "j": j, "k": k, "x": 3.0 * i, "y": 3.0 * j, "z": 3.0 * k}).write_tsv(person / "voxels.tsv")
         affine = np.diag([3.0, 3.0, 3.0, 1.0]).tolist()
-        write_json(
-            person / "recording.json", {"space": "unknown", "affine": affine, "volume_shape": [58, 40, 46]}
-        )
+        write_json(person / "recording.json", {"space": "unknown", "affine": affine, "volume_shape": [58, 40, 46]})
     write_json(
         out / "study.json",
         {
             "name": "actions96",
             "licence": "MIT (Leyla Tarhan 2020, 2021); key frames from third-party videos, not to be published",
             "citation": "Tarhan & Konkle 2020, Nature Communications 11:3002; NeuroImage 207:116350",
-            "scaling": "none",
             "unit": "action",
         },
     )

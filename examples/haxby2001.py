@@ -37,7 +37,6 @@ def build(source: Path, out: Path) -> Path:
             "name": "haxby2001, one slice",
             "licence": "CC BY-SA 3.0",
             "citation": "Haxby et al. 2001, Science 293:2425",
-            "scaling": "none",
         },
     )
     return out

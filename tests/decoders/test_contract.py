@@ -24,6 +24,7 @@ TESTED = {
         {"width": 24, "blocks": 1, "projector": 0},
     ],
     "ridge": [{}],
+    "shared-response": [{"folds": 2}],
 }
 CASES = [(name, settings, shape) for name, variants in TESTED.items() for settings in variants for shape in SHAPES]
 TRAINED = [case for case in CASES if not DECODERS[case[0]].closed_form]

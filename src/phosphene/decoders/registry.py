@@ -12,6 +12,7 @@ from phosphene.decoders.base import Decoder
 from phosphene.decoders.lite_mind import LiteMind
 from phosphene.decoders.mindeye_mlp import MindEyeMLP
 from phosphene.decoders.ridge import Ridge
+from phosphene.decoders.shared_response import SharedResponse
 from phosphene.errors import unknown
 from phosphene.settings import load_preset
 
@@ -21,6 +22,7 @@ DECODERS: dict[str, type[Decoder]] = {
     "lite-mind": LiteMind,
     "mindeye-mlp": MindEyeMLP,
     "ridge": Ridge,
+    "shared-response": SharedResponse,
 }
 
 

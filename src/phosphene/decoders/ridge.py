@@ -115,7 +115,7 @@ class Ridge(Decoder):
     name = "ridge"
     Config = RidgeConfig
     closed_form = True
-    weights: list[Tensor]
+    components: Tensor
 
     def __init__(self, config: RidgeConfig, subjects: Mapping[str, int], target_shape: Sequence[int]) -> None:
         super().__init__(config, subjects, target_shape)

@@ -46,7 +46,7 @@ def folder(tmp_path) -> Path:
 
 def test_arrays(folder, tmp_path):
     with Study.open(import_folder(folder, tmp_path / "study.h5")) as study:
-        assert (study.name, study.unit, study.scaling) == ("mine", "category", "none")
+        assert (study.name, study.unit, study.scaling) == ("mine", "category", "session")
         assert study.stimuli.captions[0] == ("thing s0", "thing again")
         assert study.stimuli.pixels([5])[0, 0, 0, 0] == 5
         recording = study.recordings["sub-01"]

@@ -53,7 +53,7 @@ class StudyFacts(Settings):
     name: str = ""
     licence: str = ""
     citation: str = ""
-    scaling: Literal["session", "none"] | None = None
+    scaling: Literal["session", "none"] = "session"
     unit: str | None = None
 
 
@@ -150,11 +150,10 @@ def pack(
     if not splits:
         splits = {"default": holdout(stimuli, facts.unit or "stimulus_id", seed=seed)}
         log.warning("no splits.tsv: a seeded fifth of the stimuli is kept for test (split 'default')")
-    sessions = any(len(np.unique(p.trials["session"])) > 1 for p in people if "session" in p.trials)
     with StudyWriter(
         out,
         name=facts.name or root.resolve().name,
-        scaling=facts.scaling or ("session" if sessions else "none"),
+        scaling=facts.scaling,
         unit=facts.unit,
         licence=facts.licence,
         citation=facts.citation,
