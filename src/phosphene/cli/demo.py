@@ -20,8 +20,12 @@ def demo(
     seed: Seed = 0,
 ) -> None:
     """Decode virtual brains from start to end: simulate, encode, fit, evaluate, report."""
+    import torch
+
     import phosphene as ph
     from phosphene import virtual
+
+    torch.set_num_threads(1)  # tensors this small are slower on two threads than on one
 
     progress = progress_wanted()
     path = out / "study.h5"

@@ -81,7 +81,7 @@ class SharedResponseConfig(DecoderConfig):
     whitening: tuple[float, ...] = (0.5, 2.0)
     sharpness: tuple[float, ...] = (0.0, 8.0)
     own: tuple[float, ...] = (0.0, 8.0)
-    penalty: tuple[float, ...] = (3.0,)
+    penalty: tuple[float, ...] = (0.03, 0.3, 3.0)
     floor: float = Field(0.02, gt=0, le=1)
     folds: int = Field(4, ge=2)
 
@@ -354,12 +354,14 @@ def _inner_scores(train: _Rows, validation: _Rows, candidates: Sequence[Choice],
     same = validation.person[:, None] == train.person[None, :]
     mean = train.targets.mean(dim=0)
     scores = []
-    for choice in candidates:
-        kernel, whitener, leftover, length = _training_kernel(train, space, choice)
+    for _, same_kernel in itertools.groupby(candidates, key=lambda choice: choice[:3]):
+        alike = list(same_kernel)
+        kernel, whitener, leftover, length = _training_kernel(train, space, alike[0])
         cosine = _cosine(query, cross, whitener, leftover, length)
-        dual = _ridge(kernel, train.targets - mean, choice.penalty)
-        predicted = kernel_of(cosine, same, choice.sharpness, choice.own) @ dual
-        scores.append(_mean_margin(predicted, validation.targets - mean, validation))
+        new_kernel = kernel_of(cosine, same, alike[0].sharpness, alike[0].own)
+        for choice in alike:
+            predicted = new_kernel @ _ridge(kernel, train.targets - mean, choice.penalty)
+            scores.append(_mean_margin(predicted, validation.targets - mean, validation))
     return torch.stack(scores)
 
 
