@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from made import made_view
+from made_view import made_view
 
 from phosphene.decoders import DECODERS, Decoder, make_decoder
 from phosphene.errors import InputError

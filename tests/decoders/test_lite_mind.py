@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from made import made_view
+from made_view import made_view
 
 from phosphene.decoders import make_decoder
 from phosphene.errors import InputError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import linear_study
+from linear_study import linear_study
 
 from phosphene.errors import InputError
 from phosphene.evaluation import audits, leave_cluster_out

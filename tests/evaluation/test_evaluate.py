@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import linear_study
+from linear_study import linear_study
 from sklearn.metrics import top_k_accuracy_score
 from sklearn.metrics.pairwise import cosine_similarity
 
@@ -15,6 +15,7 @@ from phosphene.decoders import make_decoder
 from phosphene.encoders import Targets, encode, make_encoder
 from phosphene.errors import InputError, LeakageError
 from phosphene.evaluation import evaluate
+from phosphene.recordings import Recording, Study
 from phosphene.training import fit
 
 QUIET = {"n_boot": 60, "n_perm": 60, "progress": False}
@@ -282,11 +283,19 @@ def test_another_study_with_new_people_needs_a_subject_free_decoder():
 def test_role_all_scores_a_study_without_splits(linear):
     study, targets = linear
     decoder = fit("ridge", study, targets, progress=False)
-    other, _ = linear_study(seed=0, noise=0.9)
-    bare = type(study)(other.stimuli, other.recordings, None, name="bare", scaling="none")
+    bare = part_of(study, study.stimuli.ids[:15])
     card = evaluate(decoder, bare, targets, role="all", **QUIET)
-    assert card.get("top-1").n == 2 * 60
+    assert card.get("top-1").n == 2 * 15
     assert {score.method for score in card.scores} == {"ridge"}
+
+
+def part_of(study, ids, name="bare", scaling="none"):
+    """A study of its own, without splits: these stimuli and the trials in which they were shown."""
+    people = []
+    for person in study.recordings.values():
+        rows = np.isin(person.trials["stimulus_id"], ids)
+        people.append(Recording(person.subject, person.responses[rows], person.trials.take(rows), person.voxels))
+    return Study(study.stimuli.select(ids), people, None, name=name, scaling=scaling)
 
 
 def test_fitted_rivals_can_be_given(linear, ridge):
@@ -309,9 +318,14 @@ def test_leakage_is_refused(linear, ridge):
         evaluate(decoder, study, fitted_on_all, rivals=(), **QUIET)
     crossed = study.with_splits({"other": {"train": ids[:40], "test": ids[40:]}})
     elsewhere = fit("ridge", crossed.using("other"), targets, progress=False)
-    with pytest.raises(LeakageError, match="training part of split 'other', which holds 15"):
+    with pytest.raises(LeakageError, match="training part of split 'other' of study 'linear', which holds 15"):
         evaluate(elsewhere, crossed, targets, rivals=(), **QUIET)
-    # the same study without the split it was fitted on: nothing left to check it by
+    # another file: without the split it was fitted on, under another name, with other responses
+    for other in (study, part_of(study, ids[:20], "copied")):
+        role = "test" if other.split_names else "all"
+        with pytest.raises(LeakageError, match="'linear', which holds"):
+            evaluate(elsewhere, other, targets, role=role, rivals=(), **QUIET)
+    elsewhere.provenance.pop("training_content")
     card = evaluate(elsewhere, study, targets, rivals=(), **QUIET)
     assert "could not be checked" in card.notes[0]
     assert not evaluate(ridge, crossed, targets, rivals=(), **QUIET).notes

@@ -171,12 +171,13 @@ def test_a_warm_start_sees_no_validation_stimulus_and_is_kept_when_training_make
         started.append(view)
         with torch.no_grad():
             self.output.bias.fill_(7.0)
+        return True
 
     def scripted(decoder, objective, people, rows, temperature, device):
         validated.append(rows.ids)
         return {"loss": 1.0, "top-1": 0.5, "two-way": 0.9 if len(validated) == 1 else 0.6}
 
-    monkeypatch.setattr(Tiny, "warm_start", warm_start, raising=False)
+    monkeypatch.setattr(Tiny, "warm_start", warm_start)
     monkeypatch.setattr("phosphene.training.loop.validate", scripted)
     decoder = quick(study, targets)
     assert decoder.provenance["best_epoch"] == 0
