@@ -28,6 +28,7 @@ def simulate(
     seed: Seed = 0,
     config: Config = None,
     assignments: Set = None,
+    json: Json = None,
 ) -> None:
     """Simulate people looking at procedural scenes, with known ground truth."""
     from phosphene import virtual
@@ -36,7 +37,7 @@ def simulate(
     settings = merge(read_config(config) if config else {}, parse_assignments(assignments or []))
     described = virtual.make_settings(preset, **settings)
     virtual.write_study(out, described, seed, subjects=subjects, sessions=sessions, progress=progress_wanted())
-    summary(out)
+    summary(out, json)
 
 
 @importers.command("folder")
@@ -49,23 +50,28 @@ def import_folder(
     ] = None,
     folds: Annotated[int | None, typer.Option("--folds", help="How many; default: leave one group out.")] = None,
     seed: Seed = 0,
+    json: Json = None,
 ) -> None:
     """Read a plain study folder: the layout for your own data (docs/study_folder.md)."""
     from phosphene.recordings.readers.folder import import_folder as read
 
-    summary(read(path, out, image_size=image_size, folds_column=folds_by, folds=folds, seed=seed))
+    summary(read(path, out, image_size=image_size, folds_column=folds_by, folds=folds, seed=seed), json)
 
 
-def summary(path: Path) -> None:
+def summary(path: Path, json: Path | None) -> None:
     """Say in a few lines what a study file holds."""
+    from phosphene.files import write_json
     from phosphene.recordings import Study
 
     with Study.open(path) as study:
-        typer.echo(
-            f"{path}: {len(study.stimuli)} stimuli, {len(study.subjects)} people, {path.stat().st_size / 1e6:.1f} MB"
-        )
-        for recording in study.recordings.values():
-            typer.echo(f"  {recording.subject}: {recording.n_trials} trials x {recording.n_voxels} voxels")
+        people = {name: {"trials": r.n_trials, "voxels": r.n_voxels} for name, r in study.recordings.items()}
+        facts = {"study": str(path), "digest": study.digest, "stimuli": len(study.stimuli), "people": people}
+    size = path.stat().st_size
+    typer.echo(f"{path}: {facts['stimuli']} stimuli, {len(people)} people, {size / 1e6:.1f} MB")
+    for name, counts in people.items():
+        typer.echo(f"  {name}: {counts['trials']} trials x {counts['voxels']} voxels")
+    if json is not None:
+        write_json(json, {**facts, "bytes": size})
 
 
 def check(study: StudyFile, json: Json = None) -> None:
@@ -88,10 +94,12 @@ def encode(
     split: Annotated[str | None, typer.Option("--split", help="Fit on the training part of this split.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu or cuda.")] = None,
     assignments: Set = None,
+    json: Json = None,
 ) -> None:
     """Encode the stimuli of a study into targets (cached; interrupted encoding goes on where it stopped)."""
     from phosphene.encoders import encode as run
     from phosphene.encoders import make_encoder
+    from phosphene.files import write_json
     from phosphene.recordings import Study
     from phosphene.settings import parse_assignments
 
@@ -102,5 +110,9 @@ def encode(
         fit_on = opened.split("train").stimulus_ids if built.needs_fit else None
         targets = run(opened.stimuli, built, fit_on=fit_on, device=device, progress=progress_wanted())
     targets.save(out)
-    shapes = ", ".join(f"{kind} {targets.shape(kind)}" for kind in targets.kinds)
-    typer.echo(f"{out}: {len(targets.ids)} stimuli, {shapes}, encoder {built.label} ({targets.identity})")
+    shapes = {kind: targets.shape(kind) for kind in targets.kinds}
+    words = ", ".join(f"{kind} {shape}" for kind, shape in shapes.items())
+    typer.echo(f"{out}: {len(targets.ids)} stimuli, {words}, encoder {built.label} ({targets.identity})")
+    if json is not None:
+        facts = {"encoder": built.label, "identity": targets.identity, "stimuli": len(targets.ids), "shapes": shapes}
+        write_json(json, facts)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from phosphene.cli.options import Seed, progress_wanted
+from phosphene.cli.options import Json, Seed, progress_wanted
 
 __all__ = ["demo"]
 
@@ -18,6 +18,7 @@ def demo(
     ),
     decoder: Annotated[str, typer.Option("--decoder", help="Which decoder is shown.")] = "lite-mind",
     seed: Seed = 0,
+    json: Json = None,
 ) -> None:
     """Decode virtual brains from start to end: simulate, encode, fit, evaluate, report."""
     import torch
@@ -39,7 +40,7 @@ def demo(
         fitted = ph.fit(decoder, study, targets, kind="pooled", seed=seed, out=out / "run", progress=progress)
         typer.echo("4/5  scored on scenes nobody has trained on, beside simple rivals")
         card = ph.evaluate(fitted, study, targets, seed=seed, progress=progress)
-        card.save(out / "scorecard.json")
+        card.save(json or out / "scorecard.json")
         typer.echo(card.table())
         typer.echo("5/5  the report")
         title = "Virtual brains, decoded"

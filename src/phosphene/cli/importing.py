@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from phosphene.cli.data import Out, Source, importers, summary
-from phosphene.cli.options import Seed, progress_wanted
+from phosphene.cli.options import Json, Seed, progress_wanted
 
 __all__ = ["importers", "parse_sessions"]
 
@@ -64,6 +64,7 @@ def import_nsd(
     captions: Annotated[
         list[Path] | None, typer.Option("--captions", help="COCO caption file; may be repeated.", metavar="JSON")
     ] = None,
+    json: Json = None,
 ) -> None:
     """Read the Natural Scenes Dataset as it is released (docs/readers.md)."""
     from phosphene.recordings.readers.nsd import import_nsd as read
@@ -81,7 +82,7 @@ def import_nsd(
         captions=captions or (),
         progress=progress_wanted(),
     )
-    summary(written)
+    summary(written, json)
 
 
 @importers.command("mindeye2")
@@ -94,6 +95,7 @@ def import_mindeye2(
     ] = None,
     test: Annotated[str, typer.Option("--test", help="new_test (1,000 images) or test (982).")] = "new_test",
     pictures: Pictures = True,
+    json: Json = None,
 ) -> None:
     """Read NSD as MindEye2 released it, z-scored (docs/readers.md)."""
     from phosphene.recordings.readers.mindeye2 import import_mindeye2 as read
@@ -107,7 +109,8 @@ def import_mindeye2(
             test=test,
             pictures=pictures,
             progress=progress_wanted(),
-        )
+        ),
+        json,
     )
 
 
@@ -122,11 +125,14 @@ def import_god(
     imagery: Annotated[bool, typer.Option("--imagery", help="Imagery trials too, in the role 'imagery'.")] = False,
     images: Annotated[Path | None, typer.Option("--images", help="Folder of the pictures.", metavar="DIR")] = None,
     image_size: Size = None,
+    json: Json = None,
 ) -> None:
     """Read Generic Object Decoding, bdpy HDF5 (docs/readers.md)."""
     from phosphene.recordings.readers.god import import_god as read
 
-    summary(read(path, out, subjects=subject or None, roi=roi, imagery=imagery, images=images, image_size=image_size))
+    summary(
+        read(path, out, subjects=subject or None, roi=roi, imagery=imagery, images=images, image_size=image_size), json
+    )
 
 
 @importers.command("glmsingle")
@@ -140,11 +146,12 @@ def import_glmsingle(
     folds_by: FoldsBy = None,
     folds: Folds = None,
     seed: Seed = 0,
+    json: Json = None,
 ) -> None:
     """Read GLMsingle outputs with tables of trials (docs/readers.md)."""
     from phosphene.recordings.readers.glmsingle import import_glmsingle as read
 
-    summary(read(path, out, model=model, image_size=image_size, folds_column=folds_by, folds=folds, seed=seed))
+    summary(read(path, out, model=model, image_size=image_size, folds_column=folds_by, folds=folds, seed=seed), json)
 
 
 @importers.command("fmriprep")
@@ -160,6 +167,7 @@ def import_fmriprep(
     folds_by: FoldsBy = None,
     folds: Folds = None,
     seed: Seed = 0,
+    json: Json = None,
 ) -> None:
     """Read betas named as fMRIPrep names its derivatives, NIfTI or GIFTI (docs/readers.md)."""
     from phosphene.recordings.readers.fmriprep import import_fmriprep as read
@@ -175,5 +183,6 @@ def import_fmriprep(
             folds_column=folds_by,
             folds=folds,
             seed=seed,
-        )
+        ),
+        json,
     )
