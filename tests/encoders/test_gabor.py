@@ -48,6 +48,27 @@ def test_energy_equals_slow_convolution() -> None:
         np.testing.assert_allclose(picture, _slow_energy(expected, config), rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [GaborConfig(), GaborConfig(size=96, scales=3, orientations=4, grid=3), GaborConfig(size=64, lowest=2.0, grid=1)],
+    ids=["default", "three cells", "one cell"],
+)
+def test_narrow_bands_on_coarse_samples_lose_nothing(config: GaborConfig) -> None:
+    """Natural spectra (1/f) and noise, against transforms of the whole plane at every pixel in double precision."""
+    rng = np.random.default_rng(0)
+    margin, cell = config.size // 8, config.size // config.grid
+    frequency = np.hypot(*np.meshgrid(*[np.fft.fftfreq(config.size)] * 2)) + 1 / config.size
+    noise = rng.random((5, config.size, config.size))
+    natural = np.fft.ifft2(np.fft.fft2(noise[:3] - 0.5) / frequency).real
+    pictures = np.concatenate([0.5 + 0.15 * natural / natural.std(), noise[3:]])
+    padded = np.pad(pictures, ((0, 0), (margin, margin), (margin, margin)), mode="reflect")
+    filters = log_gabor_filters(padded.shape[1], config).astype(np.float64)
+    response = np.fft.ifft2(np.fft.fft2(padded)[:, None] * filters)[..., margin:-margin, margin:-margin]
+    power = np.abs(response) ** 2
+    expected = power.reshape(*power.shape[:2], config.grid, cell, config.grid, cell).mean((3, 5))
+    np.testing.assert_allclose(gabor_energy(torch.from_numpy(pictures), config), expected, rtol=1e-3, atol=1e-8)
+
+
 def test_filters_match_the_formula_point_by_point() -> None:
     filters = log_gabor_filters(40, SMALL)
     spread = math.pi / SMALL.orientations / 1.5

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from pydantic import Field, model_validator
+from scipy.fft import next_fast_len
 
 from phosphene.encoders.base import EncodedBatch, EncoderConfig, PixelEncoder
 from phosphene.encoders.images import resize
@@ -21,6 +23,9 @@ __all__ = ["GaborConfig", "GaborEncoder", "gabor_energy", "log_gabor_filters"]
 _LUMINANCE = (0.299, 0.587, 0.114)
 # energies below this (of a contrast of 1 %, squared) are treated as none: the logarithm has to end somewhere
 _FLOOR = 1e-4
+# what a filter lets through of a frequency, relative to its peak, below which it is taken to let through nothing
+_NEGLIGIBLE = 1e-4
+_AT_ONCE = 4  # pictures whose responses stay in the processor's cache
 
 
 class GaborConfig(EncoderConfig):
@@ -129,11 +134,79 @@ def log_gabor_filters(size: int, config: GaborConfig) -> np.ndarray:
     return np.stack(filters).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class _Band:
+    """One filter where it is not zero, and what turns its response's power into the mean over every cell.
+
+    The filter is the block of the spectrum (lowest frequency first) at `rows` and `columns`. A response of B
+    neighbouring frequencies has a power of 2 B - 1: sampled at as many points along an axis (`sides`), it says the mean
+    over any cell exactly, as a weighted sum of the samples (`down`, `across`). The samples of the first axis that weigh
+    nothing are left out (`kept`).
+    """
+
+    rows: slice
+    columns: slice
+    transfer: torch.Tensor
+    sides: tuple[int, int]
+    kept: slice
+    down: torch.Tensor
+    across: torch.Tensor
+
+    def cells(self, spectrum: torch.Tensor) -> torch.Tensor:
+        """Mean power over the cells, ``(n, grid, grid)``, of shifted spectra ``(n, side, side)``."""
+        import torch
+
+        passed = spectrum[:, self.rows, self.columns] * self.transfer
+        response = torch.fft.ifft(passed, n=self.sides[0], dim=1, norm="forward")[:, self.kept]
+        response = torch.fft.ifft(response, n=self.sides[1], dim=2, norm="forward")
+        squares = torch.view_as_real(response).flatten(2).square_()  # real and imaginary parts side by side
+        return self.down @ squares @ self.across
+
+
+def _extent(filled: np.ndarray) -> slice:
+    where = np.flatnonzero(filled)
+    return slice(int(where[0]), int(where[-1]) + 1)
+
+
+def _cell_weights(n_bands: int, config: GaborConfig) -> np.ndarray:
+    """Weights ``(grid, samples)`` that turn evenly spaced samples of a power into its mean over each cell's pixels."""
+    margin, cell = config.size // 8, config.size // config.grid
+    side = config.size + 2 * margin
+    n_samples = next_fast_len(2 * n_bands - 1)
+    inside = np.kron(np.eye(config.grid), np.full(cell, 1 / cell))
+    pixels = np.pad(inside, ((0, 0), (margin, margin)))
+    if n_samples >= side:
+        return pixels
+    # the power is interpolated between its samples by its own frequencies, which are all below n_bands
+    frequency = np.arange(1 - n_bands, n_bands)
+    at_pixels = np.exp(2j * np.pi * np.outer(frequency, np.arange(side)) / side)
+    at_samples = np.exp(-2j * np.pi * np.outer(frequency, np.arange(n_samples)) / n_samples)
+    return (pixels @ at_pixels.T @ at_samples).real / n_samples
+
+
 @lru_cache(maxsize=4)
-def _filters(size: int, config: GaborConfig) -> torch.Tensor:
+def _bands(config: GaborConfig, device: torch.device) -> list[_Band]:
     import torch
 
-    return torch.from_numpy(log_gabor_filters(size, config)).to(torch.complex64)
+    side = config.size + 2 * (config.size // 8)
+    bands = []
+    for transfer in np.fft.fftshift(log_gabor_filters(side, config), axes=(1, 2)):
+        filled = transfer > _NEGLIGIBLE * transfer.max()
+        rows, columns = _extent(filled.any(axis=1)), _extent(filled.any(axis=0))
+        down, across = (_cell_weights(part.stop - part.start, config) for part in (rows, columns))
+        kept = _extent(down.any(axis=0))
+        bands.append(
+            _Band(
+                rows,
+                columns,
+                torch.from_numpy(transfer[rows, columns] / side**2).to(device),
+                (down.shape[1], across.shape[1]),
+                kept,
+                torch.from_numpy(down[:, kept].astype(np.float32)).to(device),
+                torch.from_numpy(np.repeat(across, 2, axis=1).T.astype(np.float32)).to(device),
+            )
+        )
+    return bands
 
 
 def gabor_energy(luminance: torch.Tensor, config: GaborConfig) -> torch.Tensor:
@@ -159,15 +232,9 @@ def gabor_energy(luminance: torch.Tensor, config: GaborConfig) -> torch.Tensor:
         return luminance.new_zeros(0, config.scales * config.orientations, config.grid, config.grid)
     margin = size // 8
     padded = torch.nn.functional.pad(luminance[:, None], (margin,) * 4, mode="reflect")
-    filters = _filters(size + 2 * margin, config).to(luminance.device)
-    # one picture at a time in buffers of its own: fresh memory for channels x size x size complex numbers costs more
-    # than the transform itself
-    passed, response = torch.empty_like(filters), torch.empty_like(filters)
-    inside = response[:, margin : margin + size, margin : margin + size]
-    power = torch.empty(inside.shape, device=luminance.device)
+    bands = _bands(config, luminance.device)
     cells = []
-    for spectrum in torch.fft.fft2(padded[:, 0].to(torch.float32)):
-        torch.fft.ifft2(torch.mul(spectrum, filters, out=passed), out=response)
-        torch.mul(inside.real, inside.real, out=power).addcmul_(inside.imag, inside.imag)
-        cells.append(torch.nn.functional.avg_pool2d(power, size // config.grid))
-    return torch.stack(cells)
+    for few in padded[:, 0].to(torch.float32).split(_AT_ONCE):
+        spectra = torch.fft.fftshift(torch.fft.fft2(few), dim=(1, 2))
+        cells.append(torch.stack([band.cells(spectra) for band in bands], dim=1))
+    return torch.cat(cells)
