@@ -12,10 +12,13 @@ import numpy as np
 
 from phosphene.files import write_text
 
-__all__ = ["CHOSEN", "SCORES", "difference", "draw", "summarise"]
+__all__ = ["CHOSEN", "RANDOM_START", "SCORES", "WHOLE", "WITHOUT_LINEAR", "difference", "draw", "summarise"]
 
 SCORES = ("top-1 brain_to_image", "top-1 image_to_brain", "two-way brain_to_image", "two-way image_to_brain")
 CHOSEN = "mindeye-mlp (size chosen by validation)"
+WITHOUT_LINEAR = "lite-mind without linear path"
+RANDOM_START = "lite-mind, linear path from a random start"
+WHOLE = "network as in the preset"
 Record = dict[str, Any]
 
 
@@ -25,14 +28,13 @@ def summarise(records: Sequence[Record], resamples: int = 2000) -> dict[str, Any
     by_arm: dict[str, dict[int, Record]] = {}
     for record in records:
         by_arm.setdefault(record["arm"], {})[record["seed"]] = record
-    base = "lite-mind without linear path"
     groups = {name: [arm for arm, rows in by_arm.items() if _group(rows) == name] for name in _groups(records)}
     plan = {
-        "rivals": ("lite-mind", ["mean", "nearest", "ridge", CHOSEN, "lite-mind", base], 1),
+        "rivals": ("lite-mind", ["mean", "nearest", "ridge", CHOSEN, "lite-mind", WITHOUT_LINEAR], 1),
         "sizes of mindeye-mlp": ("lite-mind", groups.get("grid", []), 1),
         "tokens": ("lite-mind, tokens", groups.get("tokens", []), 1),
-        "linear path": ("lite-mind", ["lite-mind", base, "linear path from a random start", "ridge"], -1),
-        "parts": (base, groups.get("ablation", []), -1),
+        "linear path": ("lite-mind", ["lite-mind", WITHOUT_LINEAR, RANDOM_START, "ridge"], -1),
+        "parts": (WHOLE, groups.get("ablation", []), -1),
     }
     tables = {}
     for title, (reference, names, sign) in plan.items():

@@ -77,18 +77,22 @@ def margins(predicted: Tensor, shown: Tensor) -> Tensor:
 
 
 def patterns(decoder: Decoder, responses: Tensor, shown: Tensor, subject: str | None) -> Tensor:
-    """Haufe patterns of a linear decoder, ``(V,)``.
+    """Haufe patterns, ``(V,)``.
 
     A weight says how a voxel is used, not whether it carries anything; the pattern, the covariance of the voxel with
     the decoder's output, does (Haufe et al. 2014, NeuroImage 87:96). Outputs count by how well they predict what was
-    shown: with r_d the held-out correlation of output d (zero where negative), a voxel's value is
-    ``sqrt(mean_d (r_d corr(x, p_d))^2)``.
+    shown, and the whole by how surely the decoder predicts anything. With r_d the held-out correlation of output d
+    (zero where negative) and z the mean margin in its standard errors, a voxel's value is::
+
+        max(0, 1 - 2 / z) sqrt(mean_d (r_d corr(x, p_d))^2)
+
+    which is zero for a decoder whose mean margin is within two standard errors of nothing.
     """
     with torch.no_grad():
         output = decoder(responses, subject).embedding
     skill = _correlation(output, shown).clamp_min(0)
     x, p = _unit_columns(responses), _unit_columns(output)
-    return (x.T @ p * skill).square().mean(dim=1).sqrt()
+    return _sureness(margins(output, shown)) * (x.T @ p * skill).square().mean(dim=1).sqrt()
 
 
 def integrated_gradients(
@@ -104,7 +108,8 @@ def integrated_gradients(
     total = torch.zeros_like(responses)
     for step in range(steps):
         point = (start + (step + 0.5) / steps * difference).requires_grad_(True)
-        margin = margins(decoder(point, subject).embedding, shown).sum()
+        with torch.enable_grad():
+            margin = margins(decoder(point, subject).embedding, shown).sum()
         total += torch.autograd.grad(margin, point)[0]
     return (difference * total / steps).mean(dim=0)
 
@@ -176,6 +181,13 @@ def importance(
     lost = occlusion(decoder, responses, shown, known, view.rois(subject))
     decoder.train(training)
     return Importance(subject, method, values.detach().cpu().numpy().astype(np.float32), lost, margin, len(chosen))
+
+
+def _sureness(margin: Tensor) -> float:
+    """``max(0, 1 - 2 / z)`` with z the mean of the trials' margins in standard errors."""
+    error = float(margin.std()) / len(margin) ** 0.5
+    mean = float(margin.mean())
+    return max(0.0, 1.0 - 2.0 * error / mean) if mean > 0 else 0.0
 
 
 def _unit_columns(values: Tensor) -> Tensor:
