@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -204,14 +205,64 @@ def test_some_people_and_sessions_are_the_first_part_of_the_whole(tiny: VirtualS
         assert set(part.stimuli.ids) == set(whole.trials["stimulus_id"][first])
 
 
-def test_interrupted_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+def _interrupted(path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, after: int = 3) -> list[int]:
+    """Write the tiny study until `after` sessions are done, then fail; returns the sessions that were begun."""
+    measure, begun = virtual.VirtualPerson.measure, []
 
-    monkeypatch.setattr(virtual.VirtualPerson, "measure", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        write_study(tmp_path / "study.h5", TINY)
+    def measured(person: virtual.VirtualPerson, signal: np.ndarray, session: int) -> np.ndarray:
+        begun.append(session)
+        if len(begun) > after:
+            raise error
+        return measure(person, signal, session)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(virtual.VirtualPerson, "measure", measured)
+        if after < 4:
+            with pytest.raises((type(error), InputError)):  # a full disk is told in words
+                write_study(path, TINY, seed=3)
+        else:
+            write_study(path, TINY, seed=3)
+    return begun
+
+
+def test_an_interrupted_simulation_goes_on_to_the_same_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "study.h5"
+    _interrupted(path, monkeypatch, KeyboardInterrupt())
+    assert not path.exists()
+    parts = tmp_path / ".study.h5.parts"
+    assert sorted(p.name for p in parts.glob("*.npy")) == ["sub-01-001.npy", "sub-01-002.npy", "sub-02-001.npy"]
+    (parts / "sub-01-002.npy").write_bytes(b"\x93NUMPY cut short")
+    assert _interrupted(path, monkeypatch, KeyboardInterrupt(), after=4) == [2, 2]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["study.h5"]
+    whole = write_study(tmp_path / "whole.h5", TINY, seed=3)
+    with Study.open(path) as one, Study.open(whole) as other:
+        assert one.digest == other.digest
+
+
+def test_sessions_of_other_settings_are_not_taken_for_these(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "study.h5"
+    _interrupted(path, monkeypatch, KeyboardInterrupt())
+    write_study(path, TINY, seed=4)
+    with Study.open(path) as one, Study.open(write_study(tmp_path / "whole.h5", TINY, seed=4)) as other:
+        assert one.digest == other.digest
+
+
+def test_a_simulation_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _interrupted(tmp_path / "study.h5", monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
     assert not list(tmp_path.iterdir())
+
+
+def test_nsd_preset_runs_for_one_person_and_two_sessions(tmp_path: Path) -> None:
+    path = write_study(tmp_path / "nsd.h5", "nsd", subjects=1, sessions=2)
+    with Study.open(path) as study:
+        assert study.subjects == ["sub-01"]
+        recording = study.recordings["sub-01"]
+        assert (recording.n_trials, recording.n_voxels) == (1500, 15724)
+        assert np.unique(recording.trials["session"]).tolist() == [1, 2]
+        assert len(np.unique(recording.trials["run"])) == 12
+        assert {role: len(ids) > 0 for role, ids in study.roles().items()} == {"test": True, "train": True}
+        # the second half of trials of a session is another block of the file: both hold responses that vary
+        assert (recording.read(np.array([0, 700, 1499])).std(1) > 0).all()
 
 
 def test_presets_are_valid_and_nsd_has_its_real_numbers() -> None:

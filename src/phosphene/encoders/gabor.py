@@ -194,7 +194,7 @@ def _bands(config: GaborConfig, device: torch.device) -> list[_Band]:
         filled = transfer > _NEGLIGIBLE * transfer.max()
         rows, columns = _extent(filled.any(axis=1)), _extent(filled.any(axis=0))
         down, across = (_cell_weights(part.stop - part.start, config) for part in (rows, columns))
-        kept = _extent(down.any(axis=0))
+        kept = _extent(np.asarray(down.any(axis=0)))
         bands.append(
             _Band(
                 rows,

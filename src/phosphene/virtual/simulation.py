@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from phosphene._version import __version__
 from phosphene.errors import InputError, unknown
 from phosphene.recordings import Recording, Study, StudyWriter
 from phosphene.settings import load_preset
@@ -17,6 +19,7 @@ from phosphene.stimuli import StimulusSet
 from phosphene.table import Table
 from phosphene.virtual.fields import stream
 from phosphene.virtual.filters import one_thread
+from phosphene.virtual.parts import finished_parts
 from phosphene.virtual.people import VirtualPerson, calibrated, draw_person, drives
 from phosphene.virtual.schedule import plan_trials
 from phosphene.virtual.settings import StimulusSettings, VirtualSettings
@@ -179,8 +182,9 @@ def write_study(
 ) -> Path:
     """Simulate a study person by person straight to disk; one session of responses is held at a time.
 
-    The file appears at `path` when it is complete. `subjects` and `sessions` cut out the first part of the study that
-    the settings describe: what is in it does not depend on what is left out.
+    The file appears at `path` when it is complete. A run that was interrupted or killed leaves its finished sessions in
+    a hidden folder beside it; the same call goes on from there, to the same study. `subjects` and `sessions` cut out
+    the first part of the study that the settings describe: what is in it does not depend on what is left out.
 
     Parameters
     ----------
@@ -204,20 +208,36 @@ def write_study(
     if sessions is not None and sessions < 1:
         raise InputError(f"sessions must be at least 1, found {sessions}")
     part = _scene_plan(plan, seed, chosen).first_sessions(sessions)
-    with one_thread(), StudyWriter(path, **_facts(part)) as writer:
+    made_from = {"software": __version__, "dtype": dtype, "seed": seed, "settings": plan.model_dump(mode="json")}
+    with one_thread(), finished_parts(path, made_from) as parts, StudyWriter(path, **_facts(part)) as writer:
         writer.stimuli(part.stimuli)
         for name, trials in part.trials.items():
             person = calibrated([draw_person(plan, seed, name)], part.reference)[0]
             target = writer.recording(name, trials, person.voxel_table(), dtype=dtype, **_space(person, plan))
             numbers = np.unique(trials["session"]).tolist()
-            looked_at = _looked_at(part.stimuli.select(np.unique(trials["stimulus_id"])))
+            scans = _Scans(person, part.stimuli, trials, dtype)
             for session in _track(numbers, f"{name}: sessions", len(numbers), progress):
-                shown = trials["stimulus_id"][trials["session"] == session]
-                unique, where = np.unique(shown, return_inverse=True)
-                signal = person.respond(looked_at.select(unique))
-                target.append(person.measure(signal[where], session))
+                target.append(parts.get(f"{name}-{session:03d}", partial(scans.session, session)))
         writer.splits(part.splits)
     return path
+
+
+class _Scans:
+    """What one person's sessions hold; their scenes are rendered once, and only if a session is asked for."""
+
+    def __init__(self, person: VirtualPerson, stimuli: StimulusSet, trials: Table, dtype: str) -> None:
+        self._person, self._stimuli, self._trials, self._dtype = person, stimuli, trials, dtype
+
+    @cached_property
+    def _looked_at(self) -> StimulusSet:
+        return _looked_at(self._stimuli.select(np.unique(self._trials["stimulus_id"])))
+
+    def session(self, number: int) -> np.ndarray:
+        """Responses ``(trials, voxels)`` of one session."""
+        shown = self._trials["stimulus_id"][self._trials["session"] == number]
+        unique, where = np.unique(shown, return_inverse=True)
+        signal = self._person.respond(self._looked_at.select(unique))
+        return self._person.measure(signal[where], number).astype(self._dtype)
 
 
 def _chosen(names: Sequence[str], subjects: int | Sequence[str] | None) -> list[str]:
