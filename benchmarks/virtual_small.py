@@ -32,7 +32,7 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from virtual_small_summary import RANDOM_START, WHOLE, WITHOUT_LINEAR, draw, summarise
+from virtual_small_summary import ALMOST_LINEAR, RANDOM_START, WHOLE, WITHOUT_LINEAR, draw, summarise
 
 import phosphene as ph
 from phosphene.decoders import DECODERS, Decoder, DecoderConfig
@@ -138,6 +138,17 @@ class Arm:
         }
 
 
+#: the least network there can be beside the linear path
+TINY = {
+    "patches": 3,
+    "width": 1,
+    "blocks": 1,
+    "filters": 2,
+    "hidden": 1,
+    "heads": 1,
+    "queries": 1,
+    "projector_groups": 0,
+}
 ABLATION_EPOCHS = 8
 ALONE = {"linear_rank": 0}
 ALONE_TRAINING = {"learning_rate": 3e-3}
@@ -170,6 +181,7 @@ def arms() -> list[Arm]:
         Arm("lite-mind, tokens", "tokens", "lite-mind", "tokens"),
         Arm(f"{WITHOUT_LINEAR}, tokens", "tokens", "lite-mind", "tokens", ALONE, ALONE_TRAINING),
         Arm("ridge, tokens", "tokens", "ridge", "tokens"),
+        Arm(ALMOST_LINEAR, "linear", "lite-mind", settings=TINY),
         Arm(RANDOM_START, "linear", "lite-mind", settings={"linear_start": "random"}, training=ALONE_TRAINING),
         Arm("lite-mind-published, our training", "tokens", PUBLISHED, "tokens", training=OUR_TRAINING),
         *parts,

@@ -12,11 +12,32 @@ import numpy as np
 
 from phosphene.files import write_text
 
-__all__ = ["CHOSEN", "RANDOM_START", "SCORES", "WHOLE", "WITHOUT_LINEAR", "difference", "draw", "summarise"]
+__all__ = [
+    "ALMOST_LINEAR",
+    "CHOSEN",
+    "RANDOM_START",
+    "SCORES",
+    "WHOLE",
+    "WITHOUT_LINEAR",
+    "difference",
+    "draw",
+    "summarise",
+]
+    "ALMOST_LINEAR",
+    "CHOSEN",
+    "RANDOM_START",
+    "SCORES",
+    "WHOLE",
+    "WITHOUT_LINEAR",
+    "difference",
+    "draw",
+    "summarise",
+]
 
 SCORES = ("top-1 brain_to_image", "top-1 image_to_brain", "two-way brain_to_image", "two-way image_to_brain")
 CHOSEN = "mindeye-mlp (size chosen by validation)"
 WITHOUT_LINEAR = "lite-mind without linear path"
+ALMOST_LINEAR = "lite-mind, linear path with a network of width 1"
 RANDOM_START = "lite-mind, linear path from a random start"
 WHOLE = "network as in the preset"
 Record = dict[str, Any]
@@ -33,7 +54,7 @@ def summarise(records: Sequence[Record], resamples: int = 2000) -> dict[str, Any
         "rivals": ("lite-mind", ["mean", "nearest", "ridge", CHOSEN, "lite-mind", WITHOUT_LINEAR], 1),
         "sizes of mindeye-mlp": ("lite-mind", groups.get("grid", []), 1),
         "tokens": ("lite-mind, tokens", groups.get("tokens", []), 1),
-        "linear path": ("lite-mind", ["lite-mind", WITHOUT_LINEAR, RANDOM_START, "ridge"], -1),
+        "linear path": ("lite-mind", ["lite-mind", WITHOUT_LINEAR, ALMOST_LINEAR, RANDOM_START, "ridge"], -1),
         "parts": (WHOLE, groups.get("ablation", []), -1),
     }
     tables = {}
