@@ -23,16 +23,6 @@ __all__ = [
     "draw",
     "summarise",
 ]
-    "ALMOST_LINEAR",
-    "CHOSEN",
-    "RANDOM_START",
-    "SCORES",
-    "WHOLE",
-    "WITHOUT_LINEAR",
-    "difference",
-    "draw",
-    "summarise",
-]
 
 SCORES = ("top-1 brain_to_image", "top-1 image_to_brain", "two-way brain_to_image", "two-way image_to_brain")
 CHOSEN = "mindeye-mlp (size chosen by validation)"
