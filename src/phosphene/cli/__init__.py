@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
-from phosphene.cli.app import app, main
+import sys
+
+try:
+    from phosphene.cli.app import app, main
+except KeyboardInterrupt:  # Ctrl-C while the commands are still being imported
+    sys.stderr.write("interrupted\n")
+    sys.exit(130)
 
 __all__ = ["app", "main"]
