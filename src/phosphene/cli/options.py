@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from phosphene.errors import InputError, unknown
-from phosphene.settings import merge, parse_assignments, read_config
 
 if TYPE_CHECKING:
     from phosphene.decoders import Decoder
@@ -57,6 +56,8 @@ def progress_wanted() -> bool:
 
 def decoder_settings(config: Path | None, assignments: Sequence[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings in the two tables a preset has: ``[decoder]`` and ``[training]``."""
+    from phosphene.settings import merge, parse_assignments, read_config
+
     settings = merge(read_config(config) if config else {}, parse_assignments(assignments or []))
     for key in settings:
         if key not in ("decoder", "training"):
