@@ -55,7 +55,7 @@ class PublishedConfig(DecoderConfig):
     """Settings of the released layout, made smaller: 15.7 million parameters a person are for 15,724 voxels."""
 
     patches: int = Field(8, ge=2)
-    widths: tuple[int, int, int] = (128, 64, 32)
+    widths: tuple[int, int, int] = (96, 48, 24)
     dropout: float = 0.1
     drop_path: float = 0.15
 
@@ -114,6 +114,8 @@ class Arm:
         Over those of the preset `small`, and of the common budget.
     one_direction : bool
         Trained with `published_loss` in place of the symmetric one.
+    people : int, optional
+        Fitted to and scored on the first so many people only.
     """
 
     name: str
@@ -123,6 +125,7 @@ class Arm:
     settings: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     one_direction: bool = False
+    people: int | None = None
 
     def resolved(self) -> dict[str, Any]:
         """Everything that decides the fit: preset, budget and own settings."""
@@ -130,6 +133,7 @@ class Arm:
         preset = preset_of(self.decoder, name) if name else {}
         training = {} if self.decoder == "ridge" else merge(preset.get("training", {}), {**BUDGET, **self.training})
         return {
+            **({} if self.people is None else {"people": self.people}),
             "decoder": self.decoder,
             "kind": self.kind,
             "settings": merge(preset.get("decoder", {}), self.settings),
@@ -170,7 +174,7 @@ def arms() -> list[Arm]:
     ]
     brief = {**ALONE_TRAINING, "epochs": ABLATION_EPOCHS}
     parts = [
-        Arm(name, "ablation", "lite-mind", settings={**ALONE, **settings}, training={**brief, **training})
+        Arm(name, "ablation", "lite-mind", settings={**ALONE, **settings}, training={**brief, **training}, people=1)
         for name, settings, training in ABLATIONS
     ]
     return [
@@ -182,9 +186,9 @@ def arms() -> list[Arm]:
         Arm(f"{WITHOUT_LINEAR}, tokens", "tokens", "lite-mind", "tokens", ALONE, ALONE_TRAINING),
         Arm("ridge, tokens", "tokens", "ridge", "tokens"),
         Arm(ALMOST_LINEAR, "linear", "lite-mind", settings=TINY),
-        Arm(RANDOM_START, "linear", "lite-mind", settings={"linear_start": "random"}, training=ALONE_TRAINING),
         Arm("lite-mind-published, our training", "tokens", PUBLISHED, "tokens", training=OUR_TRAINING),
         *parts,
+        Arm(RANDOM_START, "linear", "lite-mind", settings={"linear_start": "random"}, training=ALONE_TRAINING),
         Arm("lite-mind-published, own loss", "tokens", PUBLISHED, "tokens", training=OWN_LOSS, one_direction=True),
     ]
 
@@ -245,6 +249,7 @@ def run(arm: Arm, seed: int, work: Path) -> list[dict[str, Any]]:
     """Fit and score one arm; of ridge the records of the mean and the nearest training stimulus come along."""
     study, targets = study_of(seed, work)
     how = arm.resolved()
+    people = study.subjects[: arm.people]
     wall, cpu = time.perf_counter(), time.process_time()
     with direction(arm):
         decoder = ph.fit(
@@ -252,6 +257,7 @@ def run(arm: Arm, seed: int, work: Path) -> list[dict[str, Any]]:
             study,
             targets,
             kind=arm.kind,
+            subjects=people,
             seed=seed,
             progress=False,
             training=how["training"] or None,
@@ -259,8 +265,9 @@ def run(arm: Arm, seed: int, work: Path) -> list[dict[str, Any]]:
         )
     spent = {"wall_s": round(time.perf_counter() - wall, 1), "cpu_s": round(time.process_time() - cpu, 1)}
     simple = ("mean", "nearest") if arm.name == "ridge" else ()
+    protocols = ["retrieval", "two-way-cosine"]
     card = ph.evaluate(
-        decoder, study, targets, rivals=simple, protocols=["retrieval", "two-way-cosine"], n_perm=0, progress=False
+        decoder, study, targets, subjects=people, rivals=simple, protocols=protocols, n_perm=0, progress=False
     )
     facts = {"group": arm.group, "key": key_of(arm, seed), "seed": seed, "kind": arm.kind, "how": how}
     told = {key: decoder.provenance.get(key) for key in ("best_epoch", "epochs", "validation_best")}
@@ -331,7 +338,7 @@ def show(result: dict[str, Any]) -> None:
         for column in ("arm", "parameters", "top-1 b>i", "top-1 i>b", "two-way b>i", "two-way i>b", "to its reference"):
             table.add_column(column)
         for row in rows:
-            cells = [f"{row[name]['mean']:.3f} ± {row[name]['sd']:.3f}" for name in result["scores"]]
+            cells = [f"{row[name]['mean']:.3f} ± {row[name]['sd'] or 0:.3f}" for name in result["scores"]]
             against = row.get("difference", {}).get("top-1")
             less = "" if against is None else "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**against)
             total = "" if row["parameters"] is None else f"{row['parameters']['total']:,}"

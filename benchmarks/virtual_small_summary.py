@@ -107,8 +107,8 @@ def _references(plan: dict[str, tuple[str, list[str], int]]) -> dict[str, str]:
     }
 
 
-def _deviation(values: Sequence[float]) -> float:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+def _deviation(values: Sequence[float]) -> float | None:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def _row(name: str, by_arm: dict[str, dict[int, Record]], reference: str, sign: int, resamples: int) -> Record:
@@ -155,7 +155,7 @@ def draw(records: Sequence[Record], result: Record, path: Path) -> None:
         write_text(path, _svg(points))
 
 
-def _svg(points: Sequence[tuple[int, float, float, str, str, bool]]) -> str:
+def _svg(points: Sequence[tuple[int, float, float | None, str, str, bool]]) -> str:
     low = math.floor(math.log10(min(point[0] for point in points)) * 2) / 2
     high = math.ceil(math.log10(max(point[0] for point in points)) * 2 + 0.4) / 2
     bottom = math.floor(min(point[1] for point in points) * 10 - 0.5) / 10
@@ -183,11 +183,20 @@ def _svg(points: Sequence[tuple[int, float, float, str, str, bool]]) -> str:
         if low <= math.log10(size) <= high:
             label = f"{size / 1e6:g} M" if size >= 1e6 else f"{size / 1e3:g} k"
             parts.append(f'<text x="{across(size):.1f}" y="{_HEIGHT - 34:g}" text-anchor="middle">{label}</text>')
-    for size, value, spread, name, family, best in points:
+    for at, (family, colour) in enumerate(_COLOURS.items()):
+        parts.append(
+            f'<text x="{_WIDTH - _RIGHT - 90 * (2 - at):g}" y="34" text-anchor="end" fill="{colour}">{family}</text>'
+        )
+    placed: list[tuple[float, float]] = []
+    for size, value, spread, name, family, best in sorted(points, key=lambda point: -point[1]):
         x, y, colour = across(size), up(value), _COLOURS[family]
-        if not math.isnan(spread):
+        if spread is not None:
             parts.append(f'<path d="M{x:.1f} {up(value - spread):.1f}V{up(value + spread):.1f}" stroke="{colour}"/>')
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{6 if best else 4}" fill="{colour}"/>')
-        label = escape(name.removeprefix("mindeye-mlp ")) if family == "mindeye-mlp" else escape(name)
+        while any(abs(x - other) < 130 and abs(y - height) < 13 for other, height in placed):
+            y += 1
+        placed.append((x, y))
+        label = name.removeprefix("mindeye-mlp ").replace("x", " x ").replace(" d", ", dropout ")
+        label = escape(label if family == "mindeye-mlp" else name)
         parts.append(f'<text x="{x + 9:.1f}" y="{y + 4:.1f}" fill="{colour}">{label}</text>')
     return "\n".join([*parts, "</svg>", ""])
