@@ -29,10 +29,8 @@ import torch
 from lite_mind_published import PublishedLiteMind
 from nsd_size import machine
 from pydantic import Field
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
-from virtual_small_summary import ALMOST_LINEAR, RANDOM_START, WHOLE, WITHOUT_LINEAR, draw, summarise
+from virtual_small_summary import ALMOST_LINEAR, RANDOM_START, WHOLE, WITHOUT_LINEAR, draw, markdown, summarise
 
 import phosphene as ph
 from phosphene.decoders import DECODERS, Decoder, DecoderConfig
@@ -330,22 +328,6 @@ def run_all(seeds: list[int], groups: list[str], work: Path) -> list[dict[str, A
     return list({(r["arm"], r["seed"]): r for r in read_records(path) if r["key"] in wanted}.values())
 
 
-def show(result: dict[str, Any]) -> None:
-    """Print the tables."""
-    console = Console()
-    for group, rows in result["tables"].items():
-        table = Table(title=group)
-        for column in ("arm", "parameters", "top-1 b>i", "top-1 i>b", "two-way b>i", "two-way i>b", "to its reference"):
-            table.add_column(column)
-        for row in rows:
-            cells = [f"{row[name]['mean']:.3f} ± {row[name]['sd'] or 0:.3f}" for name in result["scores"]]
-            against = row.get("difference", {}).get("top-1")
-            less = "" if against is None else "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**against)
-            total = "" if row["parameters"] is None else f"{row['parameters']['total']:,}"
-            table.add_row(row["arm"], total, *cells, less)
-        console.print(table)
-
-
 def main() -> None:
     """Run what is missing, summarise, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -365,7 +347,7 @@ def main() -> None:
     facts["command"] = f"python benchmarks/virtual_small.py --work FOLDER --seeds {' '.join(map(str, options.seeds))}"
     result = {**facts, **summarise(records)}
     write_json(options.json, result)
-    show(result)
+    print(markdown(result))
     if options.figure is not None:
         draw(records, result, options.figure)
 

@@ -21,6 +21,7 @@ __all__ = [
     "WITHOUT_LINEAR",
     "difference",
     "draw",
+    "markdown",
     "summarise",
 ]
 
@@ -92,6 +93,28 @@ def difference(first: Sequence[Record], second: Sequence[Record], scores: Sequen
     }
 
 
+def markdown(result: Record) -> str:
+    """The tables as text: mean over seeds with its deviation, and the paired difference in top-1 (both directions)."""
+    ways = [
+        score.replace("brain_to_image", "brain to image").replace("image_to_brain", "image to brain")
+        for score in SCORES
+    ]
+    lines = []
+    for title, rows in result["tables"].items():
+        lines += [f"### {title}", "", f"Difference: {result['references'][title]}.", ""]
+        lines.append("| | fitted numbers | " + " | ".join(ways) + " | difference in top-1 |")
+        lines.append("|---" * 7 + "|")
+        for row in rows:
+            size = f"{row['parameters']['total']:,}" if row["parameters"] else "-"
+            cells = [f"{row[score]['mean']:.3f} ± {row[score]['sd'] or 0:.3f}" for score in SCORES]
+            told = "-"
+            if "difference" in row:
+                told = "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**row["difference"]["top-1"])
+            lines.append(f"| {row['arm']} | {size} | " + " | ".join(cells) + f" | {told} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def _group(rows: dict[int, Record]) -> str:
     return str(next(iter(rows.values()))["group"])
 
@@ -111,10 +134,16 @@ def _deviation(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
+def _parameters(rows: Sequence[Record]) -> dict[str, int] | None:
+    """Mean over seeds (they differ where validation chose different sizes)."""
+    counts = [one["parameters"] for one in rows if one["parameters"]]
+    return {key: round(float(np.mean([one[key] for one in counts]))) for key in counts[0]} if counts else None
+
+
 def _row(name: str, by_arm: dict[str, dict[int, Record]], reference: str, sign: int, resamples: int) -> Record:
     seeds = sorted(by_arm[name])
     rows = [by_arm[name][seed] for seed in seeds]
-    row: Record = {"arm": name, "seeds": seeds, "parameters": rows[0]["parameters"]}
+    row: Record = {"arm": name, "seeds": seeds, "parameters": _parameters(rows)}
     for score in SCORES:
         values = [one["scores"][score]["value"] for one in rows]
         row[score] = {"mean": float(np.mean(values)), "sd": _deviation(values), "by_seed": values}
