@@ -170,6 +170,19 @@ def test_debug_shows_the_traceback(monkeypatch):
         main()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"), [((), "nothing was left half-written"), (("go on with it",), "go on with it")]
+)
+def test_an_interruption_is_told_in_one_line(monkeypatch, capsys, words, said):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt(*words)
+
+    monkeypatch.setattr("phosphene.recordings.Study.open", interrupted)
+    status, _, err = run(monkeypatch, capsys, "evaluate", ".", "study.h5")
+    assert (status, err.count("\n")) == (130, 1)
+    assert said in err
+
+
 def test_help_needs_no_torch():
     code = "import sys, phosphene.cli; sys.exit(bool({'torch', 'numpy', 'h5py', 'sklearn'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -56,7 +56,8 @@ def responses(n, subject="sub-01", seed=0):
 
 
 def test_every_registered_decoder_is_tested():
-    assert set(TESTED) == set(DECODERS)
+    # other tests register decoders of their own
+    assert set(TESTED) == {name for name, cls in DECODERS.items() if cls.__module__.startswith("phosphene.")}
 
 
 @every

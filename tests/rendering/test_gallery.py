@@ -141,3 +141,19 @@ def test_wrong_queries_are_refused():
     queries[0, 0] = np.inf
     with pytest.raises(InputError, match="NaN or infinite"):
         gallery.search(queries)
+
+
+def test_a_folder_of_photographs_of_different_sizes(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    for number, shape in enumerate([(40, 60), (48, 32), (12, 12)]):
+        picture = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(tmp_path / f"photo-{number}.png")
+    encoder = make_encoder("pixels")
+    with caplog.at_level("INFO"):
+        gallery = Gallery.from_path(tmp_path, encoder, progress=False)
+    assert "resized to 32 x 32" in caplog.text
+    assert gallery.ids.tolist() == ["photo-0", "photo-1", "photo-2"]
+    given = Gallery.from_path(tmp_path, encoder, progress=False, image_size=32)
+    np.testing.assert_array_equal(gallery.embeddings, given.embeddings)
+    smaller = Gallery.from_path(tmp_path, encoder, progress=False, image_size=8)
+    assert not np.array_equal(smaller.embeddings, given.embeddings)

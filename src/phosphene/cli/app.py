@@ -72,6 +72,14 @@ def main() -> None:
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt as error:
-        typer.echo(str(error) or "interrupted: nothing was left half-written", err=True)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == 130:
+            typer.echo(_interruption(stop) or "interrupted: nothing was left half-written", err=True)
+        raise
+
+
+def _interruption(stop: BaseException | None) -> str:
+    """What the interruption had to say, behind the exit that typer makes of it; "" for a plain Ctrl-C."""
+    while stop is not None and not isinstance(stop, KeyboardInterrupt):
+        stop = stop.__cause__ or stop.__context__
+    return "" if stop is None else str(stop)

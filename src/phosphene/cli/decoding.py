@@ -103,8 +103,10 @@ def _evaluated(
     rivals: str,
     repeats: int | None,
     seed: int,
-    csls: bool,
-    subjects: list[str] | None,
+    csls: bool = False,
+    subjects: list[str] | None = None,
+    protocols: str | None = None,
+    unit: str | None = None,
 ) -> Scorecard:
     from phosphene.evaluation import evaluate as run
 
@@ -117,6 +119,8 @@ def _evaluated(
         study,
         role=role,
         subjects=subjects,
+        protocols=[word for word in protocols.split(",") if word] if protocols else None,
+        unit=unit,
         rivals=tuple(word for word in rivals.split(",") if word and word != "none"),
         repeats=repeats,
         seed=seed,
@@ -130,6 +134,18 @@ Role = Annotated[
 ]
 Rivals = Annotated[str, typer.Option("--rivals", help="Comma-separated: mean, nearest, ridge ... or none.")]
 Repeats = Annotated[int | None, typer.Option("--repeats", help="Average so many repeats of a stimulus; default: all.")]
+Protocols = Annotated[
+    str | None,
+    typer.Option(
+        "--protocols",
+        help="Comma-separated: retrieval, retrieval-300x30, two-way-cosine, classification:<column> ...; default: all "
+        "that fit the gallery.",
+    ),
+]
+Unit = Annotated[
+    str | None,
+    typer.Option("--unit", help="Label column that is resampled as blocks; default: the study's.", metavar="COLUMN"),
+]
 Csls = Annotated[bool, typer.Option("--csls", help="Add hubness-corrected scores, flagged transductive.")]
 
 
@@ -141,6 +157,8 @@ def evaluate(
     rivals: Rivals = "mean,nearest,ridge",
     repeats: Repeats = None,
     csls: Csls = False,
+    protocols: Protocols = None,
+    unit: Unit = None,
     subject: Subjects = None,
     seed: Seed = 0,
     json: Json = None,
@@ -149,7 +167,7 @@ def evaluate(
     from phosphene.recordings import Study
 
     with Study.open(study) as opened:
-        card = _evaluated(_fitted(run, split), opened, role, rivals, repeats, seed, csls, subject)
+        card = _evaluated(_fitted(run, split), opened, role, rivals, repeats, seed, csls, subject, protocols, unit)
     typer.echo(card.table())
     if json is not None:
         card.save(json)
@@ -175,7 +193,7 @@ def report(
 
     decoders = _fitted(run, split)
     with Study.open(study) as opened:
-        card = Scorecard.load(scores) if scores else _evaluated(decoders, opened, role, rivals, None, seed, False, None)
+        card = Scorecard.load(scores) if scores else _evaluated(decoders, opened, role, rivals, None, seed)
         single = next(iter(decoders.values())) if len(decoders) == 1 else None
         command = shlex.join(["phosphene", *sys.argv[1:]])
         path = write(single or decoders, opened, None, card, out, title=title, command=command)
@@ -207,6 +225,14 @@ def decode(
     subject: Annotated[str | None, typer.Option("--subject", help="Whose responses these are.")] = None,
     top: Annotated[int, typer.Option("--top", help="Items listed a trial.")] = 5,
     average: Annotated[bool, typer.Option("--average", help="Average the trials of a stimulus first.")] = False,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            "--image-size",
+            min=1,
+            help="Crop and resize gallery pictures to squares of this side; default: only where they differ in size.",
+        ),
+    ] = None,
     split: Splits = None,
 ) -> None:
     """Decode responses to unknown stimuli: predicted embeddings, and the best matches of a gallery."""
@@ -223,7 +249,8 @@ def decode(
     fitted = next(iter(decoders.values()))
     if fitted.encoder is None:
         raise InputError(f"{decoder} was saved without its encoder; a gallery cannot be encoded like its targets")
-    items = Gallery.from_path(gallery, fitted.encoder, fitted.target_kind, progress=progress_wanted())
+    wanted = progress_wanted()
+    items = Gallery.from_path(gallery, fitted.encoder, fitted.target_kind, progress=wanted, image_size=image_size)
     if recording.suffix == ".npy":
         try:
             responses = np.load(recording, mmap_mode="r", allow_pickle=False)

@@ -268,6 +268,25 @@ class Decoder(nn.Module, ABC):
         """Fit in closed form (only decoders with `closed_form`)."""
         raise InputError(f"{self.name} has no closed form; it is trained by gradient descent")
 
+    def warm_start(self, view: StudyView, targets: Targets, kind: str, progress: bool = True) -> bool:
+        """Set first weights that have a closed form, before gradient descent; by default there are none.
+
+        Parameters
+        ----------
+        view : StudyView
+            The part of the training data that is trained on, without what is set aside for validation.
+        targets : Targets
+        kind : {"tokens", "pooled"}
+        progress : bool
+            Show progress.
+
+        Returns
+        -------
+        bool
+            Whether anything was set: such a start is validated too, and kept when training does not improve on it.
+        """
+        return False
+
     def importance(self, view: StudyView, targets: Targets, subject: str, method: str = "auto") -> Importance:
         """Which voxels and regions carry the answer, on held-out stimuli; see `phosphene.decoders.importance`."""
         from phosphene.decoders.importance import importance

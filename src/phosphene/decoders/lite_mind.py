@@ -168,26 +168,17 @@ class LiteMind(Decoder):
             output = output + self.linear(responses, at).view_as(output)
         return output
 
-    def warm_start(self, view: StudyView, targets: Targets, kind: str, progress: bool = True) -> None:
+    def warm_start(self, view: StudyView, targets: Targets, kind: str, progress: bool = True) -> bool:
         """Start at what has a closed form: the targets' mean, and the ridge solution in the linear path.
 
         With a ridge start, voxels are standardised as ridge does it.
-
-        Parameters
-        ----------
-        view : StudyView
-            The part of the training data that is trained on, without what is set aside for validation.
-        targets : Targets
-        kind : {"tokens", "pooled"}
-        progress : bool
-            Show progress.
         """
         config: Any = self.config
         if self.linear is None or config.linear_start != "ridge":
             mean, _ = _moments(view.stimulus_ids, targets, kind)
             with torch.no_grad():
                 self.readout.bias.copy_(torch.from_numpy(mean).view_as(self.readout.bias))
-            return
+            return True
         settings = RidgeConfig(pool_subjects=config.pool_subjects, target_rank=self.linear.rank)
         ridge = Ridge(settings, self.subjects, self.target_shape).to(self.readout.bias.device)
         ridge.solve(view, targets, kind, progress)
@@ -203,6 +194,7 @@ class LiteMind(Decoder):
         with torch.no_grad():
             self.readout.bias.copy_(intercept.view_as(self.readout.bias))
             self.readout.out.weight.mul_(config.branch_scale * _moments(view.stimulus_ids, targets, kind)[1])
+        return True
 
 
 def _moments(ids: np.ndarray, targets: Targets, kind: str) -> tuple[np.ndarray, float]:

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phosphene._version import __version__
-from phosphene.errors import InputError, LeakageError, unknown
+from phosphene.errors import InputError, unknown
 from phosphene.evaluation.assemble import comparisons, method_scores, stimulus_records
 from phosphene.evaluation.audits import repeat_ceiling, semantic_leakage, stimulus_overlap
+from phosphene.evaluation.leakage import doubts, refuse_leakage, scaled_by_what_is_scored, scaling_notes, with_known_fit
 from phosphene.evaluation.protocols import resolve
 from phosphene.evaluation.rivals import RIVALS, Predictor
 from phosphene.evaluation.scorecard import Scorecard
 from phosphene.evaluation.scoring import Fold, PersonResult, Setting, label_of, make_classes, prepare, score
 from phosphene.evaluation.statistics import Resampler, Shuffler
-from phosphene.files import digest
 
 if TYPE_CHECKING:
     from phosphene.decoders import Decoder
@@ -118,7 +118,9 @@ def evaluate(
         raise InputError(f"repeats must be at least 1, or None for all of them; found {repeats}")
     folds = _folds(decoder, study, targets, role, progress)
     people = _people(folds, study, subjects)
-    notes = _doubts(folds)
+    notes = [*doubts(folds), *scaling_notes(folds, people)]
+    for note in notes:
+        log.warning("%s", note)
     contenders = _contenders(name or folds[0].decoder.name, folds, rivals, notes)
     setting = _setting(folds, study, people, protocols, class_targets, repeats, seed, n_boot, n_perm, unit, csls)
     results: dict[str, dict[str, PersonResult]] = {method: {} for method in contenders}
@@ -181,8 +183,8 @@ def _folds(
         view = here.split(role)
         train = here.split("train") if role not in ("all", "train") and "train" in here.roles() else None
         given = targets[split] if isinstance(targets, Mapping) else targets
-        fold = Fold(split, here, one, _targets_for(one, here, given, progress), view, train)
-        _check_leakage(fold, study)
+        fold = with_known_fit(Fold(split, here, one, _targets_for(one, here, given, progress), view, train))
+        refuse_leakage(fold)
         folds.append(fold)
     kinds = {fold.decoder.target_shape for fold in folds}
     if len(kinds) > 1:
@@ -205,41 +207,6 @@ def _targets_for(decoder: Decoder, study: Study, given: Targets | None, progress
             f"the targets have {given.shape(decoder.target_kind)}"
         )
     return given
-
-
-def _check_leakage(fold: Fold, study: Study) -> None:
-    scored = set(fold.view.stimulus_ids.tolist())
-    if leaked := sorted(scored & (fold.targets.fitted_on or frozenset())):
-        raise LeakageError(
-            f"the target encoder {fold.targets.encoder.label!r} was fitted on {len(leaked)} of the {len(scored)} "
-            f"stimuli to be scored (split {fold.split!r}), such as {', '.join(leaked[:3])}: fit it on the training part"
-        )
-    facts = fold.decoder.provenance
-    trained = facts.get("split")
-    if facts.get("study_digest") != study.digest or trained not in study.split_names:
-        return
-    known = set(study.roles(trained).get("train", []))
-    if leaked := sorted(scored & known):
-        raise LeakageError(
-            f"the decoder was fitted on the training part of split {trained!r}, which holds {len(leaked)} of the "
-            f"{len(scored)} stimuli to be scored ({fold.view.role} of {fold.split!r}), such as {', '.join(leaked[:3])}"
-        )
-
-
-def _doubts(folds: Sequence[Fold]) -> list[str]:
-    """Decoders whose training stimuli cannot be held against the scored ones: their provenance names another set."""
-    notes = []
-    for fold in folds:
-        facts = fold.decoder.provenance
-        known = None if fold.train is None else digest(*sorted(fold.train.stimulus_ids.tolist()))
-        same_study = facts.get("study") == fold.study.name and facts.get("study_digest") != fold.study.digest
-        if same_study and facts.get("training_stimuli") != known:
-            notes.append(
-                f"the decoder of split {fold.split!r} was fitted on other training stimuli of a study named "
-                f"{fold.study.name!r}: that it never saw the scored stimuli could not be checked"
-            )
-            log.warning("%s", notes[-1])
-    return notes
 
 
 def _people(folds: Sequence[Fold], study: Study, subjects: Sequence[str] | None) -> list[str]:
@@ -392,6 +359,7 @@ def _facts(
     encoder = folds[0].targets.encoder
     return {
         "study": {"name": study.name, "digest": study.digest, "scaling": study.scaling},
+        "transductive_scaling": scaled_by_what_is_scored(folds, people),
         "splits": [fold.split for fold in folds],
         "role": role,
         "subjects": list(people),
@@ -413,7 +381,9 @@ def _facts(
         "interval": "95 % percentile bootstrap over units within splits; the mean over people also over people",
         "null": "permutation of stimuli within splits, units as blocks; the same for every person",
         "tasks": [protocol.to_dict() for protocol in setting.protocols],
-        "decoder": {fold.split: dict(fold.decoder.provenance) for fold in folds},
+        "decoder": {
+            fold.split: {k: v for k, v in fold.decoder.provenance.items() if k != "training_content"} for fold in folds
+        },
         "versions": _versions(),
     }
 

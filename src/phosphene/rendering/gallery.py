@@ -178,9 +178,20 @@ class Gallery:
 
     @classmethod
     def from_path(
-        cls, path: str | Path, encoder: Encoder, kind: str = "pooled", progress: bool = True, **options: Any
+        cls,
+        path: str | Path,
+        encoder: Encoder,
+        kind: str = "pooled",
+        progress: bool = True,
+        *,
+        image_size: int | None = None,
+        **options: Any,
     ) -> Gallery:
-        """A gallery from a folder of pictures (or clips), a study file, or a folder written by `save`."""
+        """A gallery from a folder of pictures (or clips), a study file, or a folder written by `save`.
+
+        Pictures of a folder are centre-cropped and resized to ``image_size`` where it is given, and where they differ
+        in size (then to the median of their shorter sides).
+        """
         path = Path(path)
         if (path / "gallery.json").exists():
             gallery = cls.open(path, **options)
@@ -189,7 +200,7 @@ class Gallery:
         if path.is_dir():
             from phosphene.stimuli.folder import read_folder
 
-            return cls.from_stimuli(read_folder(path), encoder, kind, progress, **options)
+            return cls.from_stimuli(read_folder(path, image_size, fit=True), encoder, kind, progress, **options)
         from phosphene.recordings import Study
 
         with Study.open(path) as study:

@@ -78,6 +78,10 @@ def facts(study: Study, scorecard: Scorecard, people: Sequence[Person]) -> tuple
     many = "stimuli" if what == "stimulus" else f"{what}s"
     splits = told.get("splits", [])
     tested, trained = list(told.get("stimuli", {}).values()), list(told.get("training_stimuli", {}).values())
+    decoders = [d for d in told.get("decoder", {}).values() if d.get("study", study.name) != study.name]
+    if decoders:  # fitted on another study: what was learned from is not what the rivals learned from
+        trained = [int(d["n_training_stimuli"]) for d in decoders]
+    elsewhere = ", ".join(sorted({str(d["study"]) for d in decoders}))
     target = told.get("target", {})
     shape = " × ".join(str(side) for side in target.get("shape", []))
     found = [
@@ -86,7 +90,11 @@ def facts(study: Study, scorecard: Scorecard, people: Sequence[Person]) -> tuple
         Fact(
             f"Training {many}",
             _range(trained) if trained else "none",
-            "of each fold" if len(splits) > 1 else "the only ones anything was fitted on",
+            f"of another study, {elsewhere}"
+            if elsewhere
+            else "of each fold"
+            if len(splits) > 1
+            else "the only ones anything was fitted on",
         ),
         Fact(
             f"Test {many}",

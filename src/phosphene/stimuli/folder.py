@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from phosphene.errors import InputError
 from phosphene.stimuli.stimulus_set import StimulusSet
 from phosphene.table import Table
 
-__all__ = ["IMAGE_SUFFIXES", "ImageFiles", "find_images", "read_captions", "read_folder"]
+__all__ = ["IMAGE_SUFFIXES", "ImageFiles", "common_side", "find_images", "read_captions", "read_folder"]
+
+log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -106,6 +109,13 @@ def _decode(path: Path, size: int | None) -> np.ndarray:
         return np.asarray(image, dtype=np.uint8)
 
 
+def common_side(files: Sequence[Path | Sequence[Path]]) -> int | None:
+    """A side for pictures of different sizes, the median of their shorter sides; None where all are equal."""
+    frames = [frame for entry in files for frame in ([entry] if isinstance(entry, Path) else entry)]
+    sizes = [_header(frame) for frame in frames]
+    return None if len(set(sizes)) == 1 else int(np.median([min(size) for size in sizes]))
+
+
 def find_images(folder: Path, ids: Sequence[str] | None = None) -> dict[str, Path | list[Path]]:
     """Map stimulus ids to image files: ``<id>.png`` and the like, or the frames in ``<id>/``, in name order."""
     if not folder.is_dir():
@@ -144,7 +154,7 @@ def read_captions(path: Path, ids: Sequence[str]) -> list[list[str]]:
     return list(by_id.values())
 
 
-def read_folder(path: str | Path, size: int | None = None) -> StimulusSet:
+def read_folder(path: str | Path, size: int | None = None, *, fit: bool = False) -> StimulusSet:
     """Read a folder of pictures (or of folders of frames) as stimuli named by their file names.
 
     A ``captions.tsv`` (columns ``stimulus_id``, ``caption``) beside the pictures is read where it exists.
@@ -155,11 +165,15 @@ def read_folder(path: str | Path, size: int | None = None) -> StimulusSet:
         The folder.
     size : int, optional
         Centre-crop and resize to ``size x size`` pixels; needed when the files differ in size.
+    fit : bool
+        Where they differ in size and none is given, take the median of their shorter sides.
     """
     folder = Path(path)
     found = find_images(folder)
     if not found:
         raise InputError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     ids = list(found)
+    if fit and size is None and (size := common_side(list(found.values()))) is not None:
+        log.info("%s: pictures of different sizes, centre-cropped and resized to %d x %d pixels", folder, size, size)
     captions = read_captions(folder / "captions.tsv", ids) if (folder / "captions.tsv").exists() else None
     return StimulusSet(ids, pixels=ImageFiles(list(found.values()), size), captions=captions)

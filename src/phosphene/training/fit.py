@@ -103,7 +103,7 @@ def fit(
     view = study.split("train")
     if subjects is not None:
         view = view.subset(list(subjects))
-    _refuse_leakage(view, targets)
+    _refuse_leakage(study, view, targets)
     preset = preset or choose_preset(name, view, targets)
     layers = load_preset("decoders", name, preset) if preset else {}
     kind = _kind(kind, layers.get("kind"), targets)
@@ -144,7 +144,7 @@ def fit(
             run.begin()
         bench = _prepare(decoder, view, targets, kind, config, seed, fabric)
         decoder.provenance |= _trained(fabric, decoder, bench, targets, kind, config, seed, run, progress and leads)
-    decoder.provenance |= origin
+    decoder.provenance |= origin | {"training_content": _content(view)}
     if run is not None and leads:
         decoder.save(run.decoder)
     return decoder
@@ -163,9 +163,8 @@ def _trained(
 ) -> dict[str, Any]:
     """Start where the decoder has a closed form to start from, train, and tell how it went."""
     folder = None if run is None else run.checkpoints
-    warm_start = getattr(decoder, "warm_start", None)
-    if warm_start is not None and (folder is None or not (folder / "last.safetensors").exists()):
-        warm_start(bench.view, targets, kind, progress)
+    fresh = folder is None or not (folder / "last.safetensors").exists()
+    warm = fresh and decoder.warm_start(bench.view, targets, kind, progress)
     with progress_bar(f"fit {decoder.name}", bench.total_steps, progress) as report:
         counters = train(
             fabric,
@@ -176,7 +175,7 @@ def _trained(
             config,
             seed=seed,
             folder=folder,
-            warm=warm_start is not None,
+            warm=warm,
             report=report,
         )
     return {"training": config.model_dump(mode="json"), **_outcome(counters, config)}
@@ -191,8 +190,10 @@ def choose_preset(name: str, view: StudyView, targets: Targets) -> str | None:
     return next((preset for preset in wanted if preset in known), None)
 
 
-def _refuse_leakage(view: StudyView, targets: Targets) -> None:
-    outside = sorted((targets.fitted_on or frozenset()) - set(view.stimulus_ids.tolist()))
+def _refuse_leakage(study: Study, view: StudyView, targets: Targets) -> None:
+    # an encoder fitted on stimuli of another study knows nothing of this one
+    within = (targets.fitted_on or frozenset()) & set(study.stimuli.ids.tolist())
+    outside = sorted(within - set(view.stimulus_ids.tolist()))
     if outside:
         raise LeakageError(
             f"the encoder of these targets ({targets.encoder.label}) was fitted on {len(outside)} stimuli outside of "
@@ -222,6 +223,11 @@ def _origin(decoder: Decoder, study: Study, view: StudyView, targets: Targets, k
         "n_training_stimuli": len(view.stimulus_ids),
         "targets": targets.identity,
     }
+
+
+def _content(view: StudyView) -> dict[str, str]:
+    """Content hash of every training stimulus by id: what evaluation on any study is held against."""
+    return dict(zip(view.stimulus_ids.tolist(), view.stimuli.hashes.tolist(), strict=True))
 
 
 @dataclass(frozen=True)
