@@ -125,6 +125,9 @@ def test_the_whole_way(folder, tmp_path, monkeypatch, capsys):
     ok(*words, "--out", tmp_path / "decoded")
     assert len(Table.read_tsv(tmp_path / "decoded" / "matches.tsv")) == 6
     ok("decode", tmp_path / "given", study, "--gallery", study, "--out", tmp_path / "decoded2", "--average")
+    pages = ok(*words, "--out", tmp_path / "decoded3", "--report", "--image-size", 8)
+    assert str(tmp_path / "decoded3" / "report.html") in pages
+    assert (tmp_path / "decoded3" / "report.html").read_text().count("data:image/webp") == 6
 
 
 @pytest.mark.parametrize(

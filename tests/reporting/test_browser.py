@@ -7,6 +7,9 @@ from pathlib import Path
 
 import browser
 import pytest
+from test_decoded import decoded
+
+from phosphene.reporting import report_decoded
 
 FOUND = browser.find()
 if FOUND is None:
@@ -182,3 +185,18 @@ def contrast(first: str, second: str) -> float:
 
     light, dark = sorted((luminance(first), luminance(second)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
+
+
+def test_the_page_of_decoded_responses(tab: browser.Browser, tmp_path: Path) -> None:
+    found, stimuli = decoded()
+    path = report_decoded(found, tmp_path / "decoded.html", stimuli=stimuli, command="phosphene decode ...")
+    for width, height in ((1366, 900), (390, 844)):
+        tab.media()
+        tab.size(width, height)
+        tab.open(path)
+        assert tab.run("Array.from(document.images).every((i) => i.complete && i.naturalWidth > 0 && i.alt)")
+        assert tab.run("document.documentElement.scrollWidth") <= width
+        assert tab.complaints == []
+        assert [url for url in tab.requests if not url.startswith(("file:", "data:"))] == []
+    assert len(visible(tab, ".answers")) == 4
+    assert tab.run("window.stolen === undefined")

@@ -195,9 +195,13 @@ def report(
     with Study.open(study) as opened:
         card = Scorecard.load(scores) if scores else _evaluated(decoders, opened, role, rivals, None, seed)
         single = next(iter(decoders.values())) if len(decoders) == 1 else None
-        command = shlex.join(["phosphene", *sys.argv[1:]])
-        path = write(single or decoders, opened, None, card, out, title=title, command=command)
+        path = write(single or decoders, opened, None, card, out, title=title, command=_command())
     typer.echo(path)
+
+
+def _command() -> str:
+    """The command as it was typed."""
+    return shlex.join(["phosphene", *sys.argv[1:]])
 
 
 def compare(
@@ -233,6 +237,9 @@ def decode(
             help="Crop and resize gallery pictures to squares of this side; default: only where they differ in size.",
         ),
     ] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Also write OUT/report.html: every response with its matches.")
+    ] = False,
     split: Splits = None,
 ) -> None:
     """Decode responses to unknown stimuli: predicted embeddings, and the best matches of a gallery."""
@@ -256,8 +263,14 @@ def decode(
             responses = np.load(recording, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"{recording} is not a readable array of numbers: {error}") from error
-        run(fitted, responses, items, subject=subject, top=top, average=average, out_dir=out)
+        found = run(fitted, responses, items, subject=subject, top=top, average=average, out_dir=out)
     else:
         with Study.open(recording) as study:
-            run(fitted, study, items, subject=subject, top=top, average=average, out_dir=out)
+            found = run(fitted, study, items, subject=subject, top=top, average=average, out_dir=out)
     typer.echo(out)
+    if report:
+        from phosphene.rendering import gallery_stimuli
+        from phosphene.reporting import report_decoded
+
+        with gallery_stimuli(gallery, image_size) as stimuli:
+            typer.echo(report_decoded(found, out / "report.html", stimuli=stimuli, command=_command()))

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from phosphene.rendering.decoding import Decoded, decode
-from phosphene.rendering.gallery import Gallery
+from phosphene.rendering.gallery import Gallery, gallery_stimuli
 
-__all__ = ["Decoded", "Gallery", "decode"]
+__all__ = ["Decoded", "Gallery", "decode", "gallery_stimuli"]

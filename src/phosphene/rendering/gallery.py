@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from phosphene.encoders import Encoder
     from phosphene.stimuli import StimulusSet
 
-__all__ = ["EXACT_UP_TO", "Gallery", "exact_search"]
+__all__ = ["EXACT_UP_TO", "Gallery", "exact_search", "gallery_stimuli"]
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,28 @@ def _directions(vectors: np.ndarray) -> np.ndarray:
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+
+
+@contextmanager
+def gallery_stimuli(path: str | Path, image_size: int | None = None) -> Iterator[StimulusSet | None]:
+    """What the items of a gallery look like, while the block lasts; None for a folder written by `Gallery.save`.
+
+    Parameters
+    ----------
+    path, image_size
+        As of `Gallery.from_path`.
+    """
+    from phosphene.recordings import Study
+    from phosphene.stimuli.folder import read_folder
+
+    path = Path(path)
+    if (path / "gallery.json").exists():
+        yield None
+    elif path.is_dir():
+        yield read_folder(path, image_size, fit=True)
+    else:
+        with Study.open(path) as study:
+            yield study.stimuli
 
 
 class Gallery:
@@ -197,14 +220,9 @@ class Gallery:
             gallery = cls.open(path, **options)
             gallery.require(encoder)
             return gallery
-        if path.is_dir():
-            from phosphene.stimuli.folder import read_folder
-
-            return cls.from_stimuli(read_folder(path, image_size, fit=True), encoder, kind, progress, **options)
-        from phosphene.recordings import Study
-
-        with Study.open(path) as study:
-            return cls.from_stimuli(study.stimuli, encoder, kind, progress, **options)
+        with gallery_stimuli(path, image_size) as stimuli:
+            assert stimuli is not None
+            return cls.from_stimuli(stimuli, encoder, kind, progress, **options)
 
     def require(self, encoder: Encoder | None) -> None:
         """Refuse a gallery of another encoder; nothing is said where either is unknown."""

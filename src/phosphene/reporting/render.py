@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
@@ -13,7 +14,7 @@ from phosphene.files import write_text
 from phosphene.reporting import figures
 from phosphene.reporting.page import ALL, GROUPS, Page
 
-__all__ = ["render", "write"]
+__all__ = ["render", "write", "write_page"]
 
 
 def render(page: Page) -> str:
@@ -35,6 +36,13 @@ def write(page: Page, path: str | Path) -> Path:
     """Render a page into a file, atomically; returns the path."""
     path = Path(path)
     write_text(path, render(page))
+    return path
+
+
+def write_page(path: str | Path, template: str, **content: Any) -> Path:
+    """Lay out another template with plain values, and write it, atomically; returns the path."""
+    path = Path(path)
+    write_text(path, _environment().get_template(template).render(**content))
     return path
 
 
