@@ -24,9 +24,14 @@ def test_success_leaves_only_the_result(tmp_path):
 def test_failure_and_interruption_keep_the_old_file(tmp_path, error):
     target = tmp_path / "a.txt"
     target.write_text("old")
-    with pytest.raises(type(error)), atomic_path(target) as temporary:
-        temporary.write_text("half")
-        raise error
+
+    def half_written():
+        with atomic_path(target) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        half_written()
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
@@ -48,28 +53,39 @@ def test_full_disk_is_said_and_loses_nothing(tmp_path):
     assert target.read_text() == "old"
 
 
-def test_full_disk_under_a_real_limit(tmp_path):
-    """A process that may write no more than 64 kB meets the limit inside HDF5, as on a full disk."""
-    code = """
-import resource, signal, sys
+_LIMITED = """
+import resource, sys
 import numpy as np
 from phosphene.errors import InputError
+from phosphene.files import atomic_path
 from phosphene.recordings import Recording, Study
 from phosphene.stimuli import StimulusSet
 from phosphene.table import Table
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
-voxels = Table({"i": range(5000), "j": [0] * 5000, "k": [0] * 5000})
-person = Recording("sub-01", np.ones((50, 5000), "float32"), Table({"stimulus_id": ["a"] * 50}), voxels)
+from safetensors.numpy import save_file
+limit = int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+voxels = Table({"i": range(20000), "j": [0] * 20000, "k": [0] * 20000})
+person = Recording("sub-01", np.ones((50, 20000), "float32"), Table({"stimulus_id": ["a"] * 50}), voxels)
 try:
-    Study(StimulusSet(["a"]), [person]).save(sys.argv[1])
+    if sys.argv[1].endswith(".h5"):
+        Study(StimulusSet(["a"]), [person]).save(sys.argv[1])
+    else:
+        with atomic_path(sys.argv[1]) as temporary:
+            save_file({"x": np.ones((50, 20000), "float32")}, temporary)
 except InputError as error:
-    print(error)
+    sys.stdout.write(str(error))
+    sys.exit(2)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "study.h5")], capture_output=True, text=True, check=False
-    )
-    assert "disk is full" in done.stdout, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("limit", [500, 65536, 1500000, 2500000, 3999000])
+@pytest.mark.parametrize("name", ["study.h5", "model.safetensors"])
+def test_full_disk_under_a_real_limit(tmp_path, name, limit):
+    """A process that may write no more meets the limit inside HDF5 or safetensors, as on a full disk; it lives on."""
+    words = [sys.executable, "-c", _LIMITED, str(tmp_path / name), str(limit)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert done.stdout == f"the disk is full: {tmp_path / name} was not written, what stood there before is unchanged"
     assert list(tmp_path.iterdir()) == []
 
 

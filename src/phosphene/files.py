@@ -50,7 +50,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if temporary.is_dir() and path.is_dir():
             path.replace(scratch / "replaced")
         temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # HDF5 reports a full disk as either
+    except Exception as error:  # HDF5 and safetensors report a full disk as errors of their own
         full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         if getattr(error, "errno", None) in full or any(os.strerror(code) in str(error) for code in full):
             raise InputError(

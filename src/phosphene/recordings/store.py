@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,44 @@ __all__ = ["FORMAT", "RecordingWriter", "StudyWriter", "open_study", "save_study
 
 FORMAT, VERSION = "phosphene-study", 1
 _CHUNK_BYTES = 64 * 2**10
+_ROOM = 2**20
 _TEXT = h5py.string_dtype()
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file for writing that can be closed on a full disk too.
+
+    HDF5 keeps what it could not write and tries again when the file is closed, and when the process ends; failing there
+    it crashes the process. So there must be room for the small things before it begins, and a file that will be thrown
+    away gets its rest written to nowhere.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with path.open("wb") as probe:
+            os.posix_fallocate(probe.fileno(), 0, _ROOM)
+    file = h5py.File(path, "w")
+    descriptor = file.id.get_vfd_handle()
+    try:
+        yield file
+        file.flush()
+    except BaseException:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+        raise
+    finally:
+        _closed(file)
+
+
+def _closed(file: h5py.File, attempts: int = 3) -> None:
+    """Close; the first attempt may still meet what had failed before."""
+    for attempt in range(attempts):
+        try:
+            file.close()
+            return
+        except (OSError, RuntimeError):
+            if attempt == attempts - 1:
+                raise
 
 
 class RecordingWriter:
@@ -141,16 +179,17 @@ class StudyWriter:
             "citation": citation,
             "recipe": json.dumps(dict(recipe or {})),
         }
-        self._stack = ExitStack()
         self._stimuli: StimulusSet | None = None
         self._splits: Splits = {}
         self._people: dict[str, RecordingWriter] = {}
 
     def __enter__(self) -> StudyWriter:
-        temporary = self._stack.enter_context(atomic_path(self._path))
-        self._file = self._stack.enter_context(h5py.File(temporary, "w"))
-        self._file.attrs.update(self._facts)
-        self._file.create_group("recordings")
+        with ExitStack() as stack:
+            temporary = stack.enter_context(atomic_path(self._path))
+            self._file = stack.enter_context(_new_file(temporary))
+            self._file.attrs.update(self._facts)
+            self._file.create_group("recordings")
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
