@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from phosphene.cli.options import Config, Json, Seed, Set, StudyFile, progress_wanted
+from phosphene.cli.options import Config, Json, Seed, Set, StudyFile, given_settings, progress_wanted
 
 __all__ = ["check", "encode", "importers", "simulate", "summary"]
 
@@ -32,10 +32,8 @@ def simulate(
 ) -> None:
     """Simulate people looking at procedural scenes, with known ground truth."""
     from phosphene import virtual
-    from phosphene.settings import merge, parse_assignments, read_config
 
-    settings = merge(read_config(config) if config else {}, parse_assignments(assignments or []))
-    described = virtual.make_settings(preset, **settings)
+    described = virtual.make_settings(preset, **given_settings(config, assignments))
     virtual.write_study(out, described, seed, subjects=subjects, sessions=sessions, progress=progress_wanted())
     summary(out, json)
 
@@ -93,6 +91,7 @@ def encode(
     out: Annotated[Path, typer.Option("--out", help="Folder of the targets.", metavar="DIR")],
     split: Annotated[str | None, typer.Option("--split", help="Fit on the training part of this split.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu or cuda.")] = None,
+    config: Config = None,
     assignments: Set = None,
     json: Json = None,
 ) -> None:
@@ -101,12 +100,12 @@ def encode(
     from phosphene.encoders import make_encoder
     from phosphene.files import write_json
     from phosphene.recordings import Study
-    from phosphene.settings import parse_assignments
 
+    settings = given_settings(config, assignments)
     with Study.open(study) as opened:
         if split is not None:
             opened = opened.using(split)
-        built = make_encoder(encoder, **parse_assignments(assignments or []))
+        built = make_encoder(encoder, **settings)
         fit_on = opened.split("train").stimulus_ids if built.needs_fit else None
         targets = run(opened.stimuli, built, fit_on=fit_on, device=device, progress=progress_wanted())
     targets.save(out)

@@ -25,6 +25,7 @@ __all__ = [
     "Subjects",
     "chosen_splits",
     "decoder_settings",
+    "given_settings",
     "open_runs",
     "progress_wanted",
 ]
@@ -54,11 +55,16 @@ def progress_wanted() -> bool:
     return sys.stderr.isatty()
 
 
-def decoder_settings(config: Path | None, assignments: Sequence[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings in the two tables a preset has: ``[decoder]`` and ``[training]``."""
+def given_settings(config: Path | None, assignments: Sequence[str] | None) -> dict[str, Any]:
+    """What ``--config`` and ``--set`` say; the latter wins."""
     from phosphene.settings import merge, parse_assignments, read_config
 
-    settings = merge(read_config(config) if config else {}, parse_assignments(assignments or []))
+    return merge(read_config(config) if config else {}, parse_assignments(assignments or []))
+
+
+def decoder_settings(config: Path | None, assignments: Sequence[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings in the two tables a preset has: ``[decoder]`` and ``[training]``."""
+    settings = given_settings(config, assignments)
     for key in settings:
         if key not in ("decoder", "training"):
             raise unknown("table of settings", key, ["decoder", "training"])
