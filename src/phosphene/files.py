@@ -18,7 +18,44 @@ from phosphene.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["atomic_path", "cache_root", "data_root", "digest", "read_json", "write_json", "write_text"]
+__all__ = [
+    "atomic_path",
+    "cache_root",
+    "data_root",
+    "digest",
+    "read_json",
+    "scratch_folder",
+    "write_json",
+    "write_text",
+]
+
+
+@contextmanager
+def scratch_folder(path: str | Path) -> Iterator[Path]:
+    """A hidden folder beside `path` for the time of the block; gone afterwards, whatever happens.
+
+    Raises
+    ------
+    InputError
+        When the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        yield folder
+    except Exception as error:  # HDF5 and safetensors report a full disk as errors of their own
+        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if getattr(error, "errno", None) in full or any(os.strerror(code) in str(error) for code in full):
+            raise InputError(
+                f"the disk is full: {path} was not written, what stood there before is unchanged"
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -39,26 +76,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         When the disk is full or the folder cannot be written.
     """
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-    temporary = scratch / path.name
-    try:
+    with scratch_folder(path) as scratch:
+        temporary = scratch / path.name
         yield temporary
         if temporary.is_dir() and path.is_dir():
             path.replace(scratch / "replaced")
         temporary.replace(path)
-    except Exception as error:  # HDF5 and safetensors report a full disk as errors of their own
-        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if getattr(error, "errno", None) in full or any(os.strerror(code) in str(error) for code in full):
-            raise InputError(
-                f"the disk is full: {path} was not written, what stood there before is unchanged"
-            ) from error
-        raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from phosphene.errors import InputError
-from phosphene.recordings.readers.staging import Staged, scratch_folder
+from phosphene.files import scratch_folder
+from phosphene.recordings.readers.staging import Staged
 from phosphene.recordings.readers.tree import Needs
 
 
@@ -83,7 +84,7 @@ def test_a_full_disk_is_told_in_words(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InputError, match=r"cannot write beside .*file/study\.h5"):
+    with pytest.raises(InputError, match=r"cannot write .*file/study\.h5"):
         stop_while_writing(tmp_path / "file/study.h5", KeyboardInterrupt())
 
 

@@ -22,6 +22,7 @@ import nibabel
 import numpy as np
 
 from phosphene.errors import InputError, unknown
+from phosphene.files import scratch_folder
 from phosphene.recordings.readers.blocks import load_image, without_rest
 from phosphene.recordings.readers.folder import (
     Person,
@@ -32,7 +33,7 @@ from phosphene.recordings.readers.folder import (
     stack_tables,
     voxel_columns,
 )
-from phosphene.recordings.readers.staging import Staged, scratch_folder
+from phosphene.recordings.readers.staging import Staged
 from phosphene.recordings.readers.tree import Needs
 from phosphene.table import Table
 

@@ -23,9 +23,10 @@ import h5py
 import numpy as np
 
 from phosphene.errors import InputError
+from phosphene.files import scratch_folder
 from phosphene.recordings.readers.blocks import load_image
 from phosphene.recordings.readers.folder import Person, find_nifti, name_events, pack, read_mask, stack_tables
-from phosphene.recordings.readers.staging import Staged, scratch_folder
+from phosphene.recordings.readers.staging import Staged
 from phosphene.recordings.readers.tree import Needs
 from phosphene.table import Table
 

@@ -20,7 +20,8 @@ import h5py
 import numpy as np
 
 from phosphene.errors import InputError, unknown
-from phosphene.recordings.readers.staging import Staged, scratch_folder
+from phosphene.files import scratch_folder
+from phosphene.recordings.readers.staging import Staged
 from phosphene.recordings.readers.tree import Needs
 from phosphene.recordings.recording import ROI_PREFIX
 from phosphene.recordings.store import StudyWriter

@@ -21,10 +21,11 @@ import h5py
 import numpy as np
 
 from phosphene.errors import InputError, unknown
+from phosphene.files import scratch_folder
 from phosphene.recordings.readers import nsd_layout as layout
 from phosphene.recordings.readers.nsd import CITATION, LICENCE
 from phosphene.recordings.readers.progress import track
-from phosphene.recordings.readers.staging import Staged, scratch_folder
+from phosphene.recordings.readers.staging import Staged
 from phosphene.recordings.readers.tree import Needs
 from phosphene.recordings.store import StudyWriter
 from phosphene.stimuli import StimulusSet

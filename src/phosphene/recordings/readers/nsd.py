@@ -27,11 +27,11 @@ import numpy as np
 from PIL import Image
 
 from phosphene.errors import InputError, unknown
-from phosphene.files import read_json
+from phosphene.files import read_json, scratch_folder
 from phosphene.recordings.readers import nsd_layout as layout
 from phosphene.recordings.readers.nsd_betas import Grid, masked_session, read_grid
 from phosphene.recordings.readers.progress import track
-from phosphene.recordings.readers.staging import Staged, scratch_folder
+from phosphene.recordings.readers.staging import Staged
 from phosphene.recordings.readers.tree import Needs
 from phosphene.recordings.store import StudyWriter
 from phosphene.stimuli import StimulusSet

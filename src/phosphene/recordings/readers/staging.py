@@ -6,11 +6,7 @@ and slow. So the masked responses wait in a plain file beside the study that is 
 
 from __future__ import annotations
 
-import errno
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,36 +14,9 @@ import numpy as np
 
 from phosphene.errors import InputError
 
-__all__ = ["Staged", "scratch_folder"]
+__all__ = ["Staged"]
 
 _BLOCK_BYTES = 32 * 2**20
-
-
-@contextmanager
-def scratch_folder(out: str | Path) -> Iterator[Path]:
-    """A folder beside `out` for the time of the block; gone afterwards, whatever happens.
-
-    Raises
-    ------
-    InputError
-        When the disk is full or the folder cannot be written.
-    """
-    out = Path(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".staging", dir=out.parent))
-    except OSError as error:
-        raise InputError(f"cannot write beside {out}: {error.strerror or error}") from error
-    try:
-        yield folder
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise InputError(
-                f"the disk is full: {out} was not written, what stood there before is unchanged"
-            ) from error
-        raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Staged:
@@ -69,6 +38,7 @@ class Staged:
 
     Examples
     --------
+    >>> import tempfile
     >>> staged = Staged(Path(tempfile.mkdtemp()) / "sub-01", n_voxels=3)
     >>> staged.append(np.array([[1.0, 0.0, np.nan], [2.0, 0.0, 1.0]]), session=1)
     >>> staged.finish()
