@@ -106,6 +106,9 @@ def test_the_whole_way(folder, tmp_path, monkeypatch, capsys):
     )
     ok("evaluate", tmp_path / "b", study, "--rivals", "none", "--json", tmp_path / "b.json")
     ok("compare", tmp_path / "a.json", tmp_path / "b.json")
+    ok("evaluate", tmp_path / "given", study, "--rivals", f"mean,{tmp_path / 'b'}", "--json", tmp_path / "c.json")
+    methods = {score["method"] for score in json.loads((tmp_path / "c.json").read_text())["scores"]}
+    assert methods == {"ridge", "mean", f"ridge ({tmp_path / 'b'})"}
     page = tmp_path / "report.html"
     assert str(page) in ok("report", tmp_path / "runs", study, "--scores", tmp_path / "scores.json", "--out", page)
     assert "<html" in page.read_text()

@@ -325,6 +325,8 @@ def test_leakage_is_refused(linear, ridge):
         role = "test" if other.split_names else "all"
         with pytest.raises(LeakageError, match="'linear', which holds"):
             evaluate(elsewhere, other, targets, role=role, rivals=(), **QUIET)
+    with pytest.raises(LeakageError, match="'linear', which holds 15"):
+        evaluate(ridge, crossed, targets, rivals={"other": elsewhere}, **QUIET)
     elsewhere.provenance.pop("training_content")
     card = evaluate(elsewhere, study, targets, rivals=(), **QUIET)
     assert "could not be checked" in card.notes[0]

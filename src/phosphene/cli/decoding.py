@@ -121,7 +121,7 @@ def _evaluated(
         subjects=subjects,
         protocols=[word for word in protocols.split(",") if word] if protocols else None,
         unit=unit,
-        rivals=tuple(word for word in rivals.split(",") if word and word != "none"),
+        rivals=_rivals(rivals),
         repeats=repeats,
         seed=seed,
         csls=csls,
@@ -129,10 +129,28 @@ def _evaluated(
     )
 
 
+def _rivals(words: str) -> dict[str, Decoder | dict[str, Decoder] | None]:
+    """Rivals that are fitted now, by name, and those that were fitted before, by run folder."""
+    from phosphene.evaluation.rivals import RIVALS
+
+    chosen: dict[str, Decoder | dict[str, Decoder] | None] = {}
+    for word in words.split(","):
+        if word in RIVALS or not Path(word).is_dir():
+            chosen |= {word: None} if word and word != "none" else {}
+            continue
+        fitted = _fitted(Path(word), None)
+        first = next(iter(fitted.values()))
+        name = f"{first.name} ({word})" if first.name in RIVALS or first.name in chosen else first.name
+        chosen[name] = fitted if len(fitted) > 1 else first
+    return chosen
+
+
 Role = Annotated[
     str, typer.Option("--role", help="Part of the split that is scored; 'all' for a study without splits.")
 ]
-Rivals = Annotated[str, typer.Option("--rivals", help="Comma-separated: mean, nearest, ridge ... or none.")]
+Rivals = Annotated[
+    str, typer.Option("--rivals", help="Comma-separated: mean, nearest, ridge, run folders of other decoders; or none.")
+]
 Repeats = Annotated[int | None, typer.Option("--repeats", help="Average so many repeats of a stimulus; default: all.")]
 Protocols = Annotated[
     str | None,

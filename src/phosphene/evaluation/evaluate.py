@@ -7,6 +7,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -268,6 +269,7 @@ def _given_rival(rival: str, fitted: Decoder | Mapping[str, Decoder], folds: Seq
             )
         if other.encoder is not None:
             fold.targets.require(other.encoder, f"rival {rival!r}")
+        refuse_leakage(replace(fold, decoder=other))
     return lambda fold, person: _predictor(decoders[fold.split], person)
 
 
