@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 # a study counts as NSD-like from here on: numbers in a token grid, trials of the richest person
 _LARGE_TARGET, _MANY_TRIALS = 50_000, 5_000
+_FEW_STIMULI = 200  # the preset for tiny studies
 _CURVE_POINTS = 200
 
 
@@ -68,7 +69,7 @@ def fit(
         What to predict, by stimulus id.
     preset : str, optional
         Settings of decoder and training. Default: ``"nsd"`` where the targets have tokens of at least 50,000 numbers
-        and somebody has more than 5,000 training trials, else ``"small"``.
+        and somebody has more than 5,000 training trials, ``"tiny"`` below 200 training stimuli, else ``"small"``.
     subjects : sequence of str, optional
         People to train on (default: all).
     seed : int
@@ -186,7 +187,8 @@ def choose_preset(name: str, view: StudyView, targets: Targets) -> str | None:
     known = presets("decoders", name)
     most = max((view.n_trials(subject) for subject in view.subjects), default=0)
     large = "tokens" in targets.kinds and int(np.prod(targets.shape("tokens"))) >= _LARGE_TARGET and most > _MANY_TRIALS
-    wanted = ("nsd" if large else "small", "default")
+    tiny = len(view.stimulus_ids) < _FEW_STIMULI
+    wanted = ("nsd" if large else "tiny" if tiny else "small", "small", "default")
     return next((preset for preset in wanted if preset in known), None)
 
 
