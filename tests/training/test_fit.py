@@ -316,7 +316,8 @@ def test_preset_follows_the_size_of_the_data(tiny):
     view = study.split("train")
     assert choose_preset("tiny", view, targets) is None
     assert choose_preset("ridge", view, targets) == "default"
-    assert choose_preset("lite-mind", view, targets) == "small"
+    assert choose_preset("lite-mind", view, targets) == "tiny"
+    assert choose_preset("mindeye-mlp", view, targets) == "small", "it has no preset for so few stimuli"
 
     class Large:
         kinds = ("tokens", "pooled")
@@ -327,13 +328,14 @@ def test_preset_follows_the_size_of_the_data(tiny):
 
     class Many:
         subjects: tuple[str, ...] = ("sub-01",)
+        stimulus_ids = range(8_859)
 
         @staticmethod
         def n_trials(subject):
             return 24_980
 
     assert choose_preset("lite-mind", Many, Large) == "nsd"
-    assert choose_preset("lite-mind", view, Large) == "small"
+    assert choose_preset("lite-mind", view, Large) == "tiny"
 
 
 def test_global_random_state_is_left_alone(tiny):
