@@ -30,7 +30,16 @@ from lite_mind_published import PublishedLiteMind
 from nsd_size import machine
 from pydantic import Field
 from torch import Tensor, nn
-from virtual_small_summary import ALMOST_LINEAR, RANDOM_START, WHOLE, WITHOUT_LINEAR, draw, markdown, summarise
+from virtual_small_summary import (
+    ALMOST_LINEAR,
+    MORE_DROPOUT,
+    RANDOM_START,
+    WHOLE,
+    WITHOUT_LINEAR,
+    draw,
+    markdown,
+    summarise,
+)
 
 import phosphene as ph
 from phosphene.decoders import DECODERS, Decoder, DecoderConfig
@@ -154,6 +163,7 @@ TINY = {
 ABLATION_EPOCHS = 8
 ALONE = {"linear_rank": 0}
 ALONE_TRAINING = {"learning_rate": 3e-3}
+LONGER = {"width": 512, "blocks": 2, "dropout": 0.5}
 OWN_LOSS = {
     "temperature": math.exp(-8),
     "mse_weight": 0.0,
@@ -184,10 +194,12 @@ def arms() -> list[Arm]:
         Arm(f"{WITHOUT_LINEAR}, tokens", "tokens", "lite-mind", "tokens", ALONE, ALONE_TRAINING),
         Arm("ridge, tokens", "tokens", "ridge", "tokens"),
         Arm(ALMOST_LINEAR, "linear", "lite-mind", settings=TINY),
-        Arm("lite-mind-published, our training", "tokens", PUBLISHED, "tokens", training=OUR_TRAINING),
         *parts,
         Arm(RANDOM_START, "linear", "lite-mind", settings={"linear_start": "random"}, training=ALONE_TRAINING),
+        Arm(MORE_DROPOUT, "linear", "lite-mind", settings={"dropout": 0.5, "drop_path": 0.3}),
+        Arm("lite-mind-published, our training", "tokens", PUBLISHED, "tokens", training=OUR_TRAINING),
         Arm("lite-mind-published, own loss", "tokens", PUBLISHED, "tokens", training=OWN_LOSS, one_direction=True),
+        Arm("mindeye-mlp 512x2 d0.5, 40 epochs", "longer", "mindeye-mlp", settings=LONGER, training={"epochs": 40}),
     ]
 
 
@@ -333,7 +345,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of studies and finished records")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--groups", nargs="+", default=["main", "grid", "tokens", "linear", "ablation"])
+    parser.add_argument("--groups", nargs="+", default=["main", "grid", "tokens", "linear", "ablation", "longer"])
     parser.add_argument("--json", type=Path, default=RESULTS)
     parser.add_argument("--figure", type=Path, default=FIGURE)
     options = parser.parse_args()

@@ -15,6 +15,7 @@ from phosphene.files import write_text
 __all__ = [
     "ALMOST_LINEAR",
     "CHOSEN",
+    "MORE_DROPOUT",
     "RANDOM_START",
     "SCORES",
     "WHOLE",
@@ -29,6 +30,7 @@ SCORES = ("top-1 brain_to_image", "top-1 image_to_brain", "two-way brain_to_imag
 CHOSEN = "mindeye-mlp (size chosen by validation)"
 WITHOUT_LINEAR = "lite-mind without linear path"
 ALMOST_LINEAR = "lite-mind, linear path with a network of width 1"
+MORE_DROPOUT = "lite-mind, more dropout in the network"
 RANDOM_START = "lite-mind, linear path from a random start"
 WHOLE = "network as in the preset"
 Record = dict[str, Any]
@@ -43,9 +45,13 @@ def summarise(records: Sequence[Record], resamples: int = 2000) -> dict[str, Any
     groups = {name: [arm for arm, rows in by_arm.items() if _group(rows) == name] for name in _groups(records)}
     plan = {
         "rivals": ("lite-mind", ["mean", "nearest", "ridge", CHOSEN, "lite-mind", WITHOUT_LINEAR], 1),
-        "sizes of mindeye-mlp": ("lite-mind", groups.get("grid", []), 1),
+        "sizes of mindeye-mlp": ("lite-mind", [*groups.get("grid", []), *groups.get("longer", [])], 1),
         "tokens": ("lite-mind, tokens", groups.get("tokens", []), 1),
-        "linear path": ("lite-mind", ["lite-mind", WITHOUT_LINEAR, ALMOST_LINEAR, RANDOM_START, "ridge"], -1),
+        "linear path": (
+            "lite-mind",
+            ["lite-mind", WITHOUT_LINEAR, ALMOST_LINEAR, MORE_DROPOUT, RANDOM_START, "ridge"],
+            -1,
+        ),
         "parts": (WHOLE, groups.get("ablation", []), -1),
     }
     tables = {}
