@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from phosphene.errors import InputError
-from phosphene.files import atomic_path, digest, read_json, write_json
+from phosphene.files import atomic_path, digest, read_json, write_json, write_text
 
 
 def test_success_leaves_only_the_result(tmp_path):
@@ -51,6 +52,30 @@ def test_full_disk_is_said_and_loses_nothing(tmp_path):
     with pytest.raises(InputError, match=r"disk is full.*a\.txt"), atomic_path(target):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert target.read_text() == "old"
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_holds_is_not(tmp_path):
+    target = tmp_path / "a[1].txt"
+    code = """
+import os, signal, sys
+from phosphene.files import atomic_path
+with atomic_path(sys.argv[1]) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", code, str(target)], check=False)
+    (dead,) = tmp_path.iterdir()
+    write_text(target, "too soon to say")
+    assert dead.exists()
+    with atomic_path(target) as temporary:
+        living = temporary.parent
+        for folder in (dead, living):
+            os.utime(folder, (0, 0))
+        write_text(target, "new")
+        assert living.exists()
+        assert not dead.exists()
+        temporary.write_text("newest")
+    assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [("a[1].txt", "newest")]
 
 
 _LIMITED = """

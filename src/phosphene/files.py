@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,10 +31,14 @@ __all__ = [
     "write_text",
 ]
 
+_YOUNG = 60.0  # seconds; a scratch folder is locked at once, but not in the same breath
+
 
 @contextmanager
 def scratch_folder(path: str | Path) -> Iterator[Path]:
     """A hidden folder beside `path` for the time of the block; gone afterwards, whatever happens.
+
+    What a killed process left for the same path is removed first: the system has released its lock.
 
     Raises
     ------
@@ -42,9 +48,11 @@ def scratch_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left_behind(path)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    lock = _locked(folder)
     try:
         yield folder
     except Exception as error:  # HDF5 and safetensors report a full disk as errors of their own
@@ -56,6 +64,35 @@ def scratch_folder(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _remove_left_behind(path: Path) -> None:
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
+        try:
+            old = time.time() - left.stat().st_mtime > _YOUNG
+        except OSError:  # its owner has just finished
+            continue
+        if old and (lock := _locked(left)) is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """Lock a folder until the descriptor is closed or the process ends; None where another holds it, or none can."""
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 @contextmanager
