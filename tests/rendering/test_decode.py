@@ -139,3 +139,29 @@ def test_refusals(fitted):
     foreign = Gallery(gallery.ids, gallery.embeddings, encoder=make_encoder("pixels").identity)
     with pytest.raises(InputError, match="decoder's own encoder"):
         decode(decoder, responses, foreign, subject="sub-01")
+
+
+def test_raw_arrays_for_a_decoder_of_scaled_sessions(fitted, caplog):
+    study, _, gallery = fitted
+    targets = Targets(gallery.ids, None, gallery.embeddings, make_encoder("gabor"))
+    # offset and gain of a session's voxels say nothing of what was seen
+    rng = np.random.default_rng(1)
+    offset, gain = 9 * rng.standard_normal(25), np.exp(rng.standard_normal(25))
+    scaled = Study(study.stimuli, study.recordings, {"default": study.roles()}, scaling="session")
+    decoder = fit("ridge", scaled, targets, progress=False)
+    raw = (study.split("all").responses("sub-01") * gain + offset).astype(np.float32)
+    shown = study.split("all").trials("sub-01")["stimulus_id"]
+
+    def hits(**options):
+        found = decode(decoder, raw, gallery, subject="sub-01", **options)
+        return np.mean(gallery.ids[found.rows[:, 0]] == shown), found.facts["zscored_by_own_trials"]
+
+    assert hits()[0] < 0.5  # measured 0.33; scaled 0.9 and more
+    assert "z-scored within sessions" in caplog.text
+    caplog.clear()
+    share, told = hits(zscore=True)
+    assert share > 0.8
+    assert told
+    assert caplog.text == ""
+    with pytest.raises(InputError, match="at least 2 trials"):
+        decode(decoder, raw[:1], gallery, subject="sub-01", zscore=True)

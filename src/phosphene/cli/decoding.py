@@ -247,6 +247,9 @@ def decode(
     subject: Annotated[str | None, typer.Option("--subject", help="Whose responses these are.")] = None,
     top: Annotated[int, typer.Option("--top", help="Items listed a trial.")] = 5,
     average: Annotated[bool, typer.Option("--average", help="Average the trials of a stimulus first.")] = False,
+    zscore: Annotated[
+        bool, typer.Option("--zscore", help="Of an array: z-score voxels over its trials (one session) first.")
+    ] = False,
     image_size: Annotated[
         int | None,
         typer.Option(
@@ -281,7 +284,7 @@ def decode(
             responses = np.load(recording, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"{recording} is not a readable array of numbers: {error}") from error
-        found = run(fitted, responses, items, subject=subject, top=top, average=average, out_dir=out)
+        found = run(fitted, responses, items, subject=subject, top=top, average=average, zscore=zscore, out_dir=out)
     else:
         with Study.open(recording) as study:
             found = run(fitted, study, items, subject=subject, top=top, average=average, out_dir=out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from phosphene.recordings import Study, StudyView
 
 __all__ = ["Decoded", "decode"]
+
+log = logging.getLogger(__name__)
 
 FORMAT = "phosphene-decoded/1"
 
@@ -102,6 +105,7 @@ def decode(
     subject: str | None = None,
     top: int = 5,
     average: bool = False,
+    zscore: bool = False,
     out_dir: str | Path | None = None,
 ) -> Decoded:
     """Decode responses whose stimuli need not be known, and look for them in a gallery.
@@ -121,6 +125,9 @@ def decode(
         Matches a response.
     average : bool
         Study: mean over the trials of each stimulus first. Array: all rows are repeats of one stimulus.
+    zscore : bool
+        Arrays: z-score every voxel over these very trials first, which should be those of one session. Wanted for raw
+        responses where the decoder was fitted on responses z-scored within sessions. Studies are scaled as they say.
     out_dir : path, optional
         Also write the results there (`Decoded.save`).
 
@@ -142,7 +149,7 @@ def decode(
             f"{decoder.n_outputs} numbers ({decoder.target_kind} of shape {decoder.target_shape})"
         )
     subjects, names, parts = [], [], []
-    for person, of_person, block in _responses(decoder, responses, subject, average):
+    for person, of_person, block in _responses(decoder, responses, subject, average, zscore):
         known = person if person in decoder.subjects or not decoder.subject_free else None
         parts.append(decoder.predict(block, known))
         subjects += [person] * len(block)
@@ -158,6 +165,7 @@ def decode(
         "target": {"kind": decoder.target_kind, "shape": list(decoder.target_shape)},
         "gallery": {"items": len(gallery), "search": gallery.method},
         "averaged": average,
+        "zscored_by_own_trials": zscore,
     }
     decoded = Decoded(np.array(subjects), np.array(names), embeddings, similarities, rows, gallery, facts)
     if out_dir is not None:
@@ -166,7 +174,7 @@ def decode(
 
 
 def _responses(
-    decoder: Decoder, responses: Any, subject: str | None, average: bool
+    decoder: Decoder, responses: Any, subject: str | None, average: bool, zscore: bool
 ) -> Iterator[tuple[str, list[str], np.ndarray]]:
     """Person, names of the responses, and responses (n, V)."""
     if isinstance(responses, np.ndarray):
@@ -176,10 +184,17 @@ def _responses(
             subject = "new" if decoder.subject_free else next(iter(decoder.subjects))
         responses = {subject: responses}
     if isinstance(responses, Mapping):
+        if decoder.provenance.get("scaling") == "session" and not zscore:
+            log.warning(
+                "the decoder was fitted on responses z-scored within sessions; arrays are taken as they are "
+                "(zscore=True, --zscore: z-score them over their own trials)"
+            )
         for person, block in responses.items():
             block = np.asarray(block, dtype=np.float32)
             if block.ndim != 2:
                 raise InputError(f"responses of {person} must be (trials, voxels), found shape {block.shape}")
+            if zscore and len(block):
+                block = _zscored(block)
             if average and len(block):
                 yield person, ["average"], block.mean(axis=0, keepdims=True)
             else:
@@ -194,6 +209,13 @@ def _responses(
             shown = view.trials(person)["stimulus_id"].tolist()
             for rows, block in view.blocks(person):
                 yield person, [f"{shown[row]}/trial-{row + 1:04d}" for row in rows.tolist()], block
+
+
+def _zscored(block: np.ndarray) -> np.ndarray:
+    if len(block) < 2:
+        raise InputError("z-scoring over own trials needs at least 2 trials, found 1")
+    deviation = block.std(axis=0)
+    return np.asarray((block - block.mean(axis=0)) / np.where(deviation > 0, deviation, 1.0))
 
 
 def _caption(gallery: Gallery, row: int) -> str:

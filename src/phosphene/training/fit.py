@@ -145,7 +145,7 @@ def fit(
             run.begin()
         bench = _prepare(decoder, view, targets, kind, config, seed, fabric)
         decoder.provenance |= _trained(fabric, decoder, bench, targets, kind, config, seed, run, progress and leads)
-    decoder.provenance |= origin | {"training_content": _content(view)}
+    decoder.provenance |= origin | {"scaling": view.scaling, "training_content": _content(view)}
     if run is not None and leads:
         decoder.save(run.decoder)
     return decoder
