@@ -85,7 +85,7 @@ def test_new_people_and_new_stimuli_without_touching_code(folders, tmp_path, mon
             if (s["subject"], s["task"], s["direction"]) == ("mean", "two-way-cosine", "brain_to_image")
             and s["method"] == decoder
         )
-        assert value > 0.75  # chance 0.5; measured 0.88 to 0.99
+        assert value > 0.75  # chance 0.5
         assert {s["method"] for s in card["scores"]} - {decoder, f"{decoder} (rival)"} == rivals - {decoder}
         assert card["protocol"]["subjects"] == ["sub-11", "sub-12"]
         # s01 and others are training stimuli of the first study, and other pictures in the second
