@@ -46,7 +46,7 @@ def run(seed: int, name: str, work: Path) -> dict[str, Any]:
         for metric in ("top-1", "two-way"):
             kind = {"metric": metric, "direction": direction, "similarity": "cosine", "subject": "mean"}
             for score in card.find(**kind):
-                key = f"{metric} {direction}" + (f" of {score.pool}" if metric == "top-1" else "")
+                key = f"{metric} {direction}" + (f" of {score.pool['size']}" if metric == "top-1" else "")
                 found[key] = {"value": score.value, "interval": score.interval, "chance": score.chance}
     write_json(kept, found)
     return found
