@@ -94,7 +94,7 @@ def test_patterns_find_the_informative_voxels(brain, name):
 def test_integrated_gradients_point_at_informative_voxels_and_name_the_informative_regions(brain):
     found = brain.importance("lite-mind")
     assert found.method == "gradients"
-    # a voxel that another one stands in for is informative, but the network does not need it: seeds 0, 1, 2: 0.73 to 0.81
+    # of two voxels that say the same a network may use one; seeds 0, 1, 2: 0.73 to 0.81
     assert brain.auc(found.voxels) >= 0.7
     rois = brain.study.split("test").rois(SUBJECT)
     assert brain.roi_auc({name: float(found.voxels[mask].mean()) for name, mask in rois.items()}) >= 0.9
