@@ -349,3 +349,12 @@ def test_global_random_state_is_left_alone(tiny):
 def test_no_output_without_a_terminal(tiny, capfd):
     quick(*tiny, epochs=1)
     assert capfd.readouterr() == ("", "")
+
+
+def test_stimuli_without_targets_leave_no_run_folder(tiny, tmp_path):
+    study, targets = tiny
+    few = targets.select(targets.ids[:3])
+    for name in ("ridge", "tiny"):
+        with pytest.raises(InputError, match="have no targets"):
+            fit(name, study, few, out=tmp_path / "run", progress=False)
+    assert list(tmp_path.iterdir()) == []

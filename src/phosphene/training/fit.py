@@ -105,6 +105,7 @@ def fit(
     if subjects is not None:
         view = view.subset(list(subjects))
     _refuse_leakage(study, view, targets)
+    targets.rows(view.stimulus_ids[_shown(view)])  # names stimuli without targets before anything is written
     preset = preset or choose_preset(name, view, targets)
     layers = load_preset("decoders", name, preset) if preset else {}
     kind = _kind(kind, layers.get("kind"), targets)
@@ -192,6 +193,11 @@ def choose_preset(name: str, view: StudyView, targets: Targets) -> str | None:
     return next((preset for preset in wanted if preset in known), None)
 
 
+def _shown(view: StudyView) -> np.ndarray:
+    """Which stimuli of the view somebody saw."""
+    return np.isin(view.stimulus_ids, np.concatenate([view.trials(s)["stimulus_id"] for s in view.subjects]))
+
+
 def _refuse_leakage(study: Study, view: StudyView, targets: Targets) -> None:
     # an encoder fitted on stimuli of another study knows nothing of this one
     within = (targets.fitted_on or frozenset()) & set(study.stimuli.ids.tolist())
@@ -246,9 +252,8 @@ def _prepare(
     decoder: Decoder, view: StudyView, targets: Targets, kind: str, config: TrainingConfig, seed: int, fabric: Fabric
 ) -> _Bench:
     """Split off validation stimuli, read what fits into memory, set the voxels' means and deviations."""
-    shown = np.isin(view.stimulus_ids, np.concatenate([view.trials(s)["stimulus_id"] for s in view.subjects]))
+    shown = _shown(view)
     ids = view.stimulus_ids[shown]
-    targets.rows(ids)  # names stimuli without targets before anything is read
     aside = split_validation(_units(view, config)[shown], config.validation_fraction, seed)
     people, rows = _samples(view, ids[~aside], targets, kind, config.repeats)
     counts = {samples.subject: len(samples) for samples in people}
