@@ -1,8 +1,8 @@
-"""Spectral layers: a real Fourier transform over tokens, a gated filter library and a complex projector.
+"""Spectral layers: real Fourier transforms over a sequence or a grid of tokens, filters and a complex projector.
 
 Every layer takes ``(tokens, batch, width)``: with the token axis first, a transform over tokens is one large matrix
-product whatever the batch. The layers ask of their transform only what `SpectralTransform` lists, so that a transform
-over two axes can take the place of the one over a sequence.
+product whatever the batch. The layers ask of their transform only what `SpectralTransform` lists, so that each works
+over a sequence (`FourierAxis`, patches of voxels) and over a grid (`FourierGrid`, patches of a picture).
 """
 
 from __future__ import annotations
@@ -14,7 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ComplexLinear", "FilterLibrary", "FourierAxis", "FrequencyProjector", "SpectralTransform", "shrink_modulus"]
+__all__ = [
+    "ComplexLinear",
+    "FilterLibrary",
+    "FourierAxis",
+    "FourierGrid",
+    "FrequencyProjector",
+    "GlobalFilter",
+    "RadialFilter",
+    "SpectralTransform",
+    "shrink_modulus",
+]
 
 Spectrum = Literal["power", "cube", "linear"]
 Gating = Literal["power", "cosine"]
@@ -33,10 +43,49 @@ class SpectralTransform(Protocol):
     def inverse(self, spectrum: Tensor) -> Tensor: ...
 
 
-class FourierAxis(nn.Module):
-    """Orthonormal real DFT over the leading axis, equal to ``torch.fft.rfft(x, dim=0, norm="ortho")``.
+class _RealFourier(nn.Module):
+    """A real DFT over the leading axis as a matrix product, from the phase of each bin at each token.
 
-    The number of tokens is small (tens), where a dense product is faster than an FFT and runs in every precision.
+    The number of tokens is small (tens to a few hundred), where a dense product is as fast as an FFT and runs in
+    every precision and under every compiler.
+
+    Parameters
+    ----------
+    phase : float64 Tensor (bins, length)
+        Phase in turns of one representative of every conjugate pair of bins.
+    free : slice
+        Bins that are not their own conjugate.
+    frequencies : Tensor (bins,)
+    """
+
+    analysis: Tensor
+    synthesis: Tensor
+    frequencies: Tensor
+
+    def __init__(self, phase: Tensor, free: slice, frequencies: Tensor) -> None:
+        super().__init__()
+        (self.bins, self.length), self.free = phase.shape, free
+        angle = 2 * math.pi * phase
+        analysis = torch.cat([torch.cos(angle), -torch.sin(angle)]) / math.sqrt(self.length)
+        twice = torch.ones(self.bins, dtype=torch.float64)
+        twice[free] = 2.0  # each of these stands for its conjugate as well
+        synthesis = (analysis * twice.repeat(2)[:, None]).T
+        self.register_buffer("analysis", analysis.float(), persistent=False)
+        self.register_buffer("synthesis", synthesis.float().contiguous(), persistent=False)
+        self.register_buffer("frequencies", frequencies.float(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(length, ...)`` to ``(2, bins, ...)``: real and imaginary parts."""
+        return (self.analysis @ x.reshape(self.length, -1)).view(2, self.bins, *x.shape[1:])
+
+    def inverse(self, spectrum: Tensor) -> Tensor:
+        """``(2, bins, ...)`` to ``(length, ...)``; an imaginary part outside `free` has no effect."""
+        shape = spectrum.shape[2:]
+        return (self.synthesis @ spectrum.reshape(2 * self.bins, -1)).view(self.length, *shape)
+
+
+class FourierAxis(_RealFourier):
+    """Orthonormal real DFT over a sequence of tokens, equal to ``torch.fft.rfft(x, dim=0, norm="ortho")``.
 
     Parameters
     ----------
@@ -50,35 +99,120 @@ class FourierAxis(nn.Module):
     torch.Size([2, 5, 2, 4])
     """
 
-    analysis: Tensor
-    synthesis: Tensor
-    frequencies: Tensor
-
     def __init__(self, length: int) -> None:
-        super().__init__()
         if length < 3:
             raise ValueError(f"a spectrum over tokens needs at least 3 tokens, found {length}")
-        self.length, self.bins = length, length // 2 + 1
-        self.free = slice(1, (length + 1) // 2)
-        time = torch.arange(length, dtype=torch.float64)
-        angle = 2 * math.pi / length * torch.arange(self.bins, dtype=torch.float64)[:, None] * time
-        analysis = torch.cat([torch.cos(angle), -torch.sin(angle)]) / math.sqrt(length)
-        twice = torch.ones(self.bins, dtype=torch.float64)
-        twice[self.free] = 2.0  # each of these stands for its conjugate as well
-        synthesis = (analysis * twice.repeat(2)[:, None]).T
-        self.register_buffer("analysis", analysis.float(), persistent=False)
-        self.register_buffer("synthesis", synthesis.float().contiguous(), persistent=False)
-        frequencies = torch.arange(self.bins, dtype=torch.float32) / max(self.bins - 1, 1)
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        bins = torch.arange(length // 2 + 1, dtype=torch.float64)
+        phase = bins[:, None] / length * torch.arange(length, dtype=torch.float64)
+        super().__init__(phase, slice(1, (length + 1) // 2), bins / max(len(bins) - 1, 1))
+
+
+class FourierGrid(_RealFourier):
+    """Orthonormal real 2-D DFT over a grid of tokens, row by row: ``torch.fft.fft2`` without what symmetry repeats.
+
+    Bins that are their own conjugate (the mean; the highest frequency of an even side) come first, then one of each
+    conjugate pair, by increasing frequency.
+
+    Parameters
+    ----------
+    height, width : int
+        Tokens a side, at least 3 each.
+
+    Examples
+    --------
+    >>> grid = FourierGrid(4, 4)
+    >>> grid.length, grid.bins
+    (16, 10)
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        if min(height, width) < 3:
+            raise ValueError(f"a spectrum over a grid needs at least 3 x 3 tokens, found {height} x {width}")
+        own: list[tuple[int, int]] = []
+        paired: list[tuple[int, int]] = []
+        for u in range(height):
+            for v in range(width):
+                mirrored = (-u % height, -v % width)
+                if mirrored == (u, v):
+                    own.append((u, v))
+                elif (u, v) < mirrored:
+                    paired.append((u, v))
+
+        def radius(uv: tuple[int, int]) -> float:
+            u, v = min(uv[0], height - uv[0]), min(uv[1], width - uv[1])
+            return math.hypot(u / (height // 2), v / (width // 2)) / math.sqrt(2)
+
+        order = sorted(own, key=radius) + sorted(paired, key=radius)
+        bins = torch.tensor(order, dtype=torch.float64)
+        y = torch.arange(height, dtype=torch.float64).repeat_interleave(width)
+        x = torch.arange(width, dtype=torch.float64).repeat(height)
+        phase = bins[:, :1] / height * y + bins[:, 1:] / width * x
+        super().__init__(phase, slice(len(own), len(order)), torch.tensor([radius(uv) for uv in order]))
+
+
+class GlobalFilter(nn.Module):
+    r"""One learned complex gain for every bin and channel: :math:`Y = \mathrm{DFT}^{-1}(K \odot \mathrm{DFT}(X))`.
+
+    A circular convolution over all tokens with one kernel a channel (the global filter of GFNet, Rao et al. 2021),
+    in `N` real numbers a channel for `N` tokens: bins that symmetry repeats are not stored.
+
+    Parameters
+    ----------
+    transform : SpectralTransform
+    width : int
+        Channels.
+    spread : float
+        Standard deviation of the gains at the start.
+    """
+
+    def __init__(self, transform: SpectralTransform, width: int, spread: float = 0.1) -> None:
+        super().__init__()
+        self.transform = transform
+        free = len(range(*transform.free.indices(transform.bins)))
+        self.filter = nn.Parameter(spread * torch.randn(transform.bins + free, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(length, ...)`` to ``(2, bins, ...)``: real and imaginary parts."""
-        return (self.analysis @ x.reshape(self.length, -1)).view(2, self.bins, *x.shape[1:])
+        """``(tokens, batch, width)`` to the same shape."""
+        real, imaginary = self.transform(x)
+        gain, phase = self.filter[: self.transform.bins, None], self.filter[self.transform.bins :, None]
+        return self.transform.inverse(_filtered(real, imaginary, gain, phase, self.transform.free))
 
-    def inverse(self, spectrum: Tensor) -> Tensor:
-        """``(2, bins, ...)`` to ``(length, ...)``; an imaginary part outside `free` has no effect."""
-        shape = spectrum.shape[2:]
-        return (self.synthesis @ spectrum.reshape(2 * self.bins, -1)).view(self.length, *shape)
+
+class RadialFilter(nn.Module):
+    """A fixed low-pass or high-pass over all tokens, with a learned gain a channel: the ablation of `GlobalFilter`.
+
+    Parameters
+    ----------
+    transform : SpectralTransform
+    width : int
+        Channels.
+    band : {"lowpass", "highpass"}
+    cutoff : float
+        Frequency, 0 (mean) to 1 (highest), at which half of the amplitude passes.
+    """
+
+    mask: Tensor
+
+    def __init__(
+        self, transform: SpectralTransform, width: int, band: Literal["lowpass", "highpass"], cutoff: float = 0.35
+    ) -> None:
+        super().__init__()
+        self.transform = transform
+        low = 1 / (1 + (transform.frequencies / cutoff) ** 4)
+        self.register_buffer("mask", (low if band == "lowpass" else 1 - low)[:, None, None], persistent=False)
+        self.gain = nn.Parameter(torch.full((width,), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(tokens, batch, width)`` to the same shape."""
+        return self.transform.inverse(self.transform(x) * self.mask) * self.gain
+
+
+def _filtered(real: Tensor, imaginary: Tensor, gain: Tensor, phase: Tensor, free: slice) -> Tensor:
+    """Product of a spectrum and ``gain + i phase``, whose imaginary part is given for the free bins alone."""
+    product = torch.stack([real * gain, imaginary * gain])
+    product[0, free] -= imaginary[free] * phase
+    product[1, free] += real[free] * phase
+    return product
 
 
 class FilterLibrary(nn.Module):
@@ -151,11 +285,7 @@ class FilterLibrary(nn.Module):
         elif self.spectrum == "cube":
             square, cross = real.square() - imaginary.square(), 2 * real * imaginary
             real, imaginary = real * square - imaginary * cross, real * cross + imaginary * square
-        free = self.transform.free
-        filtered = torch.stack([real * gain, imaginary * gain])
-        filtered[0, free] -= imaginary[free] * phase
-        filtered[1, free] += real[free] * phase
-        return self.transform.inverse(filtered)
+        return self.transform.inverse(_filtered(real, imaginary, gain, phase, self.transform.free))
 
 
 class ComplexLinear(nn.Module):
