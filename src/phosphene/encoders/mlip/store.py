@@ -1,0 +1,129 @@
+"""A model on disk: a folder of config.json, model.safetensors, tokenizer.json and a card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from phosphene.encoders.mlip.config import MLIPConfig
+from phosphene.encoders.mlip.model import MLIP
+from phosphene.encoders.mlip.tokenizer import Tokenizer
+from phosphene.errors import InputError
+from phosphene.files import atomic_path, digest, read_json, write_json
+
+__all__ = ["load_model", "model_identity", "save_model"]
+
+_FORMAT = 1
+_KIND = "mlip"
+
+
+def save_model(
+    path: str | Path,
+    model: MLIP,
+    tokenizer: Tokenizer,
+    card: str | None = None,
+    facts: Mapping[str, Any] | None = None,
+    half: bool = False,
+) -> None:
+    """Write a model as a folder, whole or not at all.
+
+    Parameters
+    ----------
+    path : path
+        A new folder.
+    model : MLIP
+    tokenizer : Tokenizer
+    card : str, optional
+        Text of ``card.md``: what the model was trained on and how far it goes.
+    facts : mapping, optional
+        JSON facts kept in ``config.json`` beside the settings: recipe, hardware, scores.
+    half : bool
+        Store weights as float16: half the size, for shipping. They are read back as float32.
+    """
+    tensors = {
+        name: (tensor.half() if half else tensor.float()).contiguous().cpu()
+        for name, tensor in model.state_dict().items()
+    }
+    text = tokenizer.to_json()
+    content = {
+        "format": _FORMAT,
+        "model_type": _KIND,
+        "model": model.config.model_dump(mode="json"),
+        "weights": digest(*(part for name in sorted(tensors) for part in (name, tensors[name].numpy()))),
+        "tokenizer": digest(text),
+        "facts": dict(facts or {}),
+    }
+    with atomic_path(path) as temporary:
+        temporary.mkdir()
+        write_json(temporary / "config.json", content)
+        save_file(tensors, temporary / "model.safetensors")
+        (temporary / "tokenizer.json").write_text(text, encoding="utf-8")
+        if card is not None:
+            (temporary / "card.md").write_text(card, encoding="utf-8")
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """``config.json`` of a model folder, checked.
+
+    Raises
+    ------
+    InputError
+        When the folder is not that of an MLIP model of this format.
+    """
+    path = Path(path)
+    if not (path / "config.json").is_file():
+        raise InputError(f"{path} holds no MLIP model: no config.json")
+    content = read_json(path / "config.json")
+    if not isinstance(content, dict) or content.get("model_type") != _KIND:
+        raise InputError(f"{path / 'config.json'} is not that of an MLIP model (model_type 'mlip')")
+    if content.get("format") != _FORMAT:
+        raise InputError(f"{path} has model format {content.get('format')}, this version reads {_FORMAT}")
+    missing = {"model", "weights", "tokenizer", "facts"} - set(content)
+    if missing:
+        raise InputError(f"{path / 'config.json'} is incomplete: missing {', '.join(sorted(missing))}")
+    return content
+
+
+def model_identity(path: str | Path) -> dict[str, Any]:
+    """What of a model folder decides what its image tower gives: weights and settings; ``load_model`` checks them."""
+    content = read_config(path)
+    return {"weights": content["weights"], "model": content["model"]}
+
+
+def load_model(path: str | Path) -> tuple[MLIP, Tokenizer]:
+    """Read a model written by `save_model`, in eval mode on the CPU.
+
+    Raises
+    ------
+    InputError
+        For a missing, damaged or changed folder.
+    """
+    path = Path(path)
+    content = read_config(path)
+    file = path / "model.safetensors"
+    try:
+        tensors = load_file(file)
+    except (FileNotFoundError, SafetensorError, OSError) as error:
+        raise InputError(f"{file} is not a readable safetensors file ({error}); nothing else is loaded") from error
+    if digest(*(part for name in sorted(tensors) for part in (name, tensors[name].numpy()))) != content["weights"]:
+        raise InputError(f"{file} does not hold the weights that were saved: it was damaged or changed")
+    model = MLIP(MLIPConfig.build(content["model"]))
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"{file} does not fit the settings in config.json: {error}") from error
+    return model.float().eval().requires_grad_(False), _tokenizer(path / "tokenizer.json", content["tokenizer"])
+
+
+def _tokenizer(file: Path, expected: str) -> Tokenizer:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
+    if digest(text) != expected:
+        raise InputError(f"{file} is not the tokenizer that was saved: it was damaged or changed")
+    return Tokenizer.from_json(text)
