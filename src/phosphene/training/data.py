@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from phosphene.training.prefetch import prefetched
 from phosphene.training.sampling import BatchSampler
 
 if TYPE_CHECKING:
@@ -339,16 +339,4 @@ class StepLoader:
     def walk(self, first: int, last: int) -> Iterator[StepBatch]:
         """Batches of steps `first` to `last` - 1."""
         in_memory = self.targets.held and all(samples.held for samples in self.people.values())
-        if in_memory or self._ahead == 0:
-            yield from map(self.batch, range(first, last))
-            return
-        with ThreadPoolExecutor(1, thread_name_prefix="phosphene-loader") as pool:
-            ahead: list[Future[StepBatch]] = []
-            try:
-                for step in range(first, last):
-                    while len(ahead) <= self._ahead and step + len(ahead) < last:
-                        ahead.append(pool.submit(self.batch, step + len(ahead)))
-                    yield ahead.pop(0).result()
-            finally:
-                for waiting in ahead:
-                    waiting.cancel()
+        yield from prefetched(self.batch, first, last, 0 if in_memory else self._ahead)

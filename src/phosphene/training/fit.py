@@ -131,7 +131,7 @@ def fit(
         run = RunFolder(Path(out), {"preset": preset, **origin, **facts})
         if run.finished:
             log.info("%s holds this run, finished: read back", run.path)
-            return Decoder.load(run.decoder)
+            return Decoder.load(run.result)
     leads = True
     if cls.closed_form:
         if run is not None:
@@ -148,7 +148,7 @@ def fit(
         decoder.provenance |= _trained(fabric, decoder, bench, targets, kind, config, seed, run, progress and leads)
     decoder.provenance |= origin | {"scaling": view.scaling, "training_content": _content(view)}
     if run is not None and leads:
-        decoder.save(run.decoder)
+        decoder.save(run.result)
     return decoder
 
 

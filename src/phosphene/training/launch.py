@@ -9,7 +9,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import LightningEnvironment
 
 from phosphene.errors import InputError
-from phosphene.training.settings import TrainingConfig
+from phosphene.training.settings import StepSettings
 
 __all__ = ["launch", "started_processes"]
 
@@ -24,8 +24,14 @@ def started_processes() -> tuple[int, int]:
     return max(tasks // nodes, 1), nodes if tasks > 1 else 1
 
 
-def launch(config: TrainingConfig) -> Fabric:
+def launch(config: StepSettings, *, unused: bool = False) -> Fabric:
     """Fabric for these settings, its processes connected: DDP where several were started, else one process.
+
+    Parameters
+    ----------
+    config : StepSettings
+    unused : bool
+        Some parameters may take no part in the loss.
 
     Raises
     ------
@@ -43,6 +49,9 @@ def launch(config: TrainingConfig) -> Fabric:
     if local * machines == 1:
         fabric = Fabric(accelerator=accelerator, devices=1, precision=precision, plugins=LightningEnvironment())
     else:
-        fabric = Fabric(accelerator=accelerator, devices=local, num_nodes=machines, precision=precision, strategy="ddp")
+        strategy = "ddp_find_unused_parameters_true" if unused else "ddp"
+        fabric = Fabric(
+            accelerator=accelerator, devices=local, num_nodes=machines, precision=precision, strategy=strategy
+        )
     fabric.launch()
     return fabric

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from phosphene.training.settings import TrainingConfig
+from phosphene.training.settings import StepSettings
 
 __all__ = ["MovingAverage", "adamw", "decay_groups"]
 
@@ -29,7 +29,7 @@ def decay_groups(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramet
     return decayed, spared
 
 
-def adamw(module: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+def adamw(module: nn.Module, config: StepSettings) -> torch.optim.AdamW:
     """AdamW over the trainable parameters of a module; fused where all parameters are real."""
     decayed, spared = decay_groups(module)
     groups = [

@@ -36,13 +36,15 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
 
 
 class RunFolder:
-    """``config.json``, ``log.jsonl``, ``checkpoints/last`` and ``best`` (.safetensors), ``decoder/``.
+    """``config.json``, ``log.jsonl``, ``checkpoints/last`` and ``best`` (.safetensors), ``decoder/`` or another result.
 
     Parameters
     ----------
     path : Path
     settings : mapping
         Everything that decides the result of the run, as plain values.
+    result : str
+        Name of the folder in which the run ends.
 
     Raises
     ------
@@ -50,7 +52,8 @@ class RunFolder:
         When the folder holds a run with other settings, naming them.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, Any], result: str = "decoder") -> None:
+        self.result = path / result
         self.path, self._settings = path, {"software": f"phosphene {__version__}", **settings}
         if path.exists() and not path.is_dir():
             raise InputError(f"{path} is a file; a run needs a folder")
@@ -70,14 +73,9 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
-    def decoder(self) -> Path:
-        """Folder of the finished decoder."""
-        return self.path / "decoder"
-
-    @property
     def finished(self) -> bool:
         """Whether the run came to its end."""
-        return self._known and (self.decoder / "config.json").exists()
+        return self._known and (self.result / "config.json").exists()
 
     def begin(self) -> None:
         """Write the settings, unless they are there."""

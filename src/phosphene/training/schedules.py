@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from phosphene.training.settings import TrainingConfig
+from phosphene.training.settings import StepSettings, TrainingConfig
 
 __all__ = ["half_cosine", "is_mixing", "learning_rate", "temperature"]
 
@@ -21,7 +21,7 @@ def half_cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1.0 + math.cos(math.pi * progress)) / 2.0
 
 
-def learning_rate(step: int, total_steps: int, config: TrainingConfig) -> float:
+def learning_rate(step: int, total_steps: int, config: StepSettings) -> float:
     """Learning rate of optimiser step `step` (0-based) of `total_steps`.
 
     The warm-up rises linearly to the peak over the first ``warmup`` share of steps; ``"one-cycle"`` rises along half

@@ -8,13 +8,35 @@ from pydantic import Field, model_validator
 
 from phosphene.settings import Settings
 
-__all__ = ["MACHINE_KEYS", "TrainingConfig"]
+__all__ = ["MACHINE_KEYS", "StepSettings", "TrainingConfig"]
 
 MACHINE_KEYS = frozenset({"accelerator", "compile", "memory_gb", "checkpoint_seconds", "checkpoint_steps", "log_steps"})
 """Keys that say where and how a run is carried out, not what it computes; they may change when a run is resumed."""
 
 
-class TrainingConfig(Settings):
+class StepSettings(Settings):
+    """What every kind of training has: how a step changes the weights, where it runs, what is kept of it.
+
+    The keys are described in `TrainingConfig`.
+    """
+
+    learning_rate: float = Field(3e-4, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    schedule: Literal["cosine", "one-cycle", "constant"] = "cosine"
+    warmup: float = Field(0.05, ge=0, lt=1)
+    final_learning_rate: float = Field(0.01, ge=0, le=1)
+    gradient_clip: float = Field(1.0, ge=0)
+    ema: float = Field(0.0, ge=0, lt=1)
+
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: bool = False
+    checkpoint_seconds: float = Field(300.0, gt=0)
+    checkpoint_steps: int = Field(0, ge=0)
+    log_steps: int = Field(50, ge=1)
+
+
+class TrainingConfig(StepSettings):
     """What one training run does; every key may stand in a preset, a ``--config`` file or ``--set training.KEY=``.
 
     Attributes
@@ -86,14 +108,6 @@ class TrainingConfig(Settings):
     batch_size: int = Field(256, ge=2)
     repeats: Literal["single", "average"] = "single"
 
-    learning_rate: float = Field(3e-4, gt=0)
-    weight_decay: float = Field(0.05, ge=0)
-    schedule: Literal["cosine", "one-cycle", "constant"] = "cosine"
-    warmup: float = Field(0.05, ge=0, lt=1)
-    final_learning_rate: float = Field(0.01, ge=0, le=1)
-    gradient_clip: float = Field(1.0, ge=0)
-    ema: float = Field(0.0, ge=0, lt=1)
-
     contrastive: Literal["infonce", "softclip", "none"] = "infonce"
     contrastive_weight: float = Field(1.0, ge=0)
     mse_weight: float = Field(0.0, ge=0)
@@ -112,13 +126,7 @@ class TrainingConfig(Settings):
     monitor: Literal["two-way", "top-1", "loss"] = "two-way"
     patience: int = Field(0, ge=0)
 
-    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
-    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-    compile: bool = False
     memory_gb: float = Field(0.5, ge=0)
-    checkpoint_seconds: float = Field(300.0, gt=0)
-    checkpoint_steps: int = Field(0, ge=0)
-    log_steps: int = Field(50, ge=1)
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

@@ -1,8 +1,9 @@
 """Procedural scenes: graphs drawn from a grammar, their captions and labels, and a renderer."""
 
-from phosphene.stimuli.scenes.captions import captions
+from phosphene.stimuli.scenes.captions import captions, chosen_captions
 from phosphene.stimuli.scenes.dataset import ScenePixels, scene_set
 from phosphene.stimuli.scenes.grammar import HOLDOUTS, SceneGraphs, count_graphs, held_out, sample_graphs
+from phosphene.stimuli.scenes.groups import hard_groups
 from phosphene.stimuli.scenes.render import render, render_tensor, silhouettes
 
 __all__ = [
@@ -10,7 +11,9 @@ __all__ = [
     "SceneGraphs",
     "ScenePixels",
     "captions",
+    "chosen_captions",
     "count_graphs",
+    "hard_groups",
     "held_out",
     "render",
     "render_tensor",

@@ -21,7 +21,7 @@ from phosphene.stimuli.scenes.vocabulary import (
     SIZES,
 )
 
-__all__ = ["MOST_CAPTIONS", "captions"]
+__all__ = ["MOST_CAPTIONS", "captions", "chosen_captions"]
 
 MOST_CAPTIONS = 20
 _DRAWS = 32  # numbers a caption consumes at most
@@ -149,14 +149,49 @@ def captions(graphs: SceneGraphs, count: int = 5) -> tuple[tuple[str, ...], ...]
     """
     if isinstance(count, bool) or not isinstance(count, int | np.integer) or not 0 <= count <= MOST_CAPTIONS:
         raise InputError(f"captions must be an integer from 0 to {MOST_CAPTIONS} a scene, found {count!r}")
+    scenes, first = _scenes(graphs)
+    numbers = [uniforms(graphs.seed, graphs.index, f"caption {k}", _DRAWS).tolist() for k in range(count)]
+    return tuple(
+        tuple(scene.caption(k, first[row], numbers[k][row]) for k in range(count)) for row, scene in enumerate(scenes)
+    )
+
+
+def chosen_captions(graphs: SceneGraphs, numbers: np.ndarray) -> tuple[str, ...]:
+    """Write one caption a scene: that of the given number, as `captions` would.
+
+    Parameters
+    ----------
+    graphs : SceneGraphs
+        The scenes.
+    numbers : (n,) array of int
+        Which of its captions, 0 to 19, for every scene.
+
+    Examples
+    --------
+    >>> from phosphene.stimuli.scenes import sample_graphs
+    >>> graphs = sample_graphs(2)
+    >>> chosen_captions(graphs, np.array([1, 0])) == (captions(graphs)[0][1], captions(graphs)[1][0])
+    True
+    """
+    scenes, first = _scenes(graphs)
+    dice: list[Sequence[float]] = [()] * len(graphs)
+    for number in np.unique(numbers).tolist():
+        rows = np.flatnonzero(numbers == number)
+        drawn = uniforms(graphs.seed, graphs.index[rows], f"caption {number}", _DRAWS).tolist()
+        for row, values in zip(rows.tolist(), drawn, strict=True):
+            dice[row] = values
+    return tuple(
+        scene.caption(number, first[row], dice[row])
+        for row, (scene, number) in enumerate(zip(scenes, numbers.tolist(), strict=True))
+    )
+
+
+def _scenes(graphs: SceneGraphs) -> tuple[list[_Scene], list[float]]:
+    """The rows as plain numbers, and the number that decides the opening of each scene's captions."""
     columns = {
         f.name: (size_class(graphs.scale) if f.name == "size" else getattr(graphs, f.name)).tolist()
         for f in fields(_Scene)
     }
+    rows = zip(*columns.values(), strict=True)
     first = uniforms(graphs.seed, graphs.index, "caption", 1)[:, 0].tolist()
-    numbers = [uniforms(graphs.seed, graphs.index, f"caption {k}", _DRAWS).tolist() for k in range(count)]
-    written = []
-    for row in range(len(graphs)):
-        scene = _Scene(**{name: column[row] for name, column in columns.items()})
-        written.append(tuple(scene.caption(k, first[row], numbers[k][row]) for k in range(count)))
-    return tuple(written)
+    return [_Scene(**dict(zip(columns, row, strict=True))) for row in rows], first
