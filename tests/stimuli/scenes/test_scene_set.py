@@ -63,6 +63,24 @@ def test_roles_of_a_hold_out_have_names_of_their_own():
     assert not pairs(train) & pairs(unseen)
 
 
+def test_restricted_scenes_have_names_of_their_own():
+    striped = {"only": {"material": ["striped"]}, "objects": 1}
+    stimuli = scene_set(20, seed=1, captions=1, **striped)
+    others = (
+        scene_set(20, seed=1, captions=1, objects=1),
+        scene_set(20, seed=1, captions=1, scale=(0.1, 0.2), **striped),
+    )
+    for other in others:
+        assert not set(stimuli.ids.tolist()) & set(other.ids.tolist())
+    family, seed, mark, number = stimuli.ids[3].split("-")
+    assert (family, seed, len(mark), number) == ("scene", "1", 6, "000003")
+    assert set(stimuli.labels["material_0"].tolist()) == {"striped"}
+    part = scene_set(10, seed=1, captions=1, start=10, **striped)
+    assert part.ids.tolist() == stimuli.ids[10:].tolist()
+    role = scene_set(2, seed=1, captions=1, holdout="train", **striped)
+    assert role.ids[0] == f"scene-1-shape-colour-train-{mark}-000000"
+
+
 def test_pixels_are_indexed_like_an_array():
     graphs = sample_graphs(6, seed=3)
     pixels, whole = ScenePixels(graphs, 16), render(graphs, 16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from phosphene.files import digest
 from phosphene.stimuli.scenes.captions import captions as write_captions
 from phosphene.stimuli.scenes.grammar import SceneGraphs, sample_graphs
 from phosphene.stimuli.scenes.render import check_render, render
+from phosphene.stimuli.scenes.restrictions import Allowed, allowed_masks
 from phosphene.stimuli.stimulus_set import StimulusSet
 
 __all__ = ["RENDERING", "ScenePixels", "scene_set"]
@@ -53,9 +55,22 @@ class ScenePixels:
         return pictures[0] if chosen.ndim == 0 else pictures
 
 
-def _role_id(name: str, rule: str, role: str) -> str:
+def _marked(name: str, *marks: str) -> str:
     family, number = name.rsplit("-", 1)
-    return f"{family}-{rule}-{role}-{number}"
+    return "-".join([family, *filter(None, marks), number])
+
+
+def _restriction_marks(
+    n: int, objects: int | None, only: Mapping[str, Allowed] | None, scale: tuple[float, float] | None
+) -> list[str]:
+    """What each scene was restricted to, as six digits of a digest; "" without restrictions."""
+    if objects is None and not only and scale is None:
+        return [""] * n
+    masks = allowed_masks(only or {}, n)
+    columns = np.concatenate([np.zeros((n, 0), dtype=bool), *(masks[name] for name in sorted(masks))], axis=1)
+    rows, which = np.unique(np.packbits(columns, axis=1), axis=0, return_inverse=True)
+    words = f"{objects} {sorted(masks)} {None if scale is None else tuple(map(float, scale))}"
+    return np.array([digest(words, row)[:6] for row in rows])[which.ravel()].tolist()
 
 
 def scene_set(
@@ -68,12 +83,15 @@ def scene_set(
     *,
     rule: str = "shape-colour",
     device: str = "cpu",
+    objects: int | None = None,
+    only: Mapping[str, Allowed] | None = None,
+    scale: tuple[float, float] | None = None,
 ) -> StimulusSet:
     """Procedural scenes with captions and labels; nothing is rendered before it is read.
 
     Parameters
     ----------
-    n, seed, start, holdout, rule
+    n, seed, start, holdout, rule, objects, only, scale
         As in :func:`sample_graphs`.
     size : int
         Pixels a side, 16 to 512.
@@ -85,7 +103,8 @@ def scene_set(
     Returns
     -------
     StimulusSet
-        Ids ``scene-<seed>-<number>`` (with a hold-out: ``scene-<seed>-<rule>-<role>-<number>``), lazy pixels,
+        Ids ``scene-<seed>-<number>`` (with a hold-out: ``scene-<seed>-<rule>-<role>-<number>``; where objects, words or
+        scale are restricted, six digits that stand for the restriction come before the number), lazy pixels,
         captions, and the labels of :meth:`SceneGraphs.to_table`. Content hashes come from the graph, the captions,
         the size and the renderer's version, so that hashing renders nothing.
 
@@ -95,9 +114,11 @@ def scene_set(
     >>> scenes.pixels([2]).shape, len(scenes.captions[0])
     ((1, 64, 64, 3), 5)
     """
-    graphs = sample_graphs(n, seed, start=start, holdout=holdout, rule=rule)
+    graphs = sample_graphs(n, seed, start=start, holdout=holdout, rule=rule, objects=objects, only=only, scale=scale)
     pixels, texts, labels = ScenePixels(graphs, size, device), write_captions(graphs, captions), graphs.to_table()
-    ids = graphs.ids if holdout is None else [_role_id(name, rule, holdout) for name in graphs.ids]
+    role = [] if holdout is None else [rule, holdout]
+    marks = _restriction_marks(n, objects, only, scale)
+    ids = [_marked(name, *role, mark) for name, mark in zip(graphs.ids.tolist(), marks, strict=True)]
     rows = zip(graphs.index.tolist(), texts, *(labels[name].tolist() for name in labels.columns), strict=True)
     version = f"scene {RENDERING} {graphs.seed} {pixels.shape[1:]}"
     return StimulusSet(ids, pixels, texts, labels, hashes=[digest(version, repr(row)) for row in rows])

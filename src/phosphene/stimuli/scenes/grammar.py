@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from phosphene.errors import InputError, unknown
 from phosphene.stimuli.scenes.layout import SLOTS, place
 from phosphene.stimuli.scenes.randoms import uniforms
+from phosphene.stimuli.scenes.restrictions import Allowed, allowed_masks, check_scale
 from phosphene.stimuli.scenes.vocabulary import (
     BACKGROUNDS,
     COLOURS,
@@ -25,7 +26,7 @@ from phosphene.stimuli.scenes.vocabulary import (
 )
 from phosphene.table import Table
 
-__all__ = ["HOLDOUTS", "ROLES", "SceneGraphs", "count_graphs", "held_out", "sample_graphs"]
+__all__ = ["HOLDOUTS", "ROLES", "SceneGraphs", "count_graphs", "held_out", "partnered", "sample_graphs"]
 
 ROLES = ("train", "unseen")
 _OBJECT_COUNTS = (0.35, 0.80)  # cumulative shares of one and of at most two objects
@@ -180,23 +181,52 @@ def _pick(u: np.ndarray, allowed: np.ndarray) -> np.ndarray:
     return np.argmax(allowed.cumsum(1) > rank[:, None], axis=1)
 
 
-def _attributes(u: np.ndarray, role: str | None, rule: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _choose(u: np.ndarray, count: int, allowed: np.ndarray | None) -> np.ndarray:
+    return np.floor(u * count).astype(int) if allowed is None else _pick(u, allowed)
+
+
+def _attributes(
+    u: np.ndarray, role: str | None, rule: str, masks: Mapping[str, np.ndarray], objects: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Shape (all different within a scene), colour and material of every slot; u is (n, 3, 3)."""
-    free = np.ones((len(u), len(SHAPES)), dtype=bool)
-    picked: dict[str, list[np.ndarray]] = {"shape": [], "colour": [], "material": []}
+    sizes = {"shape": len(SHAPES), "colour": len(COLOURS), "material": len(MATERIALS)}
+    wanted = {name: masks.get(name, np.ones((len(u), count), dtype=bool)) for name, count in sizes.items()}
+    (first, second), combinations = HOLDOUTS[rule]
+    if role is not None:
+        drawn = combinations == (role == "unseen")
+        wanted[first] = wanted[first] & partnered(drawn, wanted[second])
+    _check_choice(wanted, objects, role, rule)
+    free, rows = wanted["shape"].copy(), np.arange(len(u))
+    picked: dict[str, list[np.ndarray]] = {name: [] for name in sizes}
     for slot in range(SLOTS):
-        shape = _pick(u[:, slot, 0], free)
-        free[np.arange(len(u)), shape] = False
-        here = {"shape": shape}
-        for position, (name, count) in enumerate((("colour", len(COLOURS)), ("material", len(MATERIALS))), start=1):
-            allowed = np.ones((len(u), count), dtype=bool)
-            (first, second), combinations = HOLDOUTS[rule]
+        # slots beyond the most objects are drawn too, and thrown away: they need not differ
+        here: dict[str, np.ndarray] = {}
+        for position, name in enumerate(sizes):
+            choice = free if name == "shape" and slot < objects else wanted[name]
             if role is not None and name == second:
-                allowed = combinations[here[first]] == (role == "unseen")
-            here[name] = _pick(u[:, slot, position], allowed)
-        for name, column in here.items():
-            picked[name].append(column)
+                choice = choice & drawn[here[first]]
+            here[name] = _pick(u[:, slot, position], choice)
+            picked[name].append(here[name])
+        free[rows, here["shape"]] = False
     return tuple(np.stack(columns, axis=1) for columns in picked.values())  # type: ignore[return-value]
+
+
+def partnered(drawn: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Values of a rule's first attribute that some allowed value of the second may go with, (n, first)."""
+    return (second.astype(np.float32) @ drawn.T.astype(np.float32)) > 0
+
+
+def _check_choice(wanted: Mapping[str, np.ndarray], objects: int, role: str | None, rule: str) -> None:
+    for name, mask in wanted.items():
+        needed, left = (objects if name == "shape" else 1), mask.sum(1)
+        if len(left) and left.min() < needed:
+            row = int(left.argmin())
+            under = "" if role is None else f" under the role {role!r} of the hold-out {rule!r}"
+            raise InputError(
+                f"`only` leaves {left[row]} of the {name}s to scene {row} of the batch{under}, and {needed} "
+                f"{'are' if needed > 1 else 'is'} needed with up to {objects} objects a scene: allow more words, or "
+                "give fewer `objects`"
+            )
 
 
 def _palettes(u: np.ndarray, colour: np.ndarray, exists: np.ndarray) -> np.ndarray:
@@ -225,11 +255,20 @@ def _check(n: int, seed: int, start: int, holdout: str | None, rule: str) -> Non
 
 
 def sample_graphs(
-    n: int, seed: int = 0, *, start: int = 0, holdout: str | None = None, rule: str = "shape-colour"
+    n: int,
+    seed: int = 0,
+    *,
+    start: int = 0,
+    holdout: str | None = None,
+    rule: str = "shape-colour",
+    objects: int | None = None,
+    only: Mapping[str, Allowed] | None = None,
+    scale: tuple[float, float] | None = None,
 ) -> SceneGraphs:
     """Draw scene graphs number `start` to `start + n - 1` of a seed.
 
-    A scene depends on its seed, its number and the hold-out alone: it is the same whatever is drawn around it.
+    A scene depends on its seed, its number, the hold-out and its restrictions alone: it is the same whatever is drawn
+    around it.
 
     Parameters
     ----------
@@ -244,34 +283,50 @@ def sample_graphs(
         (in every slot).
     rule : str
         Which combinations are held out, see :func:`held_out`.
+    objects : int, optional
+        Most objects a scene, 1 to 3; where more were drawn, the later ones are left out.
+    only : mapping, optional
+        Values that may occur, by attribute (``"shape"``, ``"colour"``, ``"material"``, ``"background"``, ``"light"``):
+        names, a boolean ``(k,)`` array over the vocabulary, or a boolean ``(n, k)`` array with a row a scene. The
+        hold-out still holds: what its first attribute may be is what leaves something of the second.
+    scale : (float, float), optional
+        Least and greatest half-extent of the main object, in [-1, 1] units, within 0.05 to 0.72; others are 0.62 to
+        0.85 of it. By default 0.42 to 0.72 for one object, less for several.
 
     Raises
     ------
     InputError
-        For a number out of range, an unknown role or rule.
+        For a number out of range, an unknown role, rule, attribute or word, and where nothing is left to draw.
 
     Examples
     --------
     >>> graphs = sample_graphs(3, seed=1)
     >>> len(graphs), graphs.ids[0]
     (3, np.str_('scene-1-000000'))
+    >>> set(sample_graphs(9, objects=1, only={"material": ["striped"]}).to_table()["material_0"].tolist())
+    {'striped'}
     """
     _check(n, seed, start, holdout, rule)
+    most = SLOTS if objects is None else objects
+    if isinstance(most, bool) or not isinstance(most, int | np.integer) or not 1 <= most <= SLOTS:
+        raise InputError(f"objects must be an integer from 1 to {SLOTS}, found {objects!r}")
+    masks = allowed_masks(only or {}, n)
+    check_scale(scale)
     seed, index = int(seed), np.arange(start, start + n, dtype=np.int64)
 
     def draw(stream: str, count: int) -> np.ndarray:
         return uniforms(seed, index, stream, count)
 
     u = draw("structure", 8)
-    n_objects = 1 + np.searchsorted(_OBJECT_COUNTS, u[:, 0], side="right")
+    n_objects = np.minimum(1 + np.searchsorted(_OBJECT_COUNTS, u[:, 0], side="right"), most)
     exists = np.arange(SLOTS) < n_objects[:, None]
-    shape, colour, material = _attributes(draw("objects", 9).reshape(n, SLOTS, 3), holdout, rule)
+    shape, colour, material = _attributes(draw("objects", 9).reshape(n, SLOTS, 3), holdout, rule, masks, most)
     relation = np.floor(u[:, 1] * len(RELATIONS)).astype(int)
     others = np.arange(_DIRECTIONAL)[None, :] != relation[:, None]
     relation_2 = np.where(n_objects > 2, _pick(u[:, 2], others), -1)
     relation = np.where(n_objects > 1, relation, -1)
-    x, y, scale = place(n_objects, relation, relation_2, shape, draw("layout", 10))
-    light = np.floor(u[:, 3] * len(LIGHTS)).astype(int)
+    x, y, extent = place(n_objects, relation, relation_2, shape, draw("layout", 10), scale)
+    light = _choose(u[:, 3], len(LIGHTS), masks.get("light"))
     bearing = np.array([angle for angle, _ in LIGHTS.values()])[light]
     return SceneGraphs(
         seed=seed,
@@ -282,11 +337,11 @@ def sample_graphs(
         material=np.where(exists, material, -1),
         x=x,
         y=y,
-        scale=scale,
+        scale=extent,
         angle=np.where(exists, _angles(draw("pose", SLOTS), shape), np.nan),
         relation=relation,
         relation_2=relation_2,
-        background=np.floor(u[:, 5] * len(BACKGROUNDS)).astype(int),
+        background=_choose(u[:, 5], len(BACKGROUNDS), masks.get("background")),
         palette=_palettes(u[:, 6], colour, exists),
         light=light,
         light_colour=np.floor(u[:, 7] * len(LIGHT_COLOURS)).astype(int),

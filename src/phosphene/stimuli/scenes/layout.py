@@ -14,10 +14,10 @@ _GIRTHS = np.array([entry.girth for entry in SHAPES.values()])
 _DIRECTIONS = np.array([vector for vector, _ in RELATIONS.values()], dtype=float)
 
 
-def _scales(n_objects: np.ndarray, u: np.ndarray) -> np.ndarray:
+def _scales(n_objects: np.ndarray, u: np.ndarray, wanted: tuple[float, float] | None) -> np.ndarray:
     """Half-extents of the three slots; slot 0 is the largest by at least a sixth."""
-    low = np.select([n_objects == 1, n_objects == 2], [0.42, 0.36], 0.33)
-    high = np.select([n_objects == 1, n_objects == 2], [0.72, 0.50], 0.42)
+    ranges = ((0.42, 0.72), (0.36, 0.50), (0.33, 0.42)) if wanted is None else (wanted,) * SLOTS
+    low, high = np.array(ranges)[n_objects - 1].T
     main = low + u[:, 0] * (high - low)
     return np.stack([main, main * (0.62 + 0.23 * u[:, 1]), main * (0.62 + 0.23 * u[:, 2])], axis=1)
 
@@ -29,7 +29,12 @@ def _offset(direction: np.ndarray, distance: np.ndarray, slant: np.ndarray) -> n
 
 
 def place(
-    n_objects: np.ndarray, relation: np.ndarray, relation_2: np.ndarray, shape: np.ndarray, u: np.ndarray
+    n_objects: np.ndarray,
+    relation: np.ndarray,
+    relation_2: np.ndarray,
+    shape: np.ndarray,
+    u: np.ndarray,
+    wanted: tuple[float, float] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Positions and scales for sampled relations.
 
@@ -44,13 +49,15 @@ def place(
         Position in ``SHAPES`` of every slot; slender shapes come closer where they are to overlap.
     u : (n, 10) float array
         Uniform numbers.
+    wanted : (float, float), optional
+        Least and greatest half-extent of slot 0, before a group too wide for the frame is shrunk.
 
     Returns
     -------
     x, y, scale : (n, 3) float arrays
         Centres in [-1, 1] (x to the right, y up) and half-extents; slots that do not exist are NaN.
     """
-    scale = _scales(n_objects, u)
+    scale = _scales(n_objects, u, wanted)
     crowd = n_objects == 3
     first, second = _DIRECTIONS[np.maximum(relation, 0)], _DIRECTIONS[np.maximum(relation_2, 0)]
     gap = np.where(crowd, 0.02 + 0.08 * u[:, 3], 0.02 + 0.45 * u[:, 3])
