@@ -10,6 +10,7 @@ from phosphene.encoders.gabor import GaborEncoder
 from phosphene.encoders.given import GivenEncoder
 from phosphene.encoders.labels import LabelEncoder
 from phosphene.encoders.minilm import MiniLMEncoder
+from phosphene.encoders.mlip.encoder import SHIPPED, MLIPEncoder, MLIPTextEncoder
 from phosphene.encoders.pixels import PixelGridEncoder
 from phosphene.encoders.standardised import StandardisedEncoder
 from phosphene.encoders.tfidf import TfidfSvdEncoder
@@ -27,6 +28,8 @@ ENCODERS: dict[str, type[Encoder]] = {
         TfidfSvdEncoder,
         LabelEncoder,
         MiniLMEncoder,
+        MLIPEncoder,
+        MLIPTextEncoder,
         TransformersVisionEncoder,
         TransformersTextEncoder,
         StandardisedEncoder,
@@ -35,14 +38,25 @@ ENCODERS: dict[str, type[Encoder]] = {
 }
 
 # what may follow the name after a colon, and the setting it fills
-_ARGUMENTS = {"hf": "source", "hf-text": "source", "labels": "column", "z": "inner"}
+_ARGUMENTS = {
+    "hf": "source",
+    "hf-text": "source",
+    "mlip": "source",
+    "mlip-text": "source",
+    "labels": "column",
+    "z": "inner",
+}
 _SPELLINGS = [
+    *SHIPPED,
+    *(f"{name}-text" for name in SHIPPED),
     "gabor",
     "pixels",
     "tfidf-svd30",
     "labels",
     "labels:COLUMN",
     "minilm",
+    "mlip:FOLDER",
+    "mlip-text:FOLDER",
     "hf:MODEL",
     "hf-text:MODEL",
     "z:NAME",
@@ -55,9 +69,11 @@ def make_encoder(name: str, **settings: Any) -> Encoder:
     Parameters
     ----------
     name : str
-        ``"gabor"``, ``"pixels"``, ``"tfidf-svdK"`` for any K, ``"labels"`` or ``"labels:COLUMN"``, ``"minilm"``,
-        ``"hf:MODEL"`` (vision tower) or ``"hf-text:MODEL"``, MODEL being a hub name or a local folder. ``"z:NAME"`` is
-        any of these with each dimension z-scored over the training stimuli.
+        ``"pocket"``, the shipped vision-language encoder, or ``"pocket-text"``, its text tower; ``"mlip:FOLDER"`` and
+        ``"mlip-text:FOLDER"`` for a model made by ``phosphene pretrain``; ``"gabor"``, ``"pixels"``, ``"tfidf-svdK"``
+        for any K, ``"labels"`` or ``"labels:COLUMN"``, ``"minilm"``, ``"hf:MODEL"`` (vision tower) or
+        ``"hf-text:MODEL"``, MODEL being a hub name or a local folder. ``"z:NAME"`` is any of these with each dimension
+        z-scored over the training stimuli.
     **settings
         Settings of the encoder's `Config`.
 
@@ -86,12 +102,16 @@ def _parse(name: str) -> tuple[str, dict[str, Any]]:
     counted = re.fullmatch(r"tfidf-svd(\d+)", name)
     if counted:
         return TfidfSvdEncoder.name, {"components": int(counted.group(1))}
+    if name.removesuffix("-text") in SHIPPED:
+        return ("mlip-text" if name.endswith("-text") else "mlip"), {"source": name.removesuffix("-text")}
     family, colon, argument = name.partition(":")
     # "given" stands for arrays made elsewhere: it is loaded with them, not built
     if family not in ENCODERS or family == GivenEncoder.name or (colon and (family not in _ARGUMENTS or not argument)):
         raise unknown("encoder", name, _SPELLINGS)
     if not colon and family in ("hf", "hf-text"):
         raise InputError(f"encoder {name!r} needs a model: {name}:HUB-NAME or {name}:LOCAL-FOLDER")
+    if not colon and family in ("mlip", "mlip-text"):
+        raise InputError(f"encoder {name!r} needs a model: {name}:FOLDER")
     if not colon and family == "z":
         raise InputError("encoder 'z' needs the encoder to standardise: z:gabor, z:minilm ...")
     return family, {_ARGUMENTS[family]: argument} if colon else {}

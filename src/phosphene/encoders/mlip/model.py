@@ -128,6 +128,11 @@ class MLIP(nn.Module):
         return self.encode_image(pixels), self.encode_text(ids, valid)
 
     @staticmethod
-    def prepare(frames: Tensor) -> Tensor:
+    def normalise(pictures: Tensor) -> Tensor:
+        """Pictures in [0, 1] as the image tower wants them: around zero, spread about one."""
+        return (pictures - 0.5) * 4.0
+
+    @classmethod
+    def prepare(cls, frames: Tensor) -> Tensor:
         """uint8 pictures (n, height, width, 3) to normalised floats (n, 3, height, width), on the same device."""
-        return frames.permute(0, 3, 1, 2).float().sub_(127.5).div_(64.0)
+        return cls.normalise(frames.permute(0, 3, 1, 2).float() / 255.0)

@@ -15,7 +15,7 @@ from phosphene.encoders.mlip.tokenizer import Tokenizer
 from phosphene.errors import InputError
 from phosphene.files import atomic_path, digest, read_json, write_json
 
-__all__ = ["load_model", "model_identity", "save_model"]
+__all__ = ["load_model", "read_config", "save_model"]
 
 _FORMAT = 1
 _KIND = "mlip"
@@ -86,12 +86,6 @@ def read_config(path: str | Path) -> dict[str, Any]:
     if missing:
         raise InputError(f"{path / 'config.json'} is incomplete: missing {', '.join(sorted(missing))}")
     return content
-
-
-def model_identity(path: str | Path) -> dict[str, Any]:
-    """What of a model folder decides what its image tower gives: weights and settings; ``load_model`` checks them."""
-    content = read_config(path)
-    return {"weights": content["weights"], "model": content["model"]}
 
 
 def load_model(path: str | Path) -> tuple[MLIP, Tokenizer]:

@@ -1,0 +1,175 @@
+"""MLIP as encoders: pictures through the image tower, captions through the text tower."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from phosphene.encoders.base import CaptionEncoder, EncodedBatch, EncoderConfig, PixelEncoder
+from phosphene.encoders.images import resize
+from phosphene.encoders.pretrained import PretrainedEncoder
+from phosphene.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    import torch
+
+    from phosphene.encoders.mlip.model import MLIP
+
+__all__ = ["SHIPPED", "MLIPEncoder", "MLIPImageConfig", "MLIPTextConfig", "MLIPTextEncoder", "find_mlip"]
+
+SHIPPED = ("pocket",)
+_SENTENCES_AT_ONCE = 256
+
+
+def find_mlip(source: str) -> Path:
+    """Folder of an MLIP model: a shipped one by name, else a folder, here or below ``PHOSPHENE_MODELS``.
+
+    Raises
+    ------
+    InputError
+        When there is none.
+    """
+    if source in SHIPPED:
+        return Path(str(resources.files("phosphene") / "weights" / source))
+    places = [Path(source).expanduser()]
+    if os.environ.get("PHOSPHENE_MODELS"):
+        places.append(Path(os.environ["PHOSPHENE_MODELS"]) / source)
+    for place in places:
+        if (place / "config.json").is_file():
+            return place
+    raise InputError(
+        f"there is no MLIP model {source!r}: neither shipped ({', '.join(SHIPPED)}), nor a folder with config.json as "
+        "'phosphene pretrain' writes it, here or in the folder PHOSPHENE_MODELS"
+    )
+
+
+class MLIPImageConfig(EncoderConfig):
+    """Settings of an MLIP image encoder.
+
+    Attributes
+    ----------
+    source : str
+        Shipped model by name, or folder. It does not enter the identity; the hash of the weights does.
+    domain : {"spatial", "frequency"}
+        Whose tokens and pooled embedding are given.
+    projected : bool
+        Whether tokens are projected into the space shared with text; False gives the states of the tower.
+    """
+
+    source: str = "pocket"
+    domain: Literal["spatial", "frequency"] = "spatial"
+    projected: bool = True
+
+
+class MLIPTextConfig(EncoderConfig):
+    """Settings of an MLIP text encoder: `source` as in `MLIPImageConfig`."""
+
+    source: str = "pocket"
+
+
+class _MLIPSource(PretrainedEncoder):
+    """What both encoders share: the model folder and its name."""
+
+    suffix: ClassVar[str] = ""
+
+    @property
+    def label(self) -> str:
+        return f"{self.source}{self.suffix}" if self.source in SHIPPED else super().label
+
+    @property
+    def saved_label(self) -> str:
+        return self.label if self.source in SHIPPED else super().saved_label
+
+    def _find(self) -> Path:
+        return find_mlip(self.source)
+
+    def _read_facts(self, folder: Path) -> dict[str, Any]:
+        from phosphene.encoders.mlip.store import read_config
+
+        content = read_config(folder)
+        return {key: content[key] for key in ("weights", "tokenizer", "model")}
+
+    def _load(self, folder: Path) -> torch.nn.Module:
+        from phosphene.encoders.mlip.store import load_model
+
+        model, self._tokenizer = load_model(folder)
+        return model
+
+    def _saved_config(self) -> dict[str, Any]:
+        settings = super()._saved_config()
+        return {**settings, "source": self.source} if self.source in SHIPPED else settings
+
+
+class MLIPEncoder(_MLIPSource, PixelEncoder):
+    """The image tower of an MLIP model.
+
+    Tokens: (1 + patches, embed) of the spatial domain, the class token first, whose projection is the pooled
+    embedding; (patches, embed) of the frequency domain, whose mean it is. Neither is normalised.
+
+    Raises
+    ------
+    InputError
+        For a folder that holds no model, or a model without the wanted domain.
+    """
+
+    name: ClassVar[str] = "mlip"
+    Config: ClassVar[type[EncoderConfig]] = MLIPImageConfig
+
+    def encode_pixels(self, frames: np.ndarray) -> EncodedBatch:
+        import torch
+
+        model: Any = self.network()
+        pixels = model.normalise(resize(frames, model.config.image_size, self.device))
+        with torch.inference_mode():
+            tokens, pooled = self._embed(model, pixels)
+        return EncodedBatch(tokens=tokens.float().cpu().numpy(), pooled=pooled.float().cpu().numpy())
+
+    def _embed(self, model: MLIP, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        states = model.image(pixels)
+        if self.config.domain == "spatial":
+            projected = model.spatial_projection(states.spatial)
+            return projected if self.config.projected else states.spatial, projected[:, 0]
+        if states.frequency is None or model.frequency_projection is None:
+            raise unknown(f"domain of encoder {self.label!r}:", "frequency", ["spatial"])
+        projected = model.frequency_projection(states.frequency)
+        return projected if self.config.projected else states.frequency, projected.mean(dim=1)
+
+
+class MLIPTextEncoder(_MLIPSource, CaptionEncoder):
+    """The text tower of an MLIP model: the mean over a stimulus's captions of their embeddings, each of length 1.
+
+    Pooled is (n, embed), in the space of the image tower's pooled embeddings; there are no tokens. Captions longer
+    than the model's context are cut, with a warning.
+    """
+
+    name: ClassVar[str] = "mlip-text"
+    Config: ClassVar[type[EncoderConfig]] = MLIPTextConfig
+    suffix: ClassVar[str] = "-text"
+
+    def encode_captions(self, captions: Sequence[Sequence[str]]) -> EncodedBatch:
+        counts = [len(texts) for texts in captions]
+        if not counts or min(counts) == 0:
+            raise InputError(f"encoder {self.label!r} needs at least one caption a stimulus")
+        embedded = self._embed([text for texts in captions for text in texts]).astype(np.float64)
+        means = np.add.reduceat(embedded, np.cumsum([0, *counts[:-1]]), axis=0) / np.array(counts)[:, None]
+        return EncodedBatch(tokens=None, pooled=means.astype(np.float32))
+
+    def _embed(self, texts: list[str]) -> np.ndarray:
+        """Embeddings of length 1 (captions, embed); equal captions once, similar lengths together."""
+        import torch
+
+        model: Any = self.network()
+        unique = sorted(set(texts), key=lambda text: (len(text), text))
+        place, rows = {text: row for row, text in enumerate(unique)}, []
+        with torch.inference_mode():
+            for start in range(0, len(unique), _SENTENCES_AT_ONCE):
+                chosen = unique[start : start + _SENTENCES_AT_ONCE]
+                ids, valid = self._tokenizer.encode(chosen, model.config.text_context, truncate=True)
+                pooled = model.encode_text(ids.to(self.device), valid.to(self.device), tokens=False).pooled
+                rows.append(torch.nn.functional.normalize(pooled, dim=1).cpu().numpy())
+        return np.concatenate(rows)[[place[text] for text in texts]]

@@ -1,0 +1,229 @@
+"""MLIP as a model and as encoders: towers, variants, tokenizer, folder on disk, bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from phosphene.encoders import Encoder, encode, make_encoder
+from phosphene.encoders.mlip import MLIP, MLIPConfig, Tokenizer, load_model, save_model
+from phosphene.errors import InputError
+from phosphene.stimuli.scenes import scene_set
+
+TINY = {
+    "image_size": 32,
+    "patch": 8,
+    "width": 16,
+    "heads": 2,
+    "spectral_blocks": 1,
+    "spatial_blocks": 2,
+    "embed": 12,
+    "token_embed": 8,
+    "text_width": 16,
+    "text_heads": 2,
+    "text_blocks": 1,
+    "vocabulary": 300,
+}
+VARIANTS = [
+    {},
+    {"stem": "patch"},
+    {"arrangement": "parallel"},
+    {"spectral_filter": "lowpass"},
+    {"spectral_filter": "highpass"},
+    {"token_heads": False},
+    {"frequency_head": False},
+    {"frequency_head": False, "spectral_blocks": 0, "token_heads": False},
+    {"text_causal": True},
+]
+CAPTIONS = ["a red ball", "a blue box left of a green tree", "two drops"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train([text for texts in scene_set(200, size=32).captions for text in texts], 300)
+
+
+def _model(**settings: object) -> MLIP:
+    torch.manual_seed(0)
+    return MLIP(MLIPConfig.build({**TINY, **settings}))
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    save_model(path, _model(), tokenizer, card="# tiny\n", facts={"steps": 0})
+    return path
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_every_parameter_of_every_variant_is_alive(variant: dict, tokenizer: Tokenizer) -> None:
+    model = _model(**variant)
+    pixels = model.prepare(torch.from_numpy(scene_set(3, size=32).pixels()))
+    ids, valid = tokenizer.encode(CAPTIONS, 64)
+    image, text = model(pixels, ids, valid)
+    loss = text.pooled.square().sum() + sum(
+        (value * torch.randn_like(value)).sum() for value in (*image, text.tokens) if value is not None
+    )
+    loss.backward()
+    # text positions beyond the longest caption, and tokens that did not occur, have nothing to learn here
+    dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert dead == []
+    assert image.spatial.shape == text.pooled.shape == (3, 12)
+    assert (image.frequency is None) == (not model.config.frequency_head)
+    if model.config.token_heads:
+        assert image.spatial_tokens.shape == (3, 16, 8)
+        assert text.tokens.shape == (*ids.shape, 8)
+        assert text.mask.sum() == valid.sum() - 2 * len(CAPTIONS)
+    else:
+        assert image.spatial_tokens is None
+        assert text.tokens is None
+
+
+def test_padding_changes_no_embedding(tokenizer: Tokenizer) -> None:
+    for causal in (False, True):
+        model = _model(text_causal=causal).eval()
+        together = model.encode_text(*tokenizer.encode(CAPTIONS, 64)).pooled
+        alone = torch.cat([model.encode_text(*tokenizer.encode([text], 64)).pooled for text in CAPTIONS])
+        assert torch.allclose(together, alone, atol=1e-6)
+
+
+def test_causal_text_does_not_look_ahead(tokenizer: Tokenizer) -> None:
+    ids, valid = tokenizer.encode(["a red ball", "a red tree"], 64)
+    first = int((ids[0] != ids[1]).int().argmax())
+    for causal in (True, False):
+        words = _model(text_causal=causal).eval().encode_text(ids, valid).tokens
+        assert torch.allclose(words[0, :first], words[1, :first], atol=1e-6) == causal
+
+
+def test_sequential_attention_sees_the_filtered_patches() -> None:
+    pixels = MLIP.prepare(torch.from_numpy(scene_set(2, size=32).pixels()))
+    for arrangement, sees in (("sequential", True), ("parallel", False)):
+        model = _model(arrangement=arrangement).eval()
+        before = model.encode_image(pixels)
+        with torch.no_grad():
+            model.image.spectral[0].filter.filter.add_(0.5)
+        after = model.encode_image(pixels)
+        assert torch.allclose(before.spatial, after.spatial) != sees
+        assert not torch.allclose(before.frequency, after.frequency)
+
+
+def test_model_comes_back_from_its_folder(folder: Path, tokenizer: Tokenizer) -> None:
+    model, again = load_model(folder)
+    assert not model.training
+    pixels = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model.encode_image(pixels).spatial, _model().eval().encode_image(pixels).spatial)
+    for found, wanted in zip(again.encode(CAPTIONS, 64), tokenizer.encode(CAPTIONS, 64), strict=True):
+        assert torch.equal(found, wanted)
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json", "card.md"}
+
+
+def test_half_precision_halves_the_file(folder: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    save_model(tmp_path / "half", _model(), tokenizer, half=True)
+    sizes = [(path / "model.safetensors").stat().st_size for path in (tmp_path / "half", folder)]
+    assert sizes[0] < 0.6 * sizes[1]
+    pixels = torch.randn(2, 3, 32, 32)
+    whole, half = (load_model(path)[0].encode_image(pixels).spatial for path in (folder, tmp_path / "half"))
+    assert half.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(whole, half).min() > 0.999
+
+
+def test_encoders_of_a_model(folder: Path, tmp_path: Path) -> None:
+    stimuli = scene_set(6, size=48)
+    image, text = make_encoder(f"mlip:{folder}"), make_encoder(f"mlip-text:{folder}")
+    targets = encode(stimuli, image, cache=tmp_path / "cache", progress=False)
+    assert targets.shape("tokens") == (17, 12)
+    assert targets.shape("pooled") == (12,)
+    np.testing.assert_allclose(targets.of(stimuli.ids, "tokens")[:, 0], targets.of(stimuli.ids, "pooled"), atol=1e-6)
+    frequency = make_encoder(f"mlip:{folder}", domain="frequency").encode(stimuli)
+    assert frequency.tokens.shape == (6, 16, 12)
+    np.testing.assert_allclose(frequency.tokens.mean(axis=1), frequency.pooled, atol=1e-5)
+    states = make_encoder(f"mlip:{folder}", projected=False).encode(stimuli)
+    assert states.tokens.shape == (6, 17, 16)
+    assert text.encode(stimuli).pooled.shape == (6, 12)
+    identities = {e.identity for e in (image, text, make_encoder(f"mlip:{folder}", domain="frequency"))}
+    assert len(identities) == 3
+
+
+def test_saved_encoder_finds_its_model_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stimuli = scene_set(3, size=32)
+    for name in ("mlip", "mlip-text", "z:mlip"):
+        encoder = make_encoder(f"{name}:{folder}")
+        encoder = encoder.fit(stimuli) if encoder.needs_fit else encoder
+        encoder.save(tmp_path / name.replace(":", "-"))
+        monkeypatch.setenv("PHOSPHENE_MODELS", str(folder.parent))
+        again = Encoder.load(tmp_path / name.replace(":", "-"))
+        assert str(folder.parent) not in (tmp_path / name.replace(":", "-") / "config.json").read_text()
+        assert again.identity == encoder.identity
+        np.testing.assert_array_equal(again.encode(stimuli).pooled, encoder.encode(stimuli).pooled)
+
+
+def test_a_changed_or_damaged_model_is_refused(folder: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    def copy(name: str) -> Path:
+        save_model(tmp_path / name, _model(), tokenizer)
+        return tmp_path / name
+
+    other = copy("weights")
+    (other / "model.safetensors").write_bytes(b"rubbish")
+    with pytest.raises(InputError, match="not a readable safetensors"):
+        load_model(other)
+    save_model(tmp_path / "donor", _model(stem="patch"), tokenizer)
+    (other / "model.safetensors").write_bytes((tmp_path / "donor" / "model.safetensors").read_bytes())
+    with pytest.raises(InputError, match="does not hold the weights that were saved"):
+        load_model(other)
+    other = copy("tokenizer")
+    (other / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="not the tokenizer that was saved"):
+        load_model(other)
+    other = copy("config")
+    content = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**content, "format": 99}))
+    with pytest.raises(InputError, match="model format 99"):
+        load_model(other)
+    with pytest.raises(InputError, match=r"no config\.json"):
+        load_model(tmp_path)
+    with pytest.raises(InputError, match=r"no MLIP model .nowhere.*shipped"):
+        make_encoder("mlip:nowhere").identity
+
+
+def test_a_model_without_frequency_domain_says_so(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    save_model(tmp_path / "m", _model(frequency_head=False), tokenizer)
+    with pytest.raises(InputError, match="frequency"):
+        make_encoder(f"mlip:{tmp_path / 'm'}", domain="frequency").encode(scene_set(2, size=32))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"image_size": 30}, "patch = 8 does not divide image_size = 30"),
+        ({"image_size": 36, "patch": 6}, "patch = 6 is no power of two"),
+        ({"image_size": 16}, "at least 3 x 3 patches, found 2 x 2"),
+        ({"heads": 3}, "heads = 3 does not divide width = 16"),
+        ({"spectral_blocks": 0}, "needs spectral_blocks of at least 1"),
+        ({"arrangement": "parallel", "frequency_head": False}, "nothing else reads that branch"),
+        ({"depth": 3}, "depth"),
+    ],
+)
+def test_settings_that_cannot_be(settings: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        MLIPConfig.build({**TINY, **settings})
+
+
+def test_captions_at_the_door(tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(InputError, match="1 of 2 captions are empty, the first is number 1"):
+        tokenizer.encode(["a ball", "  "], 64)
+    long = "a red ball left of a blue box above a green tree behind a yellow star"
+    with pytest.raises(InputError, match=r"longer than the context of 8 tokens, for example 'a red ball"):
+        tokenizer.encode([long, "a ball"], 8)
+    ids, valid = tokenizer.encode([long, "a ball"], 8, truncate=True)
+    assert ids.shape == (2, 8)
+    assert int(ids[0, -1]) == 2
+    assert bool(valid[0].all())
+    assert "1 of 2 captions were cut to 8 tokens" in caplog.text
+    marks = tokenizer.encode(["<pad> <end>"], 64)[0][0]
+    assert int((marks == 2).sum()) == 1  # a caption that spells a mark is text like any other
+    with pytest.raises(InputError, match="not a tokenizer"):
+        Tokenizer.from_json("{}")
