@@ -42,6 +42,12 @@ def _spline(size: int, nodes: int) -> np.ndarray:
     return np.round(matrix * _WEIGHT)
 
 
+def _node_values(bits: Tensor) -> Tensor:
+    """Sum of two uniform numbers 0 to 15, less 15, from hashed bits (which are used up)."""
+    second = (bits >> 8).bitwise_and_(15)
+    return bits.bitwise_and_(15).add_(second).sub_(15)
+
+
 def natural_noise(
     keys: Tensor, size: int, *, finest: int | None = None, rise: float = 1.0, grain: float = 0.5
 ) -> Tensor:
@@ -74,7 +80,7 @@ def natural_noise(
     rows, amplitudes, left = [], [], []
     for level, nodes in enumerate(octaves):
         bits = lattice_bits(keys, level, nodes + 3, nodes + 3)
-        values = ((bits & 15) + ((bits >> 8) & 15) - 15).to(dtype)
+        values = _node_values(bits).to(dtype)
         weights = _spline(size, nodes)
         amplitudes.append(rise**level)
         rows.append(values @ to_device(weights.T, keys.device).to(dtype))
@@ -83,9 +89,9 @@ def natural_noise(
     spread = 151 / 315  # mean of the sum of squared weights of a cubic B-spline
     variance = sum(amplitude**2 for amplitude in amplitudes) * spread**2
     scale = 1.0 / (_NODE_STD * _WEIGHT * _WEIGHT * math.sqrt(variance))
-    field = total.to(torch.float32) * scale
+    field = total.to(torch.float32).mul_(scale)
     if finest is None and grain > 0:
         bits = lattice_bits(keys, 15, size, size)
-        speckle = ((bits & 15) + ((bits >> 8) & 15) - 15).to(torch.float32)
-        field = field + speckle * (grain * amplitudes[-1] * spread / (_NODE_STD * math.sqrt(variance)))
+        speckle = _node_values(bits).to(torch.float32)
+        field = field.add_(speckle.mul_(grain * amplitudes[-1] * spread / (_NODE_STD * math.sqrt(variance))))
     return field

@@ -153,18 +153,19 @@ def _shading(objects: _Objects, graphs: SceneGraphs, distance: Tensor) -> tuple[
         return to_device(values, device)[:, None, None]
 
     right, up, towards = _relief(objects, distance)
-    diffuse = (right * column(light[:, 0]) + up * column(light[:, 1]) + towards * float(front)).clamp_(min=0.0)
-    lobe = right * column(middle[:, 0]) + up * column(middle[:, 1]) + towards * float(np.sqrt((1 + front) / 2))
-    lobe = lobe.clamp_(min=0.0)
+    # in place: fresh buffers of a whole batch cost as much as the sums
+    diffuse = (right * column(light[:, 0])).add_(up * column(light[:, 1])).add_(towards * float(front)).clamp_(min=0.0)
+    lobe = (right.mul_(column(middle[:, 0]))).add_(up * column(middle[:, 1]))
+    lobe = lobe.add_(towards.mul_(float(np.sqrt((1 + front) / 2)))).clamp_(min=0.0)
     for _ in range(3):
-        lobe = lobe * lobe
+        lobe.mul_(lobe)
     sharp = lobe * lobe
-    sharp = sharp * sharp
-    sharp = sharp * sharp
-    band = (1.0 - (up * 2.4 - 0.5).abs() * 1.6).clamp_(0.0, 1.0)
-    factor = diffuse * column(material[:, 1]) + column(material[:, 0])
-    highlight = sharp * column(material[:, 2]) + lobe * column(material[:, 3]) + band * column(material[:, 4])
-    return factor, highlight
+    for _ in range(2):
+        sharp.mul_(sharp)
+    band = up.mul_(2.4).sub_(0.5).abs_().mul_(-1.6).add_(1.0).clamp_(0.0, 1.0)
+    factor = diffuse.mul_(column(material[:, 1])).add_(column(material[:, 0]))
+    highlight = sharp.mul_(column(material[:, 2])).add_(lobe.mul_(column(material[:, 3])))
+    return factor, highlight.add_(band.mul_(column(material[:, 4])))
 
 
 def _shadow(graphs: SceneGraphs, objects: _Objects, distance: Tensor) -> Tensor:
