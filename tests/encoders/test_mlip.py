@@ -227,3 +227,77 @@ def test_captions_at_the_door(tokenizer: Tokenizer, caplog: pytest.LogCaptureFix
     assert int((marks == 2).sum()) == 1  # a caption that spells a mark is text like any other
     with pytest.raises(InputError, match="not a tokenizer"):
         Tokenizer.from_json("{}")
+
+
+RATES = [{"tokens": 0.5}, {"flops": 0.85}, {"r": 2, "schedule": "constant"}]
+GUIDES = ["none", "spatial", "frequency", "both", "text"]
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("rate", RATES, ids=str)
+def test_merging_inside_the_tower(rate: dict, guide: str, tokenizer: Tokenizer) -> None:
+    pixels = MLIP.prepare(torch.from_numpy(scene_set(3, size=32).pixels()))
+    model, whole = _model(merge={**rate, "guide": guide}), _model()
+    texts = model.encode_text(*tokenizer.encode(["a red ball"], 64)).pooled
+    image = model.encode_image(pixels, texts=texts)
+    merged = sum(model.image.rates)
+    assert merged > 0
+    assert image.spatial_tokens.shape[1] == 16 - merged
+    assert torch.equal(image.sizes.sum(dim=1), torch.full((3,), 16.0))
+    assert torch.equal(image.frequency, whole.encode_image(pixels).frequency)
+    assert not torch.equal(image.spatial, whole.encode_image(pixels).spatial)
+    image.spatial.square().sum().backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+def test_guides_choose_differently_and_each_is_read() -> None:
+    pixels = MLIP.prepare(torch.from_numpy(scene_set(16, size=32).pixels()))
+    found = {}
+    for guide in ("none", "spatial", "frequency", "both"):
+        model = _model(merge={"tokens": 0.6, "guide": guide, "strength": 1.0})
+        found[guide] = model.image_states(pixels).merged.source
+    assert len({tuple(source.flatten().tolist()) for source in found.values()}) == 4
+
+
+def test_no_merging_is_bit_for_bit_the_plain_tower() -> None:
+    pixels = torch.randn(2, 3, 32, 32)
+    for merge in ({}, {"r": 0}, {"tokens": 1.0}, {"flops": 1.0}):
+        assert torch.equal(_model(merge=merge).encode_image(pixels).spatial, _model().encode_image(pixels).spatial)
+
+
+def test_merged_encoder_gives_the_full_grid_under_its_own_identity(folder: Path) -> None:
+    stimuli = scene_set(4, size=32)
+    plain = make_encoder(f"mlip:{folder}")
+    restored = make_encoder(f"mlip:{folder}", merge={"tokens": 0.5})
+    folded = make_encoder(f"mlip:{folder}", merge={"tokens": 0.5, "restore": False})
+    assert restored.encode(stimuli).tokens.shape == plain.encode(stimuli).tokens.shape == (4, 17, 12)
+    assert folded.encode(stimuli).tokens.shape[1] < 17
+    assert len({encoder.identity for encoder in (plain, restored, folded)}) == 3
+    with pytest.raises(InputError, match=r"tokens = 0\.01 is out of reach"):
+        make_encoder(f"mlip:{folder}", merge={"tokens": 0.01}).encode(stimuli)
+    guided = make_encoder(f"mlip:{folder}", merge={"tokens": 0.5, "guide": "text"})
+    with pytest.raises(InputError, match="guided by text needs texts"):
+        guided.encode(stimuli)
+    spoken = make_encoder(f"mlip:{folder}", merge={"tokens": 0.5, "guide": "text"}, texts=("a red ball",))
+    assert spoken.encode(stimuli).tokens.shape == (4, 17, 12)
+
+
+def test_flops_budget_counts_what_merging_cannot_change() -> None:
+    from phosphene.encoders.mlip.image import _flops_before, merge_rates
+    from phosphene.nn.cost import multiply_adds
+
+    for settings in ({}, {"stem": "patch"}, {"width": 64, "heads": 4, "image_size": 64, "spectral_blocks": 3}):
+        config = MLIPConfig.build({**TINY, **settings})
+        tower = MLIP(config).image
+        pixels = torch.zeros(1, 3, config.image_size, config.image_size)
+
+        def before(tower: torch.nn.Module = tower, pixels: torch.Tensor = pixels) -> None:
+            x = tower.stem(pixels).flatten(2).permute(2, 0, 1)
+            for block in tower.spectral:
+                x = block(x)
+
+        assert _flops_before(config) == pytest.approx(2 * multiply_adds(before), rel=0.05)
+        merged = MLIPConfig.build({**TINY, **settings, "merge": {"flops": 0.85}})
+        shares = [multiply_adds(lambda c=c, p=pixels: MLIP(c).image(p)) for c in (merged, config)]
+        assert shares[0] / shares[1] == pytest.approx(0.85, abs=0.05)
+        assert sum(merge_rates(merged)) > 0

@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from phosphene.encoders.merging.settings import MergeSettings
 from phosphene.settings import Settings
 
 __all__ = ["MLIPConfig"]
@@ -43,6 +44,8 @@ class MLIPConfig(Settings):
         Whether a word sees only the words before it.
     vocabulary : int
         Entries of the tokenizer.
+    merge : MergeSettings, optional
+        Token merging in the spatial blocks, in training and after; its `restore` concerns the encoder only.
     """
 
     image_size: int = Field(64, ge=16)
@@ -65,6 +68,7 @@ class MLIPConfig(Settings):
     text_context: int = Field(64, ge=4)
     text_causal: bool = False
     vocabulary: int = Field(1024, ge=260)
+    merge: MergeSettings | None = None
 
     @property
     def grid(self) -> int:

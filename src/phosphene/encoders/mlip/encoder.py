@@ -12,6 +12,7 @@ import numpy as np
 
 from phosphene.encoders.base import CaptionEncoder, EncodedBatch, EncoderConfig, PixelEncoder
 from phosphene.encoders.images import resize
+from phosphene.encoders.merging.settings import MergeSettings
 from phosphene.encoders.pretrained import PretrainedEncoder
 from phosphene.errors import InputError, unknown
 
@@ -59,11 +60,17 @@ class MLIPImageConfig(EncoderConfig):
         Whose tokens and pooled embedding are given.
     projected : bool
         Whether tokens are projected into the space shared with text; False gives the states of the tower.
+    merge : MergeSettings, optional
+        Token merging in the spatial blocks, in place of what the model was trained with.
+    texts : tuple of str
+        What merging guided by text is to spare.
     """
 
     source: str = "pocket"
     domain: Literal["spatial", "frequency"] = "spatial"
     projected: bool = True
+    merge: MergeSettings | None = None
+    texts: tuple[str, ...] = ()
 
 
 class MLIPTextConfig(EncoderConfig):
@@ -97,7 +104,7 @@ class _MLIPSource(PretrainedEncoder):
     def _load(self, folder: Path) -> torch.nn.Module:
         from phosphene.encoders.mlip.store import load_model
 
-        model, self._tokenizer = load_model(folder)
+        model, self._tokenizer = load_model(folder, getattr(self.config, "merge", None))
         return model
 
     def _saved_config(self) -> dict[str, Any]:
@@ -129,11 +136,25 @@ class MLIPEncoder(_MLIPSource, PixelEncoder):
             tokens, pooled = self._embed(model, pixels)
         return EncodedBatch(tokens=tokens.float().cpu().numpy(), pooled=pooled.float().cpu().numpy())
 
+    def _guide(self, model: MLIP) -> torch.Tensor | None:
+        """Embeddings of the texts that guide the merging."""
+        if model.config.merge is None or not model.config.merge.active or model.config.merge.guide != "text":
+            return None
+        if not self.config.texts:
+            raise InputError(f"encoder {self.label!r}: merging guided by text needs texts=(...), what is to be spared")
+        ids, valid = self._tokenizer.encode(self.config.texts, model.config.text_context)
+        return model.encode_text(ids.to(self.device), valid.to(self.device), tokens=False).pooled
+
     def _embed(self, model: MLIP, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        states = model.image(pixels)
+        from phosphene.encoders.merging.matching import unmerge
+
+        states = model.image_states(pixels, self._guide(model))
         if self.config.domain == "spatial":
             projected = model.spatial_projection(states.spatial)
-            return projected if self.config.projected else states.spatial, projected[:, 0]
+            tokens, merged = projected if self.config.projected else states.spatial, states.merged
+            if merged is not None and model.config.merge is not None and model.config.merge.restore:
+                tokens = unmerge(tokens, merged)
+            return tokens, projected[:, 0]
         if states.frequency is None or model.frequency_projection is None:
             raise unknown(f"domain of encoder {self.label!r}:", "frequency", ["spatial"])
         projected = model.frequency_projection(states.frequency)

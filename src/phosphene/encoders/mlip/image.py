@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from phosphene.encoders.merging.attention import attention
+from phosphene.encoders.merging.matching import Merged
+from phosphene.encoders.merging.schedule import patch_flops
+from phosphene.encoders.merging.step import begin, merge_step
 from phosphene.encoders.mlip.config import MLIPConfig
 from phosphene.nn.spectral import FourierGrid, GlobalFilter, RadialFilter
 from phosphene.nn.transformer import FeedForward, TransformerBlock
 
-__all__ = ["ImageStates", "ImageTower"]
+__all__ = ["Cue", "ImageStates", "ImageTower"]
+
+Cue = Callable[[Tensor], Tensor]
+"""Patch tokens (batch, patches, width), normalised, to how salient each is: (batch, patches)."""
 
 
 class ImageStates(NamedTuple):
@@ -23,10 +32,13 @@ class ImageStates(NamedTuple):
         Class token and patch tokens after attention; merged ones where there is merging.
     frequency : Tensor (batch, patches, width) or None
         Patch tokens after the spectral blocks.
+    merged : Merged or None
+        Which patches lie in which spatial token, where tokens were merged.
     """
 
     spatial: Tensor
     frequency: Tensor | None
+    merged: Merged | None = None
 
 
 class ConvStem(nn.Sequential):
@@ -34,12 +46,17 @@ class ConvStem(nn.Sequential):
 
     def __init__(self, patch: int, width: int) -> None:
         layers: list[nn.Module] = []
-        steps, channels = patch.bit_length() - 1, 3
-        for step in range(steps):
-            out = max(width >> (steps - 1 - step), 8)
+        channels = 3
+        for out in _stem_channels(patch, width):
             layers += [nn.Conv2d(channels, out, 3, stride=2, padding=1), nn.GroupNorm(1, out), nn.GELU()]
             channels = out
         super().__init__(*layers, nn.Conv2d(channels, width, 1))
+
+
+def _stem_channels(patch: int, width: int) -> list[int]:
+    """Channels after each halving: doubling up to the width."""
+    steps = patch.bit_length() - 1
+    return [max(width >> (steps - 1 - step), 8) for step in range(steps)]
 
 
 class SpectralBlock(nn.Module):
@@ -87,19 +104,77 @@ class ImageTower(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
         self.frequency_norm = nn.LayerNorm(width) if config.frequency_head else None
+        self.rates = merge_rates(config)
 
-    def forward(self, pixels: Tensor) -> ImageStates:
-        """Tokens of pictures, normalised pixels of shape (batch, 3, image_size, image_size)."""
+    def forward(self, pixels: Tensor, cue: Cue | None = None) -> ImageStates:
+        """Tokens of pictures.
+
+        Parameters
+        ----------
+        pixels : Tensor (batch, 3, image_size, image_size)
+            Normalised.
+        cue : callable, optional
+            Salience of patches for merging guided by frequency or text; without it the guide by frequency takes the
+            high-pass energy of the grid.
+        """
         x = self.stem(pixels).flatten(2).permute(2, 0, 1) + self.position[:, None]  # (tokens, batch, width)
         filtered = x
         for block in self.spectral:
             filtered = block(filtered)
         frequency = None if self.frequency_norm is None else self.frequency_norm(filtered).transpose(0, 1)
         patches = (filtered if self.config.arrangement == "sequential" else x).transpose(0, 1)
-        return ImageStates(self._attend(patches), frequency)
+        tokens = torch.cat([self.class_token.expand(len(patches), 1, -1), patches], dim=1)
+        if not any(self.rates):
+            for block in self.spatial:
+                tokens = block(tokens)
+            return ImageStates(self.norm(tokens), frequency)
+        salience = None if cue is None else cue(self.norm(patches) if frequency is None else frequency)
+        return self._merging(tokens, frequency, salience)
 
-    def _attend(self, patches: Tensor) -> Tensor:
-        x = torch.cat([self.class_token.expand(len(patches), 1, -1), patches], dim=1)
-        for block in self.spatial:
-            x = block(x)
-        return self.norm(x)
+    def _merging(self, tokens: Tensor, frequency: Tensor | None, salience: Tensor | None) -> ImageStates:
+        """The spatial blocks with tokens merged between attention and feed-forward."""
+        settings, grid = self.config.merge, self.config.grid
+        assert settings is not None
+        state = begin(tokens, settings, protected=1, grid=(grid, grid), cue=salience)
+        for layer, rate in enumerate(self.rates):
+            block = cast(TransformerBlock, self.spatial[layer])
+            attend = partial(attention, sizes=state.sizes if settings.proportional else None)
+            tokens, (queries, keys) = block.attend(tokens, attend)
+            tokens, state = merge_step(tokens, keys, state, rate, settings, 1, queries=queries)
+            tokens = block.feed(tokens)
+        return ImageStates(self.norm(tokens), frequency, state)
+
+
+def merge_rates(config: MLIPConfig) -> tuple[int, ...]:
+    """Tokens merged away in each spatial block.
+
+    Raises
+    ------
+    InputError
+        When the wanted rate is out of reach.
+    """
+    if config.merge is None or not config.merge.active:
+        return (0,) * config.spatial_blocks
+    return config.merge.rates(
+        config.spatial_blocks,
+        config.grid**2 + 1,
+        width=config.width,
+        mlp_width=round(config.mlp_ratio * config.width),
+        protected=1,
+        fixed=_flops_before(config),
+    )
+
+
+def _flops_before(config: MLIPConfig) -> float:
+    """Operations of stem and spectral blocks, which merging does not change; a multiply-add counted as two."""
+    patches, width = config.grid**2, config.width
+    if config.stem == "patch":
+        stem = patch_flops(patches, config.patch, width)
+    else:
+        side, channels, stem = config.image_size, 3, 2.0 * patches * width**2
+        for out in _stem_channels(config.patch, width):
+            side //= 2
+            stem += 2.0 * side**2 * 9 * channels * out
+            channels = out
+    transforms = 2 * 2.0 * patches * (patches + 4) * width  # there and back; up to four bins have no phase
+    return stem + config.spectral_blocks * (transforms + 4.0 * patches * width * round(config.mlp_ratio * width))

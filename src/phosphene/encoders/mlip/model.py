@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from phosphene.encoders.merging.guides import embedding_cue
 from phosphene.encoders.mlip.config import MLIPConfig
-from phosphene.encoders.mlip.image import ImageTower
+from phosphene.encoders.mlip.image import Cue, ImageStates, ImageTower
 from phosphene.encoders.mlip.text import TextTower
 from phosphene.encoders.mlip.tokenizer import END, START
 
@@ -85,7 +86,33 @@ class MLIP(nn.Module):
             if config.frequency_head:
                 self.frequency_token_projection = nn.Linear(config.width, config.token_embed, bias=False)
 
-    def encode_image(self, pixels: Tensor, tokens: bool = True) -> ImageFeatures:
+    def image_states(self, pixels: Tensor, texts: Tensor | None = None) -> ImageStates:
+        """Tokens of pictures before any projection, merged as the settings say.
+
+        Parameters
+        ----------
+        pixels : Tensor (pictures, 3, image_size, image_size)
+        texts : Tensor (texts, embed), optional
+            Pooled text embeddings, for merging guided by text: patches that resemble one of them are spared.
+        """
+        return self.image(pixels, self._cue(texts))
+
+    def _cue(self, texts: Tensor | None) -> Cue | None:
+        """Salience of patches: likeness to the texts, or of the frequency tokens to their own picture's embedding."""
+        guide = "none" if self.config.merge is None else self.config.merge.guide
+        project = self.frequency_projection or self.spatial_projection
+        if guide == "text" and texts is not None:
+            return lambda patches: embedding_cue(project(patches), texts)
+        if guide in ("frequency", "both") and self.frequency_projection is not None:
+
+            def own(patches: Tensor) -> Tensor:
+                projected = project(patches)
+                return embedding_cue(projected, projected.mean(dim=1, keepdim=True))
+
+            return own
+        return None
+
+    def encode_image(self, pixels: Tensor, tokens: bool = True, texts: Tensor | None = None) -> ImageFeatures:
         """Embed pictures.
 
         Parameters
@@ -94,8 +121,10 @@ class MLIP(nn.Module):
             As `prepare` makes them.
         tokens : bool
             Whether token embeddings are wanted (None where the model has no token heads).
+        texts : Tensor (texts, embed), optional
+            As in `image_states`.
         """
-        states = self.image(pixels)
+        states = self.image_states(pixels, texts)
         frequency = spatial_tokens = frequency_tokens = None
         if states.frequency is not None and self.frequency_projection is not None:
             frequency = self.frequency_projection(states.frequency.mean(dim=1))
@@ -104,7 +133,8 @@ class MLIP(nn.Module):
         if tokens and self.spatial_token_projection is not None:
             spatial_tokens = self.spatial_token_projection(states.spatial[:, 1:])
         spatial = self.spatial_projection(states.spatial[:, 0])
-        return ImageFeatures(spatial, frequency, spatial_tokens, frequency_tokens)
+        sizes = None if states.merged is None else states.merged.sizes[:, 1:]
+        return ImageFeatures(spatial, frequency, spatial_tokens, frequency_tokens, sizes)
 
     def encode_text(self, ids: Tensor, valid: Tensor, tokens: bool = True) -> TextFeatures:
         """Embed captions.

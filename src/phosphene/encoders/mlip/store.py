@@ -9,6 +9,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from phosphene.encoders.merging.settings import MergeSettings
 from phosphene.encoders.mlip.config import MLIPConfig
 from phosphene.encoders.mlip.model import MLIP
 from phosphene.encoders.mlip.tokenizer import Tokenizer
@@ -88,8 +89,14 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def load_model(path: str | Path) -> tuple[MLIP, Tokenizer]:
+def load_model(path: str | Path, merge: MergeSettings | None = None) -> tuple[MLIP, Tokenizer]:
     """Read a model written by `save_model`, in eval mode on the CPU.
+
+    Parameters
+    ----------
+    path : path
+    merge : MergeSettings, optional
+        Token merging in place of the model's own.
 
     Raises
     ------
@@ -105,7 +112,8 @@ def load_model(path: str | Path) -> tuple[MLIP, Tokenizer]:
         raise InputError(f"{file} is not a readable safetensors file ({error}); nothing else is loaded") from error
     if digest(*(part for name in sorted(tensors) for part in (name, tensors[name].numpy()))) != content["weights"]:
         raise InputError(f"{file} does not hold the weights that were saved: it was damaged or changed")
-    model = MLIP(MLIPConfig.build(content["model"]))
+    config = MLIPConfig.build(content["model"])
+    model = MLIP(config if merge is None else config.model_copy(update={"merge": merge}))
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
