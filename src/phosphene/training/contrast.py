@@ -53,7 +53,8 @@ def cosines(image: Tensor, text: Tensor) -> Tensor:
     if image.ndim != 2 or text.ndim != 2 or image.shape[1] != text.shape[1]:
         raise ValueError(f"images (I, E) and texts (C, E) are needed, found {tuple(image.shape)}, {tuple(text.shape)}")
     dtype = torch.promote_types(image.dtype, torch.float32)
-    return functional.normalize(image.to(dtype), dim=1) @ functional.normalize(text.to(dtype), dim=1).T
+    with torch.autocast(image.device.type, enabled=False):
+        return functional.normalize(image.to(dtype), dim=1) @ functional.normalize(text.to(dtype), dim=1).T
 
 
 def instance(
