@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from phosphene.encoders.base import EncodedBatch, EncoderConfig, PixelEncoder
+from phosphene.encoders.base import EncoderConfig
+from phosphene.encoders.merging.encoder import MergeableEncoder, MergingConfig
+from phosphene.encoders.merging.plan import TowerShape
 from phosphene.encoders.preprocessing import read_preprocessing
+from phosphene.encoders.pretrained import PretrainedEncoder
 from phosphene.encoders.transformers_source import (
     TransformersEncoder,
     load_network,
@@ -16,6 +19,7 @@ from phosphene.encoders.transformers_source import (
     tower_config,
     transformers,
 )
+from phosphene.encoders.transformers_text import TextConfig, TransformersTextEncoder
 from phosphene.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -32,7 +36,7 @@ _TOWERS = {
 }
 
 
-class VisionConfig(EncoderConfig):
+class VisionConfig(MergingConfig):
     """Settings of a vision tower.
 
     Attributes
@@ -45,6 +49,10 @@ class VisionConfig(EncoderConfig):
     projected : bool
         Whether tokens pass the tower's final layer norm and, in CLIP, its projection into the space shared with text.
         False gives the hidden state itself.
+    merge : MergeSettings or None
+        How tokens are merged inside the tower: off unless given.
+    texts : tuple of str
+        What merging guided by text spares.
     """
 
     source: str
@@ -52,30 +60,40 @@ class VisionConfig(EncoderConfig):
     projected: bool = True
 
 
-class TransformersVisionEncoder(TransformersEncoder, PixelEncoder):
+class TransformersVisionEncoder(TransformersEncoder, MergeableEncoder):
     """A CLIP or SigLIP vision tower of transformers.
 
     Tokens: (tokens, width), e.g. (257, 768) of CLIP ViT-L/14 after and (257, 1024) before the projection; the first
     token of CLIP is its class token. SigLIP has neither class token nor projection. Pooled is the tower's own image
     embedding in the space shared with text, not normalised, whatever the layer of the tokens.
 
+    With `merge`, tokens alike are folded together inside the tower; all of the grid's are given back unless
+    `merge.restore` is False.
+
     Raises
     ------
     InputError
-        For a model of another kind, weights that are missing or a pickle, a layer that does not exist.
+        For a model of another kind, weights that are missing or a pickle, a layer that does not exist, a merging rate
+        out of reach.
     """
 
     name: ClassVar[str] = "hf"
     Config: ClassVar[type[EncoderConfig]] = VisionConfig
 
-    def encode_pixels(self, frames: np.ndarray) -> EncodedBatch:
+    def prepare(self, frames: np.ndarray) -> torch.Tensor:
         import torch
 
+        return torch.from_numpy(self._preprocessing.apply(frames)).to(self.device)
+
+    def embed(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        from phosphene.encoders.merging.hosts import with_merging
+
         network = self.network()
-        pixels = torch.from_numpy(self._preprocessing.apply(frames)).to(self.device)
-        with torch.inference_mode():
-            tokens, pooled = self._forward(network, pixels)
-        return EncodedBatch(tokens=tokens.float().cpu().numpy(), pooled=pooled.float().cpu().numpy())
+        if not self.merge_plan().active:
+            return self._forward(network, pixels)
+        tower = with_merging(network, self.merging(self.folder), texts=self.text_guide())
+        merged = tower(pixels, layer=self.config.layer, projected=self.config.projected)
+        return merged.tokens, merged.pooled
 
     def _forward(self, network: torch.nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
@@ -113,7 +131,17 @@ class TransformersVisionEncoder(TransformersEncoder, PixelEncoder):
         facts = model_facts(folder)
         facts["preprocessing"] = read_preprocessing(folder).model_dump(mode="json")
         facts["layer"] = _layer(self.config.layer, tower.num_hidden_layers, self.label)
-        return facts
+        return facts | self.merging_facts(folder)
+
+    def tower_shape(self, folder: Path) -> TowerShape:
+        from phosphene.encoders.merging.hosts import tower_shape
+
+        return tower_shape(self._tower(folder)[1])
+
+    def text_encoder(self, folder: Path) -> PretrainedEncoder:
+        if self._tower(folder)[0] not in ("clip", "siglip"):
+            return super().text_encoder(folder)
+        return TransformersTextEncoder(TextConfig(source=str(folder)))
 
     def _identity_config(self) -> dict[str, Any]:
         settings = super()._identity_config()
