@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from phosphene.encoders.merging.matching import unmerge as unmerge
     from phosphene.encoders.merging.matching import unmerged as unmerged
     from phosphene.encoders.merging.settings import MergeSettings as MergeSettings
+    from phosphene.encoders.merging.step import attention_sizes as attention_sizes
     from phosphene.encoders.merging.step import begin as begin
     from phosphene.encoders.merging.step import merge_step as merge_step
 
@@ -33,6 +34,7 @@ _HOMES = {
     "Matching": "matching",
     "Merged": "matching",
     "attention_cue": "guides",
+    "attention_sizes": "step",
     "begin": "step",
     "combine": "guides",
     "embedding_cue": "guides",

@@ -156,12 +156,18 @@ def _total(values: Tensor, matching: Matching, into: Tensor) -> Tensor:
 def _mean(x: Tensor, kept: Tensor, moved: Tensor, into: Tensor, share: Tensor) -> Tensor:
     remaining = _rows(x, kept)
     step = (_rows(x, moved) - _rows(remaining, into)) * share[..., None].to(x.dtype)
-    return remaining.scatter_add(1, into[..., None].expand_as(step), step)
+    flat = remaining.flatten(0, 1).index_add(0, _flat(into, kept.shape[1]), step.flatten(0, 1))
+    return flat.view_as(remaining)
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:
-    """``x[b, index[b, i]]``."""
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
+    """``x[b, index[b, i]]``; as a look-up of whole rows, which is several times faster than a gather of elements."""
+    return F.embedding(_flat(index, x.shape[1]), x.flatten(0, 1)).view(*index.shape, x.shape[2])
+
+
+def _flat(index: Tensor, tokens: int) -> Tensor:
+    """Numbers of tokens in each image as row numbers of ``x.flatten(0, 1)``."""
+    return (index + tokens * torch.arange(index.shape[0], device=index.device)[:, None]).flatten()
 
 
 def unmerge(x: Tensor, state: Merged) -> Tensor:

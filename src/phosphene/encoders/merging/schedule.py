@@ -101,7 +101,7 @@ def schedule(
     Examples
     --------
     >>> schedule(4, 65, width=64, mlp_width=256, protected=1, keep=0.385, kind="decreasing")
-    (20, 13, 7, 0)
+    (21, 13, 6, 0)
     """
     if sum(value is not None for value in (keep, flops, r)) > 1:
         raise InputError("at most one of tokens, flops and r says how much to merge")

@@ -41,12 +41,12 @@ class MergeSettings(Settings):
         Whether tokens are copied back to the full grid on output.
     """
 
-    tokens: float | None = Field(None, gt=0, le=1)
-    flops: float | None = Field(None, gt=0, le=1)
-    r: int | None = Field(None, ge=0)
+    tokens: float | None = Field(default=None, gt=0, le=1)
+    flops: float | None = Field(default=None, gt=0, le=1)
+    r: int | None = Field(default=None, ge=0)
     guide: Guide = "none"
-    strength: float = Field(0.1, ge=0)
-    balance: float = Field(0.5, ge=0, le=1)
+    strength: float = Field(default=0.1, ge=0)
+    balance: float = Field(default=0.5, ge=0, le=1)
     schedule: Literal["constant", "decreasing"] = "decreasing"
     proportional: bool = True
     restore: bool = True

@@ -11,7 +11,7 @@ from phosphene.encoders.merging.matching import Merged, match, merge, unmerged
 from phosphene.encoders.merging.settings import MergeSettings
 from phosphene.errors import InputError
 
-__all__ = ["begin", "merge_step"]
+__all__ = ["attention_sizes", "begin", "merge_step"]
 
 
 def begin(
@@ -50,6 +50,18 @@ def begin(
             )
         cue = highpass_cue(tokens[:, protected:], *grid)
     return state._replace(cue=zscore(F.pad(cue.detach().float(), (protected, 0)), protected))
+
+
+def attention_sizes(state: Merged, settings: MergeSettings) -> Tensor | None:
+    """Sizes to give to the attention of a block: None while each token stands for itself, or if they shall not count.
+
+    Returns
+    -------
+    Tensor or None
+        ``(B, N)``.
+    """
+    nothing = state.sizes.shape[1] == state.source.shape[1]
+    return None if nothing or not settings.proportional else state.sizes
 
 
 def merge_step(
