@@ -210,8 +210,7 @@ def test_state_lies_in_the_call(networks: dict[str, torch.nn.Module], pixels: to
     assert set(dir(network.vision_model.encoder.layers[0])) == before
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("guide", ["none", "both", "text"])
+@pytest.mark.parametrize(("kind", "guide"), [("clip", "both"), ("siglip", "text")])
 def test_compiles_into_one_graph(
     kind: str, guide: str, networks: dict[str, torch.nn.Module], pixels: torch.Tensor
 ) -> None:
@@ -247,13 +246,14 @@ def test_half_precision(pixels: torch.Tensor, tmp_path: Path) -> None:
             assert functional.cosine_similarity(found.pooled.float(), exact).min() > 0.8
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_with_and_without_checkpointing(kind: str, pixels: torch.Tensor, tmp_path: Path) -> None:
     network = getattr(tiny_models, kind)(tmp_path).train()
     tower = with_merging(network, _settings(tokens=0.5, guide="both"))
     gradients, calls = [], []
-    block = network.vision_model.encoder.layers[0].mlp
-    counted = block.register_forward_hook(lambda *_: calls.append(1))
+    keys = network.vision_model.encoder.layers[0].self_attn.k_proj
+    counted = keys.register_forward_hook(lambda *_: calls.append(1))
     for asked in (False, True):
         if asked:
             network.gradient_checkpointing_enable()
@@ -261,7 +261,8 @@ def test_gradients_with_and_without_checkpointing(kind: str, pixels: torch.Tenso
         calls.clear()
         tower(pixels).pooled.square().sum().backward()
         gradients.append([p.grad.clone() for p in network.vision_model.parameters() if p.grad is not None])
-        assert len(calls) == (2 if asked else 1), "the block is run again in the backward pass"
+        # one run, and with checkpointing one more in the backward pass: matching does not compute the keys anew
+        assert len(calls) == (2 if asked else 1)
     counted.remove()
     assert len(gradients[0]) == len(gradients[1]) > 20
     for one, two in zip(*gradients, strict=True):
@@ -313,23 +314,11 @@ def test_wrong_settings_for_a_tower(networks: dict[str, torch.nn.Module]) -> Non
 
 def test_operations_of_known_towers() -> None:
     """Against the figures in common tables, GFLOPs of the image tower."""
+    b_16 = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    l_14 = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
     shapes = {
-        35.1: transformers.CLIPVisionConfig(
-            hidden_size=768,
-            intermediate_size=3072,
-            num_hidden_layers=12,
-            num_attention_heads=12,
-            image_size=224,
-            patch_size=16,
-        ),
-        162.0: transformers.CLIPVisionConfig(
-            hidden_size=1024,
-            intermediate_size=4096,
-            num_hidden_layers=24,
-            num_attention_heads=16,
-            image_size=224,
-            patch_size=14,
-        ),
+        35.1: transformers.CLIPVisionConfig(**b_16, image_size=224, patch_size=16),
+        162.0: transformers.CLIPVisionConfig(**l_14, image_size=224, patch_size=14),
     }
     for expected, config in shapes.items():
         shape = tower_shape(config)

@@ -196,7 +196,8 @@ class MergedTower:
 
     def _checkpointed(self, block: Any, x: Tensor, state: Merged, r: int) -> tuple[Tensor, Merged]:
         """The block, its activations not kept where the network is set to gradient checkpointing."""
-        asked = getattr(block, "gradient_checkpointing", False) or self.tower.encoder.gradient_checkpointing
+        # newer versions mark the blocks, older ones the stack of them
+        asked = getattr(block, "gradient_checkpointing", self.tower.encoder.gradient_checkpointing)
         if asked and block.training and torch.is_grad_enabled():
             again: tuple[Tensor, Merged] = checkpoint(self._block, block, x, state, r, use_reentrant=False)
             return again
