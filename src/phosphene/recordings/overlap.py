@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from phosphene.files import digest
 from phosphene.recordings.study import Study
-from phosphene.stimuli import StimulusSet
+from phosphene.stimuli import StimulusSet, picture_hashes
 
 __all__ = ["Overlap", "caption_keys", "overlaps", "picture_keys"]
 
@@ -57,7 +56,7 @@ def picture_keys(stimuli: StimulusSet) -> np.ndarray | None:
     """A digest of every stimulus's pixels, read block by block; None without pixels."""
     if not stimuli.has_pixels:
         return None
-    return np.array([digest(picture) for _, block in stimuli.blocks() for picture in block], dtype=str)
+    return picture_hashes(stimuli)
 
 
 def caption_keys(stimuli: StimulusSet) -> np.ndarray | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from phosphene.errors import InputError
+from phosphene.stimuli.archive import ArchiveMember
 from phosphene.stimuli.stimulus_set import StimulusSet
 from phosphene.table import Table
 
@@ -19,6 +21,7 @@ __all__ = ["IMAGE_SUFFIXES", "ImageFiles", "common_side", "find_images", "read_c
 log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+ImageFile = Path | ArchiveMember
 
 
 class ImageFiles:
@@ -26,7 +29,7 @@ class ImageFiles:
 
     Parameters
     ----------
-    files : sequence of Path, or of sequence of Path
+    files : sequence of Path or ArchiveMember, or of sequences of them
         One file a stimulus, or its frames in order.
     size : int, optional
         Centre-crop to a square and resize to this many pixels. Without it all must have one size.
@@ -39,7 +42,7 @@ class ImageFiles:
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, files: Sequence[Path | Sequence[Path]], size: int | None = None) -> None:
+    def __init__(self, files: Sequence[ImageFile | Sequence[ImageFile]], size: int | None = None) -> None:
         if not files:
             raise InputError("no image files were given")
         self._files = files
@@ -47,13 +50,13 @@ class ImageFiles:
         self.shape = (len(files), *self._common_shape())
 
     def _common_shape(self) -> tuple[int, ...]:
-        first: tuple[tuple[int, ...], Path] | None = None
+        first: tuple[tuple[int, ...], ImageFile] | None = None
         for entry in self._files:
-            frames = [entry] if isinstance(entry, Path) else list(entry)
+            frames = [entry] if isinstance(entry, ImageFile) else list(entry)
             sizes = {_header(frame) for frame in frames} if self._size is None else {(self._size, self._size)}
-            shape = (*((len(frames),) if not isinstance(entry, Path) else ()), *min(sizes), 3)
+            shape = (*((len(frames),) if not isinstance(entry, ImageFile) else ()), *min(sizes), 3)
             if len(sizes) > 1:
-                raise InputError(f"the frames in {frames[0].parent} have different sizes: {sorted(sizes)}")
+                raise InputError(f"the frames from {frames[0]} on have different sizes: {sorted(sizes)}")
             if first is None:
                 first = (shape, frames[0])
             elif shape != first[0]:
@@ -72,8 +75,8 @@ class ImageFiles:
             else np.empty((0, *self.shape[1:]), np.uint8)
         )
 
-    def _read(self, entry: Path | Sequence[Path]) -> np.ndarray:
-        if isinstance(entry, Path):
+    def _read(self, entry: ImageFile | Sequence[ImageFile]) -> np.ndarray:
+        if isinstance(entry, ImageFile):
             return _decode(entry, self._size)
         return np.stack([_decode(frame, self._size) for frame in entry])
 
@@ -82,21 +85,21 @@ def _words(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape[:-1]))
 
 
-def _header(path: Path) -> tuple[int, int]:
+def _header(path: ImageFile) -> tuple[int, int]:
     with _opened(path) as image:
         return image.height, image.width
 
 
-def _opened(path: Path) -> Image.Image:
+def _opened(path: ImageFile) -> Image.Image:
     try:
-        return Image.open(path)
+        return Image.open(path if isinstance(path, Path) else io.BytesIO(path.read_bytes()))
     except FileNotFoundError as error:
         raise InputError(f"{path}: the stimulus is missing on disk") from error
     except (UnidentifiedImageError, OSError) as error:
         raise InputError(f"{path} is not a readable image: {error}") from error
 
 
-def _decode(path: Path, size: int | None) -> np.ndarray:
+def _decode(path: ImageFile, size: int | None) -> np.ndarray:
     with _opened(path) as image:
         try:
             image = image.convert("RGB")
@@ -109,9 +112,9 @@ def _decode(path: Path, size: int | None) -> np.ndarray:
         return np.asarray(image, dtype=np.uint8)
 
 
-def common_side(files: Sequence[Path | Sequence[Path]]) -> int | None:
+def common_side(files: Sequence[ImageFile | Sequence[ImageFile]]) -> int | None:
     """A side for pictures of different sizes, the median of their shorter sides; None where all are equal."""
-    frames = [frame for entry in files for frame in ([entry] if isinstance(entry, Path) else entry)]
+    frames = [frame for entry in files for frame in ([entry] if isinstance(entry, ImageFile) else entry)]
     sizes = [_header(frame) for frame in frames]
     return None if len(set(sizes)) == 1 else int(np.median([min(size) for size in sizes]))
 

@@ -193,6 +193,10 @@ class StimulusSet:
             hashes=self.hashes[rows] if self.hashes_known else None,
         )
 
+    def with_captions(self, captions: Sequence[Sequence[str]]) -> StimulusSet:
+        """The same stimuli with other captions; pixels stay lazy, content hashes are new."""
+        return StimulusSet(self.ids, pixels=self._pixels, captions=captions, labels=self.labels, fps=self.fps)
+
 
 class _Rows:
     """Pixels of chosen rows of another set, read when asked for."""
