@@ -1,0 +1,286 @@
+"""The loop of pretraining: every step a function of (weights, optimiser state, step), so that it can be taken up."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from phosphene.encoders.mlip import MLIP
+from phosphene.errors import InputError
+from phosphene.training import schedules
+from phosphene.training.checkpoint import (
+    load_checkpoint,
+    load_module,
+    load_optimizer,
+    module_tensors,
+    optimizer_tensors,
+    save_checkpoint,
+)
+from phosphene.training.interrupt import Interruptible
+from phosphene.training.log import RunLog
+from phosphene.training.loop import TrainingError, TrainingInterrupted
+from phosphene.training.optimise import MovingAverage, adamw
+from phosphene.training.pretraining.batches import PairBatch, PairLoader
+from phosphene.training.pretraining.objective import MLIPObjective
+from phosphene.training.pretraining.settings import PairSteps
+from phosphene.training.sampling import step_seed
+
+__all__ = ["PairStep", "Progress", "train_pairs"]
+
+log = logging.getLogger(__name__)
+
+Report = Callable[[int, str], None]
+Probe = Callable[[], dict[str, Any]]
+
+
+@dataclass
+class Progress:
+    """Everything about the progress of a run that is not a tensor.
+
+    Attributes
+    ----------
+    step : int
+        Steps done.
+    seconds : float
+        Time they took, over all sittings.
+    averaged : int
+        Updates of the averaged weights.
+    loss_sum : float
+        Of the losses since the last line of the log.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    averaged: int = 0
+    loss_sum: float = 0.0
+
+
+class PairStep(nn.Module):
+    """Both towers and the objective, as one module that gives the loss of a batch."""
+
+    def __init__(self, model: MLIP, objective: MLIPObjective, compiled: bool = False) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+        wrap: Callable[..., Any] = torch.compile if compiled else lambda function: function
+        self._image, self._text = wrap(model.encode_image), wrap(model.encode_text)
+
+    def forward(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch, and its parts by name."""
+        tokens = self.objective.needs_tokens
+        image = self._image(self.model.prepare(batch.pixels), tokens=tokens)
+        text = self._text(batch.ids, batch.valid, tokens=tokens)
+        loss, parts = self.objective(image, text, batch.positive, images=batch.images, captions=batch.captions)
+        return loss, parts
+
+
+class _Pretraining:
+    """One process's part of a run: modules, optimiser, progress, and where they are kept."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        model: MLIP,
+        objective: MLIPObjective,
+        config: PairSteps,
+        seed: int,
+        folder: Path | None,
+        probe: Probe | None,
+    ) -> None:
+        self.fabric, self.config, self.seed, self.folder, self.probe = fabric, config, seed, folder, probe
+        self.plain = PairStep(model, objective, config.compile)
+        self.optimizer = adamw(self.plain, config)
+        self.module, self.wrapped = fabric.setup(self.plain, self.optimizer)
+        self.average = MovingAverage(model, config.ema) if config.ema else None
+        self.progress = Progress()
+        if folder is not None and (folder / "last.safetensors").exists():
+            self._resume(folder / "last.safetensors")
+        if fabric.broadcast(self.progress.step) != self.progress.step:
+            raise InputError(f"process {fabric.global_rank} does not see the checkpoint in {folder}: share that folder")
+        path = folder.parent / "log.jsonl" if folder is not None and fabric.global_rank == 0 else None
+        self.log = RunLog(path, self.progress.step)
+        self.saved_at = self.begun_at = time.monotonic()
+        self.before = self.progress.seconds
+
+    def _resume(self, path: Path) -> None:
+        tensors, state = load_checkpoint(path)
+        load_module("step", self.plain, tensors)
+        load_optimizer(self.optimizer, tensors)
+        self.progress = Progress(**state)
+        if self.average is not None:
+            names = [(name, tensors[f"average/{name}"]) for name in self.average.averages]
+            self.average.load(names, self.progress.averaged)
+        log.info("resumed at step %d of %d", self.progress.step, self.config.steps)
+
+    def save(self) -> None:
+        """Write the last checkpoint."""
+        self.saved_at = time.monotonic()
+        self.progress.seconds = self.before + self.saved_at - self.begun_at
+        if self.folder is None or self.fabric.global_rank != 0:
+            return
+        tensors = {**module_tensors("step", self.plain), **optimizer_tensors(self.optimizer)}
+        if self.average is not None:
+            tensors |= {f"average/{name}": tensor for name, tensor in self.average.averages.items()}
+            self.progress.averaged = self.average.updates
+        save_checkpoint(self.folder / "last.safetensors", tensors, asdict(self.progress))
+
+    @property
+    def save_is_due(self) -> bool:
+        """Whether a checkpoint is due by steps or by time."""
+        every, age = self.config.checkpoint_steps, time.monotonic() - self.saved_at
+        return (every > 0 and self.progress.step % every == 0) or age > self.config.checkpoint_seconds
+
+    def step(self, batches: Iterator[PairBatch]) -> float:
+        """One optimiser step; returns the loss."""
+        step, config = self.progress.step, self.config
+        torch.default_generator.manual_seed(seed := step_seed(self.seed, step, self.fabric.global_rank))
+        if self.fabric.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        rate = schedules.learning_rate(step, config.steps, config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.wrapped.zero_grad(set_to_none=True)
+        value = 0.0
+        parts: dict[str, Tensor] = {}
+        for number in range(config.accumulate):
+            loss, parts = self._backward(next(batches).to(self.fabric.device), number + 1 < config.accumulate)
+            value += float(loss) / config.accumulate
+            if not math.isfinite(value):
+                raise self._not_finite("the loss", value, rate)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.plain.parameters(), config.gradient_clip or math.inf))
+        if not math.isfinite(norm):
+            raise self._not_finite("the norm of the gradient", norm, rate)
+        self.wrapped.step()
+        if self.average is not None:
+            self.average.update()
+        self._count(value, rate, norm, parts)
+        return value
+
+    def _backward(self, batch: PairBatch, more: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add the gradient of a batch; processes exchange gradients with the last batch of a step."""
+        with self.fabric.no_backward_sync(self.module) if more else nullcontext():
+            loss, parts = self.module(batch)
+            self.fabric.backward(loss / self.config.accumulate)
+        return loss.detach(), parts
+
+    def _count(self, value: float, rate: float, norm: float, parts: dict[str, Tensor]) -> None:
+        progress, every = self.progress, self.config.log_steps
+        progress.step += 1
+        progress.loss_sum += value
+        if progress.step % every == 0:
+            seconds = self.before + time.monotonic() - self.begun_at
+            figures = {"loss": progress.loss_sum / every, "learning_rate": rate, "gradient_norm": norm}
+            figures |= {name: float(part) for name, part in parts.items()}
+            figures |= self.plain.objective.temperatures()
+            progress.loss_sum = 0.0
+            self.log.write({"event": "step", "step": progress.step, **figures, "seconds": round(seconds, 1)})
+
+    def _not_finite(self, what: str, value: float, rate: float) -> TrainingError:
+        # nothing of this step has touched the weights: what is saved now are the last good ones
+        self.save()
+        step = self.progress.step
+        kept = "" if self.folder is None else f"; the weights after step {step} are in {self.folder}/last.safetensors"
+        return TrainingError(
+            f"{what} became {value} in step {step + 1} of {self.config.steps} (learning rate {rate:.3g}, gradient_clip "
+            f"{self.config.gradient_clip:g}, precision {self.config.precision}): lower training.learning_rate, raise "
+            f"the temperature, or set training.precision = '32-true'{kept}"
+        )
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The averaged weights in place of the live ones, for evaluation."""
+        self.plain.eval()
+        if self.average is not None:
+            self.average.swap()
+        try:
+            yield
+        finally:
+            if self.average is not None:
+                self.average.swap()
+            self.plain.train()
+
+    def look(self) -> None:
+        """Probe the averaged weights where it is time to."""
+        every, step = self.config.probe_steps, self.progress.step
+        if self.probe is None or not every or step % every or step == self.config.steps or self.fabric.global_rank:
+            return
+        with self.averaged():
+            scores = self.probe()
+        self.log.write({"event": "probe", "step": step, "scores": scores})
+        words = "; ".join(f"{name} {100 * value:.1f} %" for name, value in scores.items())
+        log.info("step %d of %d: %s", step, self.config.steps, words)
+
+
+def train_pairs(
+    fabric: Fabric,
+    model: MLIP,
+    objective: MLIPObjective,
+    loader: PairLoader,
+    config: PairSteps,
+    *,
+    seed: int = 0,
+    folder: Path | None = None,
+    probe: Probe | None = None,
+    report: Report = lambda step, text: None,
+) -> Progress:
+    """Train a model in place, resuming from `folder` where it holds a checkpoint.
+
+    Parameters
+    ----------
+    fabric : Fabric
+        Launched; says where and with how many processes to train.
+    model : MLIP
+        Left in eval mode, on the CPU, with the averaged weights (the last ones where none are averaged).
+    objective : MLIPObjective
+    loader : PairLoader
+    config : PairSteps
+    seed : int
+        With the step it decides everything random.
+    folder : Path, optional
+        Where ``last.safetensors`` is kept; the log lies beside it.
+    probe : callable, optional
+        Gives scores of the model as it stands, by name; called on the first process every ``probe_steps``.
+    report : callable
+        Told the finished step and a line of text; for a progress bar.
+
+    Raises
+    ------
+    TrainingError
+        When the loss or a gradient is not finite; the last good weights have been saved.
+    TrainingInterrupted
+        After Ctrl-C or SIGTERM; the state of the last full step has been saved.
+    """
+    run = _Pretraining(fabric, model, objective, config, seed, folder, probe)
+    progress = run.progress
+    run.module.train()
+    devices = [fabric.device.index or 0] if fabric.device.type == "cuda" else []
+    walk = loader.walk(progress.step * config.accumulate, config.steps * config.accumulate)
+    with Interruptible() as interrupt, torch.random.fork_rng(devices), closing(walk) as batches:
+        while progress.step < config.steps:
+            loss = run.step(batches)
+            run.look()
+            report(progress.step, f"loss {loss:.3f}")
+            if interrupt.requested or run.save_is_due or progress.step == config.steps:
+                run.save()
+            if interrupt.requested:
+                raise TrainingInterrupted(_words(run))
+    if run.average is not None:
+        run.average.swap()
+    model.to("cpu").eval()
+    return progress
+
+
+def _words(run: _Pretraining) -> str:
+    at = f"pretraining stopped after step {run.progress.step} of {run.config.steps}"
+    if run.folder is None:
+        return f"{at}; nothing was kept, because no run folder (out) was given"
+    return f"{at}; the same call with the run folder {run.folder.parent} goes on from there"

@@ -1,0 +1,287 @@
+"""`pretrain`: from pairs of picture and caption to a model folder with card, curve and scores."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+
+from phosphene.encoders.mlip import MLIP, Tokenizer, load_model, save_model
+from phosphene.encoders.mlip.encoder import find_mlip
+from phosphene.errors import InputError, LeakageError
+from phosphene.files import write_json, write_text
+from phosphene.recordings.overlap import picture_keys
+from phosphene.stimuli import StimulusSet
+from phosphene.training.launch import launch
+from phosphene.training.pretraining.batches import (
+    PairLoader,
+    PairSource,
+    ScenePairs,
+    StimulusPairs,
+    check_lengths,
+    check_pairs,
+)
+from phosphene.training.pretraining.card import hardware, model_card, read_curve, write_curve
+from phosphene.training.pretraining.loop import Progress, train_pairs
+from phosphene.training.pretraining.objective import MLIPObjective
+from phosphene.training.pretraining.probes import SCORES, Probe, Score, held_out_probes, scene_probes
+from phosphene.training.pretraining.settings import PretrainSettings, run_settings
+from phosphene.training.progress import progress_bar
+from phosphene.training.run_folder import RunFolder
+from phosphene.training.sampling import split_validation
+
+__all__ = ["pretrain"]
+
+log = logging.getLogger(__name__)
+
+
+def pretrain(
+    preset: str | None,
+    stimuli: StimulusSet | None = None,
+    *,
+    out: str | Path,
+    held_out: StimulusSet | None = None,
+    start: str | Path | None = None,
+    classes: str | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    settings: Mapping[str, Any] | None = None,
+) -> Path:
+    """Pretrain an MLIP model, or fine-tune one, on procedural scenes or on pictures with captions.
+
+    Parameters
+    ----------
+    preset : str, optional
+        In ``presets/encoders/mlip``; None takes the defaults.
+    stimuli : StimulusSet, optional
+        Pictures with captions. Without it: procedural scenes, rendered while training goes on.
+    out : path
+        Run folder: settings, log, checkpoint, and at the end ``model/`` with its card, ``scorecard.json`` and the
+        curve. An unfinished run with the same settings goes on from its checkpoint, to the same bits; of a finished
+        one nothing is done again.
+    held_out : StimulusSet, optional
+        Pictures with captions for the probes. Default: a share of `stimuli` (``data.held_out``), equal pictures
+        together.
+    start : str or path, optional
+        A model to start from, by name (``"pocket"``) or folder; sizes of the model and vocabulary are its own.
+    classes : str, optional
+        Label column from which the captions were made: probes are then zero-shot classification instead of retrieval.
+    seed : int
+        Decides everything random: first weights, scenes, order, captions.
+    progress : bool
+        Show a progress bar, on terminals.
+    settings : mapping, optional
+        Tables ``model``, ``objective``, ``training``, ``data`` over those of the preset.
+
+    Returns
+    -------
+    Path
+        The model folder, ``out / "model"``: an encoder ``mlip:FOLDER``.
+
+    Raises
+    ------
+    InputError
+        For wrong settings, pictures without captions, captions that are too long, a run folder of another run.
+    LeakageError
+        When a held-out picture is also trained on, under whatever name and captions.
+    TrainingError
+        When the loss or a gradient is not finite; the last good weights have been saved.
+    TrainingInterrupted
+        After Ctrl-C or SIGTERM; the same call goes on.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise InputError(f"seed must be an integer from 0 to {2**32 - 1}, found {seed!r}")
+    chosen, model_start = run_settings(preset, settings, start)
+    pairs = _pairs(chosen, stimuli, held_out, classes, seed)
+    run = RunFolder(
+        Path(out),
+        {
+            "preset": preset,
+            "seed": seed,
+            "start": model_start,
+            "pairs": pairs.source.identity,
+            **chosen.model_dump(mode="json"),
+        },
+        result="model",
+    )
+    if run.finished:
+        log.info("%s holds this run, finished", run.path)
+        return run.result
+    fabric = launch(chosen.training, unused=True)
+    fabric.barrier()  # every process has looked into the run folder before the first one writes there
+    leads = fabric.global_rank == 0
+    if leads:
+        run.begin()
+    model, tokenizer = _model(chosen, start, pairs.source, run, fabric, seed)
+    check_lengths(pairs.source.corpus(), tokenizer, chosen.model.text_context, cut=chosen.data.long_captions == "cut")
+    loader = PairLoader(
+        pairs.source,
+        tokenizer,
+        chosen.model.text_context,
+        rank=fabric.global_rank,
+        processes=fabric.world_size,
+        device=fabric.device,
+    )
+
+    def probe() -> dict[str, float]:
+        return {score.name: score.value for score in pairs.probe(model, tokenizer) if score.score == SCORES[0]}
+
+    with progress_bar("pretrain", chosen.training.steps, progress and leads) as report:
+        done = train_pairs(
+            fabric,
+            model,
+            MLIPObjective(chosen.objective),
+            loader,
+            chosen.training,
+            seed=seed,
+            folder=run.checkpoints,
+            probe=probe,
+            report=report,
+        )
+    if leads:
+        facts = _facts(preset, chosen, pairs, model, done, fabric, seed, model_start)
+        _finish(run, chosen, model, tokenizer, pairs.probe(model, tokenizer, tokens=True), facts)
+    fabric.barrier()
+    return run.result
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    source: PairSource
+    probe: Probe
+    facts: dict[str, Any]
+    """What the card says about the data."""
+
+
+def _pairs(
+    settings: PretrainSettings,
+    stimuli: StimulusSet | None,
+    held_out: StimulusSet | None,
+    classes: str | None,
+    seed: int,
+) -> _Pairs:
+    data, training, size = settings.data, settings.training, settings.model.image_size
+    if stimuli is None:
+        if held_out is not None or classes is not None:
+            raise InputError("held-out pictures and classes go with pictures to train on; scenes have their own probes")
+        source: PairSource = ScenePairs(data, training.batch_size, size, seed)
+        return _Pairs(source, scene_probes(data, training.probe_pictures, size), {"source": "scenes"})
+    check_pairs(stimuli)
+    keys = picture_keys(stimuli)
+    assert keys is not None
+    if held_out is None:
+        aside = split_validation(keys, data.held_out, seed)
+        stimuli, held_out, keys, held_keys = (
+            stimuli.select(stimuli.ids[~aside]),
+            stimuli.select(stimuli.ids[aside]),
+            keys[~aside],
+            keys[aside],
+        )
+    else:
+        check_pairs(held_out)
+        found = picture_keys(held_out)
+        assert found is not None
+        held_keys = found
+        _refuse_leakage(stimuli, keys, held_out, held_keys)
+    source = StimulusPairs(stimuli, data, training.batch_size, size, seed, training.memory_gb, keys)
+    probe = Probe([])
+    if len(held_out) > 1:
+        probe = held_out_probes(held_out, training.probe_pictures, size, held_keys, classes)
+    else:
+        log.info("no pictures are held out: there will be no probes")
+    return _Pairs(
+        source,
+        probe,
+        {
+            "source": "pictures",
+            "training_pictures": len(stimuli),
+            "captions": sum(map(len, stimuli.captions)),
+            "held_out_pictures": len(held_out),
+            "identity": source.identity,
+        },
+    )
+
+
+def _refuse_leakage(stimuli: StimulusSet, keys: np.ndarray, held_out: StimulusSet, held_keys: np.ndarray) -> None:
+    rows = np.flatnonzero(np.isin(held_keys, keys))
+    if len(rows):
+        known = dict(zip(keys.tolist(), stimuli.ids.tolist(), strict=True))
+        pairs = [f"{held_out.ids[row]} = {known[held_keys[row]]}" for row in rows[:5].tolist()]
+        raise LeakageError(
+            f"{len(rows)} held-out pictures are also trained on, whatever their captions say: {', '.join(pairs)}"
+        )
+
+
+def _model(
+    settings: PretrainSettings,
+    start: str | Path | None,
+    source: PairSource,
+    run: RunFolder,
+    fabric: Fabric,
+    seed: int,
+) -> tuple[MLIP, Tokenizer]:
+    """The model a run starts with, the same in every process, and its tokenizer."""
+    if start is not None:
+        model, tokenizer = load_model(find_mlip(str(start)))
+        return model.requires_grad_(True), tokenizer
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = MLIP(settings.model)
+    file, text = run.path / "tokenizer.json", ""
+    if fabric.global_rank == 0:
+        if file.exists():
+            text = file.read_text(encoding="utf-8")
+        else:
+            text = Tokenizer.train(source.corpus(), settings.model.vocabulary).to_json()
+            write_text(file, text)
+    return model, Tokenizer.from_json(fabric.broadcast(text))
+
+
+def _facts(
+    preset: str | None,
+    settings: PretrainSettings,
+    pairs: _Pairs,
+    model: MLIP,
+    done: Progress,
+    fabric: Fabric,
+    seed: int,
+    start: str | None,
+) -> dict[str, Any]:
+    """How a model came to be, as plain values."""
+    training = settings.training
+    pictures = pairs.source.batch_size * training.accumulate
+    return {
+        "preset": preset,
+        "seed": seed,
+        "start": start,
+        "data": pairs.facts,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "steps": done.step,
+        "batch_size": pictures,
+        "pairs_seen": done.step * pictures * settings.data.sampled,
+        "precision": fabric._precision.precision,
+        "hardware": hardware(fabric.device, fabric.world_size),
+        "seconds": round(done.seconds, 1),
+        "settings": settings.model_dump(mode="json"),
+    }
+
+
+def _finish(
+    run: RunFolder,
+    settings: PretrainSettings,
+    model: MLIP,
+    tokenizer: Tokenizer,
+    scores: list[Score],
+    facts: dict[str, Any],
+) -> None:
+    """Write curve, scorecard and, last of all, the model folder."""
+    write_curve(run.path, read_curve(run.path / "log.jsonl"))
+    figures = [score.to_json() for score in scores]
+    write_json(run.path / "scorecard.json", {"model": facts, "scores": figures})
+    save_model(run.result, model, tokenizer, model_card(settings, facts, scores), {**facts, "scores": figures})

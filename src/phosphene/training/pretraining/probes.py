@@ -1,0 +1,351 @@
+"""What a model can do without training for it: zero-shot attributes of scenes or classes, and retrieval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from phosphene.encoders.mlip import MLIP, ImageFeatures, TextFeatures, Tokenizer
+from phosphene.stimuli import StimulusSet
+from phosphene.stimuli.scenes import SceneGraphs, chosen_captions, render_tensor, sample_graphs
+from phosphene.stimuli.scenes.vocabulary import COLOURS, MATERIALS, SHAPES
+from phosphene.training.late_interaction import late_interaction
+from phosphene.training.pretraining.batches import resized, unique_texts
+from phosphene.training.pretraining.settings import DataSettings
+
+__all__ = ["SCORES", "Probe", "Retrieval", "Score", "ZeroShot", "held_out_probes", "scene_probes", "wilson"]
+
+SCORES = ("spatial", "spatial + frequency", "spatial + frequency + tokens")
+_SEED = 2**40  # of the probes' scenes: the same for every run, out of reach of the seeds of training
+_BATCH = 128
+_ATTRIBUTES: dict[str, list[str]] = {
+    "shape": [entry.nouns[0] for entry in SHAPES.values()],
+    "colour": [entry.words[0] for entry in COLOURS.values()],
+    "material": [entry.words[0] for entry in MATERIALS.values()],
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """One figure of a probe.
+
+    Attributes
+    ----------
+    probe : str
+        ``"zero-shot"`` or ``"retrieval"``.
+    part : str
+        What it was measured on, such as ``"unseen compositions"``.
+    task : str
+        ``"shape"``, ``"image to text"`` and the like.
+    score : str
+        Which embeddings were compared, one of `SCORES`.
+    value, low, high : float
+        Share of hits and its 95 % interval (Wilson) over pictures.
+    chance : float
+    n : int
+        Pictures.
+    """
+
+    probe: str
+    part: str
+    task: str
+    score: str
+    value: float
+    low: float
+    high: float
+    chance: float
+    n: int
+
+    @property
+    def name(self) -> str:
+        """A short name for the log."""
+        return f"{self.task}, {self.part}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The figure as plain values."""
+        return asdict(self)
+
+
+def wilson(hits: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927).
+
+    Examples
+    --------
+    >>> [round(edge, 3) for edge in wilson(5, 10)]
+    [0.237, 0.763]
+    """
+    share, spread = hits / n, z * z / n
+    centre, half = share + spread / 2, z * math.sqrt(share * (1 - share) / n + spread / (4 * n))
+    return max((centre - half) / (1 + spread), 0.0), min((centre + half) / (1 + spread), 1.0)
+
+
+def _scores(image: ImageFeatures, text: TextFeatures, tokens: bool) -> dict[str, Tensor]:
+    """(I, C) similarities by name: cosines of what both sides have are added up, all with weight one."""
+    words = functional.normalize(text.pooled.float(), dim=1)
+    total = functional.normalize(image.spatial.float(), dim=1) @ words.T
+    scores = {SCORES[0]: total}
+    if image.frequency is not None:
+        total = total + functional.normalize(image.frequency.float(), dim=1) @ words.T
+        scores[SCORES[1]] = total
+    if tokens and text.tokens is not None and image.spatial_tokens is not None:
+        grids = [(image.spatial_tokens, image.sizes), (image.frequency_tokens, None)]
+        for grid, sizes in grids:
+            if grid is not None:
+                there, back = late_interaction(grid, text.tokens, text.mask, sizes=sizes)
+                total = total + (there + back) / 2
+        scores[SCORES[2]] = total
+    return scores
+
+
+def _hits(scores: Tensor, right: np.ndarray) -> int:
+    """Rows whose best column is right; where several columns are best, all must be."""
+    best = scores == scores.max(dim=1, keepdim=True).values
+    wrong = torch.from_numpy(~right).to(scores.device)
+    return int((~(best & wrong).any(dim=1)).sum())
+
+
+class _Embedder:
+    """A model with its tokenizer, embedding pictures and captions batch by batch."""
+
+    def __init__(self, model: MLIP, tokenizer: Tokenizer, tokens: bool) -> None:
+        self.model, self.tokenizer, self.tokens = model, tokenizer, tokens
+        self.device = next(model.parameters()).device
+
+    def images(self, pixels: Tensor) -> ImageFeatures:
+        parts = [
+            self.model.encode_image(self.model.prepare(block.to(self.device)), tokens=self.tokens)
+            for block in pixels.split(_BATCH)
+        ]
+        return ImageFeatures(*_joined(parts))
+
+    def texts(self, texts: Sequence[str]) -> TextFeatures:
+        ids, valid = self.tokenizer.encode(texts, self.model.config.text_context, truncate=True)
+        parts = [
+            self.model.encode_text(some.to(self.device), mask.to(self.device), tokens=self.tokens)
+            for some, mask in zip(ids.split(_BATCH), valid.split(_BATCH), strict=True)
+        ]
+        return TextFeatures(*_joined(parts))
+
+
+def _joined(parts: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+    for column in zip(*parts, strict=True):
+        yield None if column[0] is None else torch.cat(column)
+
+
+class ZeroShot:
+    """Pictures named by the prompt that is most similar.
+
+    Prompts are all combinations of the attributes' values. One attribute alone is named by the mean similarity of
+    the prompts with each of its values (an ensemble over the values of the others); all together by the best prompt.
+
+    Parameters
+    ----------
+    part : str
+        Name of what is shown.
+    pixels : uint8 Tensor (n, size, size, 3)
+    truth : mapping of str to (n,) int array
+        Position of the right value of each attribute.
+    prompts : list of lists of str
+        For every combination of values (the last attribute varies fastest) one prompt or several, whose similarities
+        are averaged.
+    sizes : sequence of int
+        Values of each attribute.
+    """
+
+    def __init__(
+        self,
+        part: str,
+        pixels: Tensor,
+        truth: Mapping[str, np.ndarray],
+        prompts: Sequence[Sequence[str]],
+        sizes: Sequence[int],
+    ) -> None:
+        self.part, self.pixels, self.truth, self.sizes = part, pixels, dict(truth), tuple(sizes)
+        self.texts = [text for several in prompts for text in several]
+        self._class = torch.repeat_interleave(torch.tensor([len(several) for several in prompts]))
+        self._counts = torch.bincount(self._class).float()
+
+    def measure(self, embedder: _Embedder, texts: TextFeatures) -> list[Score]:
+        """Scores of every attribute; `texts` are the embedded prompts."""
+        found: list[Score] = []
+        for score, similar in _scores(embedder.images(self.pixels), texts, embedder.tokens).items():
+            mean = torch.zeros(len(similar), len(self._counts)).index_add_(1, self._class, similar.cpu()) / self._counts
+            grid = mean.unflatten(1, self.sizes)
+            axes = range(1, grid.ndim)
+            for axis, (name, truth) in enumerate(self.truth.items(), start=1):
+                others = [other for other in axes if other != axis]
+                alone = grid.mean(dim=others) if others else grid
+                found.append(self._score(name, score, alone, truth))
+            if len(self.sizes) > 1:
+                together = np.ravel_multi_index(list(self.truth.values()), self.sizes)
+                found.append(self._score("all together", score, mean, together))
+        return found
+
+    def _score(self, task: str, score: str, similar: Tensor, truth: np.ndarray) -> Score:
+        n, options = similar.shape
+        hits = _hits(similar, np.arange(options)[None] == truth[:, None])
+        return Score("zero-shot", self.part, task, score, hits / n, *wilson(hits, n), 1 / options, n)
+
+
+class Retrieval:
+    """Which caption belongs to a picture, and which picture to a caption, among all of a pool.
+
+    A hit is every caption that reads like that of the picture, and every picture with the same content.
+
+    Parameters
+    ----------
+    part : str
+    pixels : uint8 Tensor (n, size, size, 3)
+    texts : list of str
+        One caption a picture.
+    keys : (n,) array, optional
+        Equal for equal pictures.
+    """
+
+    def __init__(self, part: str, pixels: Tensor, texts: Sequence[str], keys: np.ndarray | None = None) -> None:
+        self.part, self.pixels, self.texts = part, pixels, list(texts)
+        wording = unique_texts(self.texts)[1]
+        self.right = wording[:, None] == wording[None]
+        if keys is not None:
+            self.right |= keys[:, None] == keys[None]
+
+    def measure(self, embedder: _Embedder, texts: TextFeatures) -> list[Score]:
+        """Scores in both directions; `texts` are the embedded captions."""
+        found, n, chance = [], len(self.texts), float(self.right.mean())
+        for score, similar in _scores(embedder.images(self.pixels), texts, embedder.tokens).items():
+            for task, matrix in (("image to text", similar), ("text to image", similar.T)):
+                hits = _hits(matrix, self.right)
+                found.append(Score("retrieval", self.part, task, score, hits / n, *wilson(hits, n), chance, n))
+        return found
+
+
+class Probe:
+    """A set of probes that share prompts.
+
+    Parameters
+    ----------
+    parts : sequence of ZeroShot or Retrieval
+    """
+
+    def __init__(self, parts: Sequence[ZeroShot | Retrieval]) -> None:
+        self.parts = tuple(parts)
+
+    @torch.no_grad()
+    def __call__(self, model: MLIP, tokenizer: Tokenizer, tokens: bool = False) -> list[Score]:
+        """Scores of a model (in eval mode); those with token-level similarity only where `tokens` is set."""
+        embedder = _Embedder(model, tokenizer, tokens)
+        embedded: dict[tuple[str, ...], TextFeatures] = {}
+        scores: list[Score] = []
+        for part in self.parts:
+            if (key := tuple(part.texts)) not in embedded:
+                embedded = {key: embedder.texts(part.texts)}
+            scores += part.measure(embedder, embedded[key])
+        return scores
+
+
+class _Scenes:
+    """Probe scenes of one role, drawn from what the training data are drawn from."""
+
+    def __init__(self, data: DataSettings, n: int, size: int, role: str) -> None:
+        self.data, self.n, self.size = data, n, size
+        self.part = f"{'seen' if role == 'train' else 'unseen'} compositions"
+        self.rule: dict[str, Any] = {} if data.rule == "none" else {"holdout": role, "rule": data.rule}
+
+    def draw(self, start: int, objects: int | None) -> SceneGraphs:
+        """Scenes number `start` and following."""
+        return sample_graphs(
+            self.n, _SEED, start=start, **self.rule, objects=objects, only=self.data.only or None, scale=self.data.scale
+        )
+
+    def pixels(self, graphs: SceneGraphs) -> Tensor:
+        return torch.cat(
+            [render_tensor(graphs.take(slice(at, at + _BATCH)), self.size) for at in range(0, self.n, _BATCH)]
+        )
+
+    @cached_property
+    def values(self) -> dict[str, np.ndarray]:
+        """Positions of the values that occur, by attribute."""
+        words: dict[str, list[str]] = {"shape": [*SHAPES], "colour": [*COLOURS], "material": [*MATERIALS]}
+        return {
+            name: np.flatnonzero([word in self.data.only.get(name, known) for word in known])
+            for name, known in words.items()
+        }
+
+    def zero_shot(self) -> ZeroShot:
+        """Shape, colour, material of single objects."""
+        graphs, values = self.draw(0, 1), self.values
+        words = {name: [_ATTRIBUTES[name][position] for position in values[name]] for name in values}
+        prompts = [
+            [_prompt(f"{material} {colour} {noun}")]
+            for noun in words["shape"]
+            for colour in words["colour"]
+            for material in words["material"]
+        ]
+        truth = {name: np.searchsorted(values[name], getattr(graphs, name)[:, 0]) for name in values}
+        return ZeroShot(self.part, self.pixels(graphs), truth, prompts, [len(values[name]) for name in values])
+
+    def retrieval(self) -> Retrieval:
+        """Scenes as they are trained on, with their first caption."""
+        graphs = self.draw(self.n, self.data.objects)
+        texts = chosen_captions(graphs, np.zeros(self.n, dtype=np.int64))
+        return Retrieval(self.part, self.pixels(graphs), texts)
+
+
+def _prompt(phrase: str) -> str:
+    """A caption of the grammar with nothing but one object."""
+    return f"{'An' if phrase[0] in 'aeiou' else 'A'} {phrase}."
+
+
+def scene_probes(data: DataSettings, n: int, size: int) -> Probe:
+    """Zero-shot and retrieval on new scenes: compositions that occur in training, and those kept out of it.
+
+    Parameters
+    ----------
+    data : DataSettings
+        Where ``rule = "none"``, every composition occurs in training and there is no second part.
+    n : int
+        Pictures of each probe.
+    size : int
+        Pixels a side.
+    """
+    roles = ("train",) if data.rule == "none" else ("train", "unseen")
+    parts = [_Scenes(data, n, size, role) for role in roles]
+    return Probe([*(part.zero_shot() for part in parts), *(part.retrieval() for part in parts)])
+
+
+def held_out_probes(
+    stimuli: StimulusSet, n: int, size: int, keys: np.ndarray | None = None, classes: str | None = None
+) -> Probe:
+    """Retrieval, and zero-shot where the captions name classes, on held-out pictures.
+
+    Parameters
+    ----------
+    stimuli : StimulusSet
+        Pictures that training has not seen, with captions.
+    n : int
+        Most pictures of the probe, the first ones.
+    size : int
+        Pixels a side.
+    keys : array of str, optional
+        Equal for equal pictures.
+    classes : str, optional
+        Label column from which the captions were made.
+    """
+    n = min(n, len(stimuli))
+    rows = np.arange(n)
+    pixels = torch.cat([resized(stimuli.frames(rows[at : at + _BATCH]), size) for at in range(0, n, _BATCH)])
+    if classes is None:
+        texts = [captions[0] for captions in stimuli.captions[:n]]
+        return Probe([Retrieval("held-out pictures", pixels, texts, None if keys is None else keys[:n])])
+    names, truth = np.unique(stimuli.labels[classes][:n].astype(str), return_inverse=True)
+    first = {name: row for row, name in reversed(list(enumerate(stimuli.labels[classes][:n].astype(str).tolist())))}
+    prompts = [stimuli.captions[first[name]] for name in names.tolist()]
+    return Probe([ZeroShot("held-out pictures", pixels, {classes: truth}, prompts, [len(names)])])

@@ -1,0 +1,170 @@
+"""Settings of pretraining: the tables of a preset in ``presets/encoders/mlip``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from phosphene.encoders.mlip import MLIPConfig
+from phosphene.encoders.mlip.encoder import find_mlip
+from phosphene.encoders.mlip.store import read_config
+from phosphene.errors import InputError, unknown
+from phosphene.settings import Settings, load_preset, merge
+from phosphene.stimuli.scenes.captions import MOST_CAPTIONS
+from phosphene.training.pretraining.objective import ObjectiveSettings
+from phosphene.training.settings import StepSettings
+
+__all__ = ["DataSettings", "PairSteps", "PretrainSettings", "pretrain_settings", "run_settings"]
+
+
+class DataSettings(Settings):
+    """The ``[data]`` table: which pairs of picture and caption there are, and which of them meet in a step.
+
+    Attributes
+    ----------
+    sampled : int
+        Captions of each picture in a step, drawn anew each time; other captions of a picture are never its negatives.
+    captions : int
+        Captions a scene has (scenes only; other pictures have those they come with).
+    rule : {"none", "shape-colour", "shape-material", "colour-material"}
+        Compositions that training scenes never show, kept for the probes; see ``stimuli.scenes.held_out``.
+    hard_share : float
+        Share of the groups of scenes that have few colours and materials, so that shape must be learned.
+    group, group_colours, group_materials : int
+        Scenes a group, and what a hard group is left with.
+    objects : int, optional
+        Most objects a scene (default: 3).
+    only : mapping of str to list of str
+        Words that may occur in scenes, by attribute.
+    scale : (float, float), optional
+        Least and greatest half-extent of the main object of a scene, as in ``stimuli.scenes.sample_graphs``.
+    pool : int
+        Scenes that are rendered before the first step and then shown again and again; 0 renders new ones each step.
+    held_out : float
+        Share of the pictures (not scenes) kept for probes where no held-out set is given; equal pictures stay together.
+    long_captions : {"refuse", "cut"}
+        What to do with captions longer than the context of the text tower.
+    """
+
+    sampled: int = Field(1, ge=1, le=MOST_CAPTIONS)
+    captions: int = Field(5, ge=1, le=MOST_CAPTIONS)
+    rule: Literal["none", "shape-colour", "shape-material", "colour-material"] = "shape-colour"
+    hard_share: float = Field(0.75, ge=0, le=1)
+    group: int = Field(64, ge=2)
+    group_colours: int = Field(2, ge=1)
+    group_materials: int = Field(2, ge=1)
+    objects: int | None = Field(None, ge=1, le=3)
+    only: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    scale: tuple[float, float] | None = None
+    pool: int = Field(0, ge=0)
+    held_out: float = Field(0.1, ge=0, le=0.5)
+    long_captions: Literal["refuse", "cut"] = "refuse"
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.sampled > self.captions:
+            raise ValueError(f"sampled = {self.sampled} is more than captions = {self.captions}")
+        return self
+
+
+class PairSteps(StepSettings):
+    """The ``[training]`` table; the keys it shares with decoders are described in ``training.settings``.
+
+    Attributes
+    ----------
+    steps : int
+        Optimiser steps.
+    batch_size : int
+        Pictures that are contrasted with one another, over all processes.
+    accumulate : int
+        Batches whose gradients are averaged in one step; pictures of different batches are not contrasted.
+    chunk : int
+        Pictures embedded at a time, by gradient caching: the same gradients in less memory, for one more forward
+        pass. 0 embeds a whole batch at once.
+    probe_steps : int
+        Steps between probes of the averaged weights; 0 probes at the end only.
+    probe_pictures : int
+        Pictures of each probe.
+    memory_gb : float
+        Largest memory, in GB, for keeping decoded pictures; beyond it they are read from disk step by step.
+    """
+
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    ema: float = Field(0.999, ge=0, lt=1)
+    steps: int = Field(10_000, ge=1)
+    batch_size: int = Field(256, ge=2)
+    accumulate: int = Field(1, ge=1)
+    chunk: int = Field(0, ge=0)
+    probe_steps: int = Field(0, ge=0)
+    probe_pictures: int = Field(512, ge=2)
+    memory_gb: float = Field(1.0, ge=0)
+
+
+class PretrainSettings(Settings):
+    """Everything a preset of pretraining says: tables ``[model]``, ``[objective]``, ``[training]``, ``[data]``."""
+
+    model: MLIPConfig = MLIPConfig.build()
+    objective: ObjectiveSettings = ObjectiveSettings.build()
+    training: PairSteps = PairSteps.build()
+    data: DataSettings = DataSettings.build()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        weights = self.objective.weights
+        for head, there, parts in (
+            ("frequency_head", self.model.frequency_head, ("frequency", "frequency_token")),
+            ("token_heads", self.model.token_heads, ("spatial_token", "frequency_token")),
+        ):
+            wanted = [f"objective.{part}_weight" for part in parts if weights[part] > 0]
+            if wanted and not there:
+                raise ValueError(f"{' and '.join(wanted)} above 0 need model.{head} = true")
+        return self
+
+
+def pretrain_settings(preset: str | None, *layers: Mapping[str, Any] | None) -> PretrainSettings:
+    """Settings of a preset with layers over it; later ones win.
+
+    Raises
+    ------
+    InputError
+        For an unknown preset, table or key, or a value out of range, such as a patch that does not divide the picture.
+    """
+    merged: dict[str, Any] = load_preset("encoders", "mlip", preset) if preset else {}
+    for layer in layers:
+        merged = merge(merged, layer or {})
+    for table in merged:
+        if table not in PretrainSettings.model_fields:
+            raise unknown("table of settings", table, PretrainSettings.model_fields)
+    return PretrainSettings.build(merged)
+
+
+def run_settings(
+    preset: str | None, settings: Mapping[str, Any] | None, start: str | Path | None
+) -> tuple[PretrainSettings, str | None]:
+    """Settings of a run, and the identity of the weights it starts from.
+
+    Parameters
+    ----------
+    preset : str, optional
+    settings : mapping, optional
+        Tables over those of the preset.
+    start : str or path, optional
+        Model to start from, by name or folder; it brings its own ``[model]`` table.
+
+    Raises
+    ------
+    InputError
+        As `pretrain_settings`, for a model that is not there, and for sizes that are not those of the model.
+    """
+    if start is None:
+        return pretrain_settings(preset, settings), None
+    identity = read_config(find_mlip(str(start)))
+    asked = (settings or {}).get("model", {})
+    other = [key for key, value in asked.items() if identity["model"].get(key) != value]
+    if other:
+        raise InputError(f"the model to start from has its own sizes: remove model.{', model.'.join(other)}")
+    return pretrain_settings(preset, settings, {"model": identity["model"]}), str(identity["weights"])
