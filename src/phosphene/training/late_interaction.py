@@ -178,7 +178,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     else:  # sums over many blocks are kept in float32
-        total += left @ right
+        total += (left @ right).to(total.dtype)
 
 
 def _similar(visual: Tensor, textual: Tensor, length: int) -> Tensor:
@@ -197,4 +197,6 @@ def _pull(
     pull = similar.clone().eq_(of_tokens)  # in place, a comparison keeps the type and its speed
     pull *= (weights * to_text / pull.sum(dim=2, keepdim=True)).to(pull.dtype)
     of_maxima = similar.eq_(of_words)
-    return pull.addcmul_(of_maxima, (shares * to_image / of_maxima.sum(dim=1, keepdim=True)).to(pull.dtype))
+    of_maxima *= (shares * to_image / of_maxima.sum(dim=1, keepdim=True)).to(pull.dtype)
+    pull += of_maxima
+    return pull
