@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 from phosphene.errors import InputError
 from phosphene.stimuli import band_limited
 from phosphene.stimuli.scenes import render, sample_graphs
-from phosphene.stimuli.scenes.vocabulary import LIGHTS, MATERIALS
+from phosphene.stimuli.scenes.vocabulary import MATERIALS
 
 RANDOM = np.random.default_rng(0).integers(0, 256, (3, 24, 32, 3), dtype=np.uint8)
 
@@ -60,7 +60,7 @@ def test_many_pictures_are_filtered_one_by_one():
 
 def test_stripes_live_in_high_frequencies_and_illumination_in_low_ones():
     n = 120
-    small = sample_graphs(n, seed=3, objects=1, scale=(0.14, 0.22), only={"background": ["mist", "dead-leaves"]})
+    small = sample_graphs(n, seed=3, objects=1, scale=(0.18, 0.3), only={"background": ["mist", "dead-leaves"]})
     names = list(MATERIALS)
 
     def painted(material):
@@ -77,9 +77,8 @@ def test_stripes_live_in_high_frequencies_and_illumination_in_low_ones():
         return part / whole
 
     stripes, light = (painted("matte"), painted("striped")), (lit(0), lit(180))
-    assert kept(*stripes, low=6.0) > 0.4 > 0.15 > kept(*stripes, high=3.0)
-    assert kept(*light, high=3.0) > 0.4 > 0.15 > kept(*light, low=6.0)
-    assert {"left", "right"} <= set(LIGHTS)
+    assert kept(*stripes, low=6.0) > 0.4 > 0.25 > kept(*stripes, high=3.0)
+    assert kept(*light, high=3.0) > 0.6 > 0.15 > kept(*light, low=6.0)
 
 
 @pytest.mark.parametrize(
