@@ -86,13 +86,14 @@ class TransformersVisionEncoder(TransformersEncoder, MergeableEncoder):
         return torch.from_numpy(self._preprocessing.apply(frames)).to(self.device)
 
     def embed(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        from phosphene.encoders.merging.hosts import with_merging
+        from phosphene.encoders.merging.hosts import find_tower, tower_shape, with_merging
 
-        network = self.network()
-        if not self.merge_plan().active:
+        network, merge = self.network(), self.config.merge
+        if merge is None or not tower_shape(find_tower(network).config).plan(merge).active:
             return self._forward(network, pixels)
-        tower = with_merging(network, self.merging(self.folder), texts=self.text_guide())
-        merged = tower(pixels, layer=self.config.layer, projected=self.config.projected)
+        merged = with_merging(network, merge, texts=self.text_guide())(
+            pixels, layer=self.config.layer, projected=self.config.projected
+        )
         return merged.tokens, merged.pooled
 
     def _forward(self, network: torch.nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

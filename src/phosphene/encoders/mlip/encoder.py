@@ -6,20 +6,21 @@ import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 
-from phosphene.encoders.base import CaptionEncoder, EncodedBatch, EncoderConfig, PixelEncoder
+from phosphene.encoders.base import CaptionEncoder, EncodedBatch, EncoderConfig
 from phosphene.encoders.images import resize
+from phosphene.encoders.merging.encoder import MergeableEncoder, MergingConfig
+from phosphene.encoders.merging.plan import TowerShape
 from phosphene.encoders.merging.settings import MergeSettings
+from phosphene.encoders.mlip.config import MLIPConfig
 from phosphene.encoders.pretrained import PretrainedEncoder
 from phosphene.errors import InputError, unknown
 
 if TYPE_CHECKING:
     import torch
-
-    from phosphene.encoders.mlip.model import MLIP
 
 __all__ = ["SHIPPED", "MLIPEncoder", "MLIPImageConfig", "MLIPTextConfig", "MLIPTextEncoder", "find_mlip"]
 
@@ -49,7 +50,7 @@ def find_mlip(source: str) -> Path:
     )
 
 
-class MLIPImageConfig(EncoderConfig):
+class MLIPImageConfig(MergingConfig):
     """Settings of an MLIP image encoder.
 
     Attributes
@@ -69,8 +70,6 @@ class MLIPImageConfig(EncoderConfig):
     source: str = "pocket"
     domain: Literal["spatial", "frequency"] = "spatial"
     projected: bool = True
-    merge: MergeSettings | None = None
-    texts: tuple[str, ...] = ()
 
 
 class MLIPTextConfig(EncoderConfig):
@@ -112,7 +111,7 @@ class _MLIPSource(PretrainedEncoder):
         return {**settings, "source": self.source} if self.source in SHIPPED else settings
 
 
-class MLIPEncoder(_MLIPSource, PixelEncoder):
+class MLIPEncoder(_MLIPSource, MergeableEncoder):
     """The image tower of an MLIP model.
 
     Tokens: (1 + patches, embed) of the spatial domain, the class token first, whose projection is the pooled
@@ -127,38 +126,51 @@ class MLIPEncoder(_MLIPSource, PixelEncoder):
     name: ClassVar[str] = "mlip"
     Config: ClassVar[type[EncoderConfig]] = MLIPImageConfig
 
-    def encode_pixels(self, frames: np.ndarray) -> EncodedBatch:
-        import torch
-
+    def prepare(self, frames: np.ndarray) -> torch.Tensor:
         model: Any = self.network()
-        pixels = model.normalise(resize(frames, model.config.image_size, self.device))
-        with torch.inference_mode():
-            tokens, pooled = self._embed(model, pixels)
-        return EncodedBatch(tokens=tokens.float().cpu().numpy(), pooled=pooled.float().cpu().numpy())
+        pixels: torch.Tensor = model.normalise(resize(frames, model.config.image_size, self.device))
+        return pixels
 
-    def _guide(self, model: MLIP) -> torch.Tensor | None:
-        """Embeddings of the texts that guide the merging."""
-        if model.config.merge is None or not model.config.merge.active or model.config.merge.guide != "text":
-            return None
-        if not self.config.texts:
-            raise InputError(f"encoder {self.label!r}: merging guided by text needs texts=(...), what is to be spared")
-        ids, valid = self._tokenizer.encode(self.config.texts, model.config.text_context)
-        return model.encode_text(ids.to(self.device), valid.to(self.device), tokens=False).pooled
-
-    def _embed(self, model: MLIP, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def embed(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         from phosphene.encoders.merging.matching import unmerge
 
-        states = model.image_states(pixels, self._guide(model))
+        model: Any = self.network()
+        texts = self.text_guide()
+        states = model.image_states(pixels, None if texts is None else texts.to(self.device))
         if self.config.domain == "spatial":
             projected = model.spatial_projection(states.spatial)
             tokens, merged = projected if self.config.projected else states.spatial, states.merged
-            if merged is not None and model.config.merge is not None and model.config.merge.restore:
+            if merged is not None and model.config.merge.restore:
                 tokens = unmerge(tokens, merged)
             return tokens, projected[:, 0]
         if states.frequency is None or model.frequency_projection is None:
             raise unknown(f"domain of encoder {self.label!r}:", "frequency", ["spatial"])
         projected = model.frequency_projection(states.frequency)
         return projected if self.config.projected else states.frequency, projected.mean(dim=1)
+
+    def tower_shape(self, folder: Path) -> TowerShape:
+        from phosphene.encoders.mlip.image import tower_shape
+
+        return tower_shape(self._model_config(folder))
+
+    def text_encoder(self, folder: Path) -> PretrainedEncoder:
+        return MLIPTextEncoder(MLIPTextConfig(source=str(folder)))
+
+    def merging(self, folder: Path) -> MergeSettings:
+        return self.config.merge or self._model_config(folder).merge or MergeSettings.build()
+
+    def with_merge(self, merge: MergeSettings) -> Self:
+        twin = super().with_merge(merge)
+        twin._network = None  # the tower holds its schedule: it is built anew
+        return twin
+
+    def _read_facts(self, folder: Path) -> dict[str, Any]:
+        return super()._read_facts(folder) | self.merging_facts(folder)
+
+    def _model_config(self, folder: Path) -> MLIPConfig:
+        from phosphene.encoders.mlip.store import read_config
+
+        return MLIPConfig.build(read_config(folder)["model"])
 
 
 class MLIPTextEncoder(_MLIPSource, CaptionEncoder):

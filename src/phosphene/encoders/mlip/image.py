@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from phosphene.encoders.merging.attention import attention
 from phosphene.encoders.merging.matching import Merged
+from phosphene.encoders.merging.plan import TowerShape
 from phosphene.encoders.merging.schedule import patch_flops
 from phosphene.encoders.merging.step import begin, merge_step
 from phosphene.encoders.mlip.config import MLIPConfig
 from phosphene.nn.spectral import FourierGrid, GlobalFilter, RadialFilter
 from phosphene.nn.transformer import FeedForward, TransformerBlock
 
-__all__ = ["Cue", "ImageStates", "ImageTower"]
+__all__ = ["Cue", "ImageStates", "ImageTower", "merge_rates", "tower_shape"]
 
 Cue = Callable[[Tensor], Tensor]
 """Patch tokens (batch, patches, width), normalised, to how salient each is: (batch, patches)."""
@@ -155,12 +156,17 @@ def merge_rates(config: MLIPConfig) -> tuple[int, ...]:
     """
     if config.merge is None or not config.merge.active:
         return (0,) * config.spatial_blocks
-    return config.merge.rates(
-        config.spatial_blocks,
-        config.grid**2 + 1,
+    return tower_shape(config).plan(config.merge).rates
+
+
+def tower_shape(config: MLIPConfig) -> TowerShape:
+    """Sizes of the spatial stage, as far as they decide a schedule."""
+    return TowerShape(
+        layers=config.spatial_blocks,
+        grid=(config.grid, config.grid),
+        protected=1,
         width=config.width,
         mlp_width=round(config.mlp_ratio * config.width),
-        protected=1,
         fixed=_flops_before(config),
     )
 
