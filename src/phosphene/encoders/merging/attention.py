@@ -47,8 +47,8 @@ def attention(
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
     width = q.shape[-1]
     rest = -(width + 1) % 8
-    level = bias.transpose(2, 3).to(k.dtype).expand(-1, k.shape[1], -1, -1)
-    query = F.pad(F.pad(q, (0, 1), value=math.sqrt(width)), (0, rest))
-    key = F.pad(torch.cat([k, level], dim=-1), (0, rest))
+    asked = F.pad(torch.full_like(q[..., :1], math.sqrt(width)), (0, rest))
+    level = F.pad(bias.mT.to(k.dtype).expand(-1, k.shape[1], -1, -1), (0, rest))
+    query, key = torch.cat([q, asked], dim=-1), torch.cat([k, level], dim=-1)
     padded = F.scaled_dot_product_attention(query, key, F.pad(v, (0, rest + 1)), scale=1 / math.sqrt(width))
     return padded[..., :width]

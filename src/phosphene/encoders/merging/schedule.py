@@ -157,7 +157,8 @@ def _plans(places: int, mergeable: int, kind: Kind) -> list[list[int]]:
 def _apportion(total: int, places: int, kind: Kind) -> list[int]:
     """Whole numbers in the proportions of the kind that sum to `total`, never rising from one place to the next."""
     weights = [1.0 if kind == "constant" or places == 1 else 1 - place / (places - 1) for place in range(places)]
-    parts = [int(total * weight / sum(weights) + 1e-9) for weight in weights]
+    unit = total / sum(weights)
+    parts = [int(unit * weight + 1e-9) for weight in weights]
     rest = total - sum(parts)
     return [part + (place < rest) for place, part in enumerate(parts)]
 
