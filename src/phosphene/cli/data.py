@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from phosphene.cli.merging import MergeFlops, MergeGuide, MergeText, MergeTokens, merge_options, merged_plan
 from phosphene.cli.options import Config, Json, Seed, Set, StudyFile, given_settings, progress_wanted
 
 __all__ = ["check", "encode", "importers", "simulate", "summary"]
@@ -91,6 +92,10 @@ def encode(
     out: Annotated[Path, typer.Option("--out", help="Folder of the targets.", metavar="DIR")],
     split: Annotated[str | None, typer.Option("--split", help="Fit on the training part of this split.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu or cuda.")] = None,
+    merge_flops: MergeFlops = None,
+    merge_tokens: MergeTokens = None,
+    merge_guide: MergeGuide = None,
+    merge_text: MergeText = None,
     config: Config = None,
     assignments: Set = None,
     json: Json = None,
@@ -102,6 +107,7 @@ def encode(
     from phosphene.recordings import Study
 
     settings = given_settings(config, assignments)
+    settings = merge_options(encoder, settings, merge_flops, merge_tokens, merge_guide, merge_text)
     with Study.open(study) as opened:
         if split is not None:
             opened = opened.using(split)
@@ -112,6 +118,9 @@ def encode(
     shapes = {kind: targets.shape(kind) for kind in targets.kinds}
     words = ", ".join(f"{kind} {shape}" for kind, shape in shapes.items())
     typer.echo(f"{out}: {len(targets.ids)} stimuli, {words}, encoder {built.label} ({targets.identity})")
+    plan = merged_plan(built)
+    if plan is not None:
+        typer.echo(f"  tokens merged inside the tower: {plan}")
     if json is not None:
         facts = {"encoder": built.label, "identity": targets.identity, "stimuli": len(targets.ids), "shapes": shapes}
-        write_json(json, facts)
+        write_json(json, facts | ({} if plan is None else {"merging": plan.to_dict()}))

@@ -24,7 +24,7 @@ from phosphene.files import atomic_path, cache_root, digest, read_json, write_js
 if TYPE_CHECKING:
     from phosphene.stimuli import StimulusSet
 
-__all__ = ["StorageType", "encode"]
+__all__ = ["StorageType", "checked_device", "encode"]
 
 StorageType = Literal["auto", "float32", "float16"]
 
@@ -97,7 +97,7 @@ def encode(
         raise InputError("there are no stimuli to encode")
     encoder = _ready(make_encoder(encoder) if isinstance(encoder, str) else encoder, stimuli, fit_on)
     if device is not None:
-        encoder.device = _checked_device(device)
+        encoder.device = checked_device(device)
     work = _Work(stimuli, encoder, batch_size or encoder.batch_size, dtype, progress)
     if cache is False:
         arrays = _encode_to_memory(work)
@@ -125,7 +125,8 @@ def _ready(encoder: Encoder, stimuli: StimulusSet, fit_on: Sequence[str] | np.nd
     return copy.deepcopy(encoder).fit(stimuli.select(fit_on))
 
 
-def _checked_device(device: str) -> str:
+def checked_device(device: str) -> str:
+    """The name of a device that torch knows and sees, else an `InputError`."""
     import torch
 
     try:

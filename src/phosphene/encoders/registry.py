@@ -9,6 +9,7 @@ from phosphene.encoders.base import Encoder
 from phosphene.encoders.gabor import GaborEncoder
 from phosphene.encoders.given import GivenEncoder
 from phosphene.encoders.labels import LabelEncoder
+from phosphene.encoders.merging.encoder import MergeableEncoder
 from phosphene.encoders.minilm import MiniLMEncoder
 from phosphene.encoders.mlip.encoder import SHIPPED, MLIPEncoder, MLIPTextEncoder
 from phosphene.encoders.pixels import PixelGridEncoder
@@ -18,7 +19,7 @@ from phosphene.encoders.transformers_text import TransformersTextEncoder
 from phosphene.encoders.transformers_vision import TransformersVisionEncoder
 from phosphene.errors import InputError, unknown
 
-__all__ = ["ENCODERS", "make_encoder"]
+__all__ = ["ENCODERS", "make_encoder", "mergeable"]
 
 ENCODERS: dict[str, type[Encoder]] = {
     kind.name: kind
@@ -95,6 +96,23 @@ def make_encoder(name: str, **settings: Any) -> Encoder:
             raise InputError(f"encoder {name!r} says {key} = {value!r}, the setting says {settings[key]!r}")
     kind = ENCODERS[family]
     return kind(kind.Config.build({**given, **settings}))
+
+
+def mergeable(encoder: Encoder) -> MergeableEncoder:
+    """The encoder, or the one that it standardises, whose tokens can be merged.
+
+    Raises
+    ------
+    InputError
+        Where they cannot, naming the encoders whose can.
+    """
+    inner = encoder
+    while isinstance(inner, StandardisedEncoder):
+        inner = inner.inner
+    if not isinstance(inner, MergeableEncoder):
+        able = [name for name in _SPELLINGS if issubclass(ENCODERS[_parse(name)[0]], MergeableEncoder)]
+        raise InputError(f"encoder {encoder.label!r} has no tower whose tokens could be merged; {', '.join(able)} have")
+    return inner
 
 
 def _parse(name: str) -> tuple[str, dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from phosphene.encoders.merging.schedule import flops
 from phosphene.encoders.merging.settings import MergeSettings
@@ -38,6 +39,10 @@ class MergePlan:
     def active(self) -> bool:
         """Whether anything is merged."""
         return any(self.rates)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"rates": list(self.rates), "tokens": self.tokens, "remaining": self.remaining, "flops": self.flops}
 
     def __str__(self) -> str:
         return f"{self.tokens} -> {self.remaining} tokens, {self.flops:.0%} of the operations"
