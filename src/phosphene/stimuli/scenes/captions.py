@@ -21,7 +21,7 @@ from phosphene.stimuli.scenes.vocabulary import (
     SIZES,
 )
 
-__all__ = ["MOST_CAPTIONS", "captions", "chosen_captions"]
+__all__ = ["MOST_CAPTIONS", "captions", "chosen_captions", "plain_captions"]
 
 MOST_CAPTIONS = 20
 _DRAWS = 32  # numbers a caption consumes at most
@@ -184,6 +184,36 @@ def chosen_captions(graphs: SceneGraphs, numbers: np.ndarray) -> tuple[str, ...]
         scene.caption(number, first[row], dice[row])
         for row, (scene, number) in enumerate(zip(scenes, numbers.tolist(), strict=True))
     )
+
+
+def plain_captions(graphs: SceneGraphs) -> tuple[str, ...]:
+    """One caption a scene that says material, colour and shape of every object and their relations, always alike.
+
+    The first word of each list of synonyms, nothing about size, background or light: short, and as exact as an answer
+    key.
+
+    Examples
+    --------
+    >>> from phosphene.stimuli.scenes import sample_graphs
+    >>> plain_captions(sample_graphs(1, seed=1, objects=1))
+    ('A rough brown bottle.',)
+    """
+    materials, colours = ([words[0] for words in table] for table in (_MATERIALS, _COLOURS))
+    nouns, relations = [entry.nouns[0] for entry in _SHAPES], [words[0] for words in _RELATIONS]
+
+    def phrase(scene: _Scene, slot: int) -> str:
+        words = f"{materials[scene.material[slot]]} {colours[scene.colour[slot]]} {nouns[scene.shape[slot]]}"
+        return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+    written = []
+    for scene in _scenes(graphs)[0]:
+        text = phrase(scene, 0)
+        if scene.n_objects > 1:
+            text += f" {relations[scene.relation]} {phrase(scene, 1)}"
+        if scene.n_objects > 2:
+            text += f" and {relations[scene.relation_2]} {phrase(scene, 2)}"
+        written.append(f"{text[0].upper()}{text[1:]}.")
+    return tuple(written)
 
 
 def _scenes(graphs: SceneGraphs) -> tuple[list[_Scene], list[float]]:
