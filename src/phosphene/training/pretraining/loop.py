@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from phosphene.encoders.mlip import MLIP
+from phosphene.encoders.mlip import MLIP, ImageFeatures, TextFeatures
 from phosphene.errors import InputError
 from phosphene.training import schedules
 from phosphene.training.checkpoint import (
@@ -26,6 +26,7 @@ from phosphene.training.checkpoint import (
     optimizer_tensors,
     save_checkpoint,
 )
+from phosphene.training.grad_cache import cached_step
 from phosphene.training.interrupt import Interruptible
 from phosphene.training.log import RunLog
 from phosphene.training.loop import TrainingError, TrainingInterrupted
@@ -74,13 +75,23 @@ class PairStep(nn.Module):
         wrap: Callable[..., Any] = torch.compile if compiled else lambda function: function
         self._image, self._text = wrap(model.encode_image), wrap(model.encode_text)
 
-    def forward(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a batch, and its parts by name."""
+    def forward(self, batch: PairBatch, loss: bool = True) -> Any:
+        """Loss of a batch and its parts by name; without `loss` the features of both sides alone."""
         tokens = self.objective.needs_tokens
         image = self._image(self.model.prepare(batch.pixels), tokens=tokens)
         text = self._text(batch.ids, batch.valid, tokens=tokens)
-        loss, parts = self.objective(image, text, batch.positive, images=batch.images, captions=batch.captions)
-        return loss, parts
+        if loss:
+            return self.loss((image, text), batch)
+        # DDP looks for weights without a part in what comes out here: those of the objective get theirs later
+        later = sum((weight.sum() * 0.0 for weight in self.objective.parameters()), torch.zeros(()))
+        return image._replace(spatial=image.spatial + later.to(image.spatial)), text
+
+    def loss(self, features: tuple[ImageFeatures, TextFeatures], batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of features of a whole batch, and its parts by name."""
+        found: tuple[Tensor, dict[str, Tensor]] = self.objective(
+            *features, batch.positive, images=batch.images, captions=batch.captions
+        )
+        return found
 
 
 class _Pretraining:
@@ -166,11 +177,31 @@ class _Pretraining:
         return value
 
     def _backward(self, batch: PairBatch, more: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """Add the gradient of a batch; processes exchange gradients with the last batch of a step."""
-        with self.fabric.no_backward_sync(self.module) if more else nullcontext():
-            loss, parts = self.module(batch)
-            self.fabric.backward(loss / self.config.accumulate)
-        return loss.detach(), parts
+        """Add the gradient of a batch; processes exchange gradients at the very end of a step."""
+
+        def context(last: bool) -> AbstractContextManager[Any]:
+            return nullcontext() if last and not more else self.fabric.no_backward_sync(self.module)
+
+        def backward(value: Tensor) -> None:
+            self.fabric.backward(value / self.config.accumulate)
+
+        if not 0 < self.config.chunk < len(batch.pixels):
+            with context(True):
+                loss, parts = self.module(batch)
+                backward(loss)
+            return loss.detach(), parts
+
+        def embed(chunk: PairBatch) -> tuple[ImageFeatures, TextFeatures]:
+            features: tuple[ImageFeatures, TextFeatures] = self.module(chunk, loss=False)
+            return features
+
+        def whole(features: tuple[ImageFeatures, TextFeatures]) -> tuple[Tensor, dict[str, Tensor]]:
+            with self.fabric.autocast():
+                return self.plain.loss(features, batch)
+
+        own = self.plain.objective.parameters()
+        chunks = batch.chunks(self.config.chunk)
+        return cached_step(embed, chunks, whole, own, backward=backward, context=context)
 
     def _count(self, value: float, rate: float, norm: float, parts: dict[str, Tensor]) -> None:
         progress, every = self.progress, self.config.log_steps

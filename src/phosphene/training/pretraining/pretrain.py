@@ -8,30 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 
 from phosphene.encoders.mlip import MLIP, Tokenizer, load_model, save_model
 from phosphene.encoders.mlip.encoder import find_mlip
-from phosphene.errors import InputError, LeakageError
+from phosphene.errors import InputError
 from phosphene.files import write_json, write_text
-from phosphene.recordings.overlap import picture_keys
-from phosphene.stimuli import StimulusSet
+from phosphene.stimuli import StimulusSet, check_captions, check_pictures_apart, picture_hashes
 from phosphene.training.launch import launch
-from phosphene.training.pretraining.batches import (
-    PairLoader,
-    PairSource,
-    ScenePairs,
-    StimulusPairs,
-    check_lengths,
-    check_pairs,
-)
+from phosphene.training.pretraining.batches import PairLoader, PairSource, check_lengths
 from phosphene.training.pretraining.card import hardware, model_card, read_curve, write_curve
 from phosphene.training.pretraining.loop import Progress, train_pairs
 from phosphene.training.pretraining.objective import MLIPObjective
 from phosphene.training.pretraining.probes import SCORES, Probe, Score, held_out_probes, scene_probes
 from phosphene.training.pretraining.settings import PretrainSettings, run_settings
+from phosphene.training.pretraining.sources import ScenePairs, StimulusPairs, at_size
 from phosphene.training.progress import progress_bar
 from phosphene.training.run_folder import RunFolder
 from phosphene.training.sampling import split_validation
@@ -170,52 +162,45 @@ def _pairs(
     if stimuli is None:
         if held_out is not None or classes is not None:
             raise InputError("held-out pictures and classes go with pictures to train on; scenes have their own probes")
-        source: PairSource = ScenePairs(data, training.batch_size, size, seed)
-        return _Pairs(source, scene_probes(data, training.probe_pictures, size), {"source": "scenes"})
-    check_pairs(stimuli)
-    keys = picture_keys(stimuli)
-    assert keys is not None
+        scenes = ScenePairs(data, training.batch_size, size, seed)
+        return _Pairs(scenes, scene_probes(data, training.probe_pictures, size), {"source": "scenes"})
+    check_captions(stimuli)
+    stimuli = at_size(stimuli, size, training.memory_gb)
+    keys = picture_hashes(stimuli)
     if held_out is None:
         aside = split_validation(keys, data.held_out, seed)
-        stimuli, held_out, keys, held_keys = (
-            stimuli.select(stimuli.ids[~aside]),
-            stimuli.select(stimuli.ids[aside]),
-            keys[~aside],
-            keys[aside],
-        )
+        held_out, held_keys = stimuli.select(stimuli.ids[aside]), keys[aside]
+        stimuli, keys = stimuli.select(stimuli.ids[~aside]), keys[~aside]
     else:
-        check_pairs(held_out)
-        found = picture_keys(held_out)
-        assert found is not None
-        held_keys = found
-        _refuse_leakage(stimuli, keys, held_out, held_keys)
-    source = StimulusPairs(stimuli, data, training.batch_size, size, seed, training.memory_gb, keys)
+        check_captions(held_out)
+        held_out = at_size(held_out, size, training.memory_gb)
+        check_pictures_apart({"training": stimuli, "held-out": held_out})
+        held_keys = picture_hashes(held_out)
+    source = StimulusPairs(stimuli, data, training.batch_size, seed, keys)
     probe = Probe([])
     if len(held_out) > 1:
-        probe = held_out_probes(held_out, training.probe_pictures, size, held_keys, classes)
+        prompts = None if classes is None else _prompts(classes, stimuli, held_out)
+        probe = held_out_probes(held_out, training.probe_pictures, held_keys, prompts, classes or "")
     else:
-        log.info("no pictures are held out: there will be no probes")
-    return _Pairs(
-        source,
-        probe,
-        {
-            "source": "pictures",
-            "training_pictures": len(stimuli),
-            "captions": sum(map(len, stimuli.captions)),
-            "held_out_pictures": len(held_out),
-            "identity": source.identity,
-        },
-    )
+        log.warning("no pictures are held out: there will be no probes")
+    facts = {
+        "source": "pictures",
+        "training_pictures": len(stimuli),
+        "captions": sum(map(len, stimuli.captions)),
+        "held_out_pictures": len(held_out),
+        "identity": source.identity,
+        "fitted_on": stimuli.ids.tolist(),
+    }
+    return _Pairs(source, probe, facts)
 
 
-def _refuse_leakage(stimuli: StimulusSet, keys: np.ndarray, held_out: StimulusSet, held_keys: np.ndarray) -> None:
-    rows = np.flatnonzero(np.isin(held_keys, keys))
-    if len(rows):
-        known = dict(zip(keys.tolist(), stimuli.ids.tolist(), strict=True))
-        pairs = [f"{held_out.ids[row]} = {known[held_keys[row]]}" for row in rows[:5].tolist()]
-        raise LeakageError(
-            f"{len(rows)} held-out pictures are also trained on, whatever their captions say: {', '.join(pairs)}"
-        )
+def _prompts(column: str, *parts: StimulusSet) -> dict[str, tuple[str, ...]]:
+    """Captions of every class that occurs, by its name."""
+    found: dict[str, tuple[str, ...]] = {}
+    for part in parts:
+        for name, captions in zip(part.labels[column].tolist(), part.captions, strict=True):
+            found.setdefault(str(name), captions)
+    return dict(sorted(found.items()))
 
 
 def _model(

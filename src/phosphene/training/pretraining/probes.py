@@ -18,8 +18,9 @@ from phosphene.stimuli import StimulusSet
 from phosphene.stimuli.scenes import SceneGraphs, chosen_captions, render_tensor, sample_graphs
 from phosphene.stimuli.scenes.vocabulary import COLOURS, MATERIALS, SHAPES
 from phosphene.training.late_interaction import late_interaction
-from phosphene.training.pretraining.batches import resized, unique_texts
+from phosphene.training.pretraining.batches import unique_texts
 from phosphene.training.pretraining.settings import DataSettings
+from phosphene.training.pretraining.sources import scene_grammar
 
 __all__ = ["SCORES", "Probe", "Retrieval", "Score", "ZeroShot", "held_out_probes", "scene_probes", "wilson"]
 
@@ -257,13 +258,11 @@ class _Scenes:
     def __init__(self, data: DataSettings, n: int, size: int, role: str) -> None:
         self.data, self.n, self.size = data, n, size
         self.part = f"{'seen' if role == 'train' else 'unseen'} compositions"
-        self.rule: dict[str, Any] = {} if data.rule == "none" else {"holdout": role, "rule": data.rule}
+        self.grammar = scene_grammar(data, role)
 
     def draw(self, start: int, objects: int | None) -> SceneGraphs:
         """Scenes number `start` and following."""
-        return sample_graphs(
-            self.n, _SEED, start=start, **self.rule, objects=objects, only=self.data.only or None, scale=self.data.scale
-        )
+        return sample_graphs(self.n, _SEED, start=start, **{**self.grammar, "objects": objects})
 
     def pixels(self, graphs: SceneGraphs) -> Tensor:
         return torch.cat(
@@ -322,30 +321,28 @@ def scene_probes(data: DataSettings, n: int, size: int) -> Probe:
 
 
 def held_out_probes(
-    stimuli: StimulusSet, n: int, size: int, keys: np.ndarray | None = None, classes: str | None = None
+    stimuli: StimulusSet, n: int, keys: np.ndarray, prompts: Mapping[str, Sequence[str]] | None = None, column: str = ""
 ) -> Probe:
-    """Retrieval, and zero-shot where the captions name classes, on held-out pictures.
+    """Retrieval on held-out pictures, or zero-shot classification where their captions name classes.
 
     Parameters
     ----------
     stimuli : StimulusSet
-        Pictures that training has not seen, with captions.
+        Square pictures that training has not seen, with captions.
     n : int
         Most pictures of the probe, the first ones.
-    size : int
-        Pixels a side.
-    keys : array of str, optional
+    keys : array of str
         Equal for equal pictures.
-    classes : str, optional
-        Label column from which the captions were made.
+    prompts : mapping of str to sequence of str, optional
+        Captions of every class.
+    column : str
+        Label column of the class of each picture.
     """
-    n = min(n, len(stimuli))
-    rows = np.arange(n)
-    pixels = torch.cat([resized(stimuli.frames(rows[at : at + _BATCH]), size) for at in range(0, n, _BATCH)])
-    if classes is None:
-        texts = [captions[0] for captions in stimuli.captions[:n]]
-        return Probe([Retrieval("held-out pictures", pixels, texts, None if keys is None else keys[:n])])
-    names, truth = np.unique(stimuli.labels[classes][:n].astype(str), return_inverse=True)
-    first = {name: row for row, name in reversed(list(enumerate(stimuli.labels[classes][:n].astype(str).tolist())))}
-    prompts = [stimuli.captions[first[name]] for name in names.tolist()]
-    return Probe([ZeroShot("held-out pictures", pixels, {classes: truth}, prompts, [len(names)])])
+    rows, part = np.arange(min(n, len(stimuli))), "held-out pictures"
+    pixels = torch.from_numpy(stimuli.pixels(rows))
+    if prompts is None:
+        texts = [stimuli.captions[row][0] for row in rows.tolist()]
+        return Probe([Retrieval(part, pixels, texts, keys[rows])])
+    place = {name: position for position, name in enumerate(prompts)}
+    truth = np.array([place[str(name)] for name in stimuli.labels[column][rows].tolist()])
+    return Probe([ZeroShot(part, pixels, {column: truth}, list(prompts.values()), [len(place)])])

@@ -1,0 +1,229 @@
+"""Where pairs of picture and caption come from: which of them meet in a batch is a pure function of its number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from phosphene.encoders.images import resize
+from phosphene.errors import InputError
+from phosphene.files import digest
+from phosphene.stimuli import StimulusSet, check_captions
+from phosphene.stimuli.scenes import SceneGraphs, chosen_captions, render_tensor
+from phosphene.stimuli.scenes.groups import hard_groups
+from phosphene.training.pretraining.batches import Chosen
+from phosphene.training.pretraining.settings import DataSettings
+
+__all__ = ["ScenePairs", "StimulusPairs", "at_size", "scene_grammar"]
+
+_BLOCK = 512  # pictures rendered at a time where many are needed
+_CORPUS = 20_000  # scenes whose captions teach the vocabulary
+
+
+def _sampled(seed: int, number: int, available: np.ndarray, count: int) -> list[np.ndarray]:
+    """Which captions of each picture take part in a batch: `count` different ones where there are as many."""
+    generator = np.random.default_rng((seed, 1, number))
+    order = np.argsort(generator.random((len(available), int(available.max()))), axis=1, kind="stable")
+    picked = []
+    for row, most in zip(order, available.tolist(), strict=True):
+        allowed = row[row < most]
+        picked.append(np.resize(allowed, count))
+    return picked
+
+
+class _Endless:
+    """Rows 0 to n - 1 in a new order each epoch, one epoch after the other; blocks of rows stay together."""
+
+    def __init__(self, n: int, seed: int, block: int = 1) -> None:
+        self.n, self._seed, self._block = n, seed, block
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def _rows(self, epoch: int) -> np.ndarray:
+        if epoch != self._epoch:
+            blocks = np.random.default_rng((self._seed, 2, epoch)).permutation(-(-self.n // self._block))
+            rows = (blocks[:, None] * self._block + np.arange(self._block)).ravel()
+            self._epoch, self._order = epoch, rows[rows < self.n]
+        return self._order
+
+    def __getitem__(self, span: slice) -> np.ndarray:
+        parts, start, stop = [], span.start, span.stop
+        while start < stop:
+            epoch, first = divmod(start, self.n)
+            part = self._rows(epoch)[first : first + stop - start]
+            parts.append(part)
+            start += len(part)
+        return np.concatenate(parts)
+
+
+class ScenePairs:
+    """Procedural scenes of the training role, rendered when their batch is due, or from a pool.
+
+    Parameters
+    ----------
+    settings : DataSettings
+    batch_size : int
+    size : int
+        Pixels a side.
+    seed : int
+        Family of the scenes.
+    """
+
+    def __init__(self, settings: DataSettings, batch_size: int, size: int, seed: int) -> None:
+        self.settings, self.batch_size, self.size, self.seed = settings, batch_size, size, seed
+        if settings.pool and settings.pool < batch_size:
+            raise InputError(f"data.pool = {settings.pool} scenes are fewer than training.batch_size = {batch_size}")
+        self._order = _Endless(settings.pool, seed, settings.group) if settings.pool else None
+        self._rendered: Tensor | None = None
+
+    def graphs(self, n: int, start: int = 0) -> SceneGraphs:
+        """Training scenes number `start` and following."""
+        data = self.settings
+        return hard_groups(
+            n,
+            self.seed,
+            start=start,
+            group=data.group,
+            colours=data.group_colours,
+            materials=data.group_materials,
+            share=data.hard_share,
+            **scene_grammar(data, "train"),
+        )
+
+    @cached_property
+    def _pool(self) -> SceneGraphs:
+        return self.graphs(self.settings.pool)
+
+    def choose(self, number: int) -> Chosen:
+        start = number * self.batch_size
+        if self._order is None:
+            rows, graphs = np.arange(start, start + self.batch_size), self.graphs(self.batch_size, start)
+        else:
+            rows = self._order[start : start + self.batch_size]
+            graphs = self._pool.take(rows)
+        picked = _sampled(self.seed, number, np.full(len(graphs), self.settings.captions), self.settings.sampled)
+        written = [chosen_captions(graphs, column) for column in np.stack(picked, axis=1)]
+        texts = [list(captions) for captions in zip(*written, strict=True)]
+        return Chosen(graphs if self._order is None else rows, rows, texts, texts)
+
+    def pixels(self, pictures: Any, part: slice, device: torch.device) -> Tensor:
+        if self._order is None:
+            return render_tensor(pictures.take(part), self.size, device)
+        return self._pool_pixels(device)[torch.from_numpy(pictures[part]).to(device)]
+
+    def _pool_pixels(self, device: torch.device) -> Tensor:
+        if self._rendered is None:
+            pool, size = self._pool, self.size
+            self._rendered = torch.empty(len(pool), size, size, 3, dtype=torch.uint8, device=device)
+            for first in range(0, len(pool), _BLOCK):
+                part = slice(first, first + _BLOCK)
+                self._rendered[part] = render_tensor(pool.take(part), size, device)
+        return self._rendered
+
+    def corpus(self) -> Iterable[str]:
+        graphs = self.graphs(min(self.settings.pool or _CORPUS, _CORPUS))
+        for number in range(self.settings.captions):
+            yield from chosen_captions(graphs, np.full(len(graphs), number))
+
+    @property
+    def identity(self) -> str:
+        return "procedural scenes"
+
+
+def scene_grammar(data: DataSettings, role: str) -> dict[str, Any]:
+    """What restricts scenes of a role, as arguments of `sample_graphs`."""
+    rule = {} if data.rule == "none" else {"holdout": role, "rule": data.rule}
+    return {**rule, "objects": data.objects, "only": data.only or None, "scale": data.scale}
+
+
+class StimulusPairs:
+    """Pictures with captions of a stimulus set, each shown once an epoch.
+
+    Parameters
+    ----------
+    stimuli : StimulusSet
+        Square pictures as `at_size` gives them, all with captions.
+    settings : DataSettings
+    batch_size : int
+        Lowered to the number of pictures where there are fewer.
+    seed : int
+    keys : array of str
+        Equal for equal pictures.
+
+    Raises
+    ------
+    InputError
+        For pictures without captions or with empty ones, naming them; for fewer than two pictures.
+    """
+
+    def __init__(
+        self, stimuli: StimulusSet, settings: DataSettings, batch_size: int, seed: int, keys: np.ndarray
+    ) -> None:
+        if len(stimuli) < 2:
+            raise InputError(f"pretraining contrasts pictures with one another; found {len(stimuli)} for training")
+        check_captions(stimuli)
+        self.stimuli, self.settings, self.seed = stimuli, settings, seed
+        self.batch_size = min(batch_size, len(stimuli))
+        self._names = keys
+        self._keys = np.unique(keys, return_inverse=True)[1]
+        self._available = np.array([len(captions) for captions in stimuli.captions])
+        self._order = _Endless(len(stimuli), seed)
+
+    def choose(self, number: int) -> Chosen:
+        start = number * self.batch_size
+        rows = self._order[start : start + self.batch_size]
+        known = [list(self.stimuli.captions[row]) for row in rows]
+        picked = _sampled(self.seed, number, self._available[rows], self.settings.sampled)
+        texts = [[captions[place] for place in places] for captions, places in zip(known, picked, strict=True)]
+        return Chosen(rows, self._keys[rows], texts, known)
+
+    def pixels(self, pictures: Any, part: slice, device: torch.device) -> Tensor:
+        return torch.from_numpy(self.stimuli.pixels(pictures[part])).to(device)
+
+    def corpus(self) -> Iterable[str]:
+        for captions in self.stimuli.captions:
+            yield from captions
+
+    @property
+    def identity(self) -> str:
+        rows = zip(self.stimuli.ids.tolist(), self._names.tolist(), self.stimuli.captions, strict=True)
+        return digest(*(repr(row) for row in rows))
+
+
+class _Square:
+    """Pixels of another set, resized when they are read; of clips the middle frame."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, stimuli: StimulusSet, size: int) -> None:
+        self._stimuli, self.shape = stimuli, (len(stimuli), size, size, 3)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        frames, size = self._stimuli.frames(rows), self.shape[1]
+        if frames.shape[1:3] == (size, size):
+            return frames
+        return resize(frames, size).mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def at_size(stimuli: StimulusSet, size: int, memory_gb: float) -> StimulusSet:
+    """Stimuli as square pictures of `size` pixels a side, kept in memory where there is room; the aspect is not kept.
+
+    Raises
+    ------
+    InputError
+        For stimuli without pixels.
+    """
+    if not stimuli.has_pixels:
+        raise InputError("pretraining needs pictures, and these stimuli have no pixels")
+    square = _Square(stimuli, size)
+    lazy = StimulusSet(stimuli.ids, square, stimuli.captions, stimuli.labels)
+    if int(np.prod(square.shape)) > memory_gb * 1e9:
+        return lazy
+    held = np.empty(square.shape, dtype=np.uint8)
+    for rows, pixels in lazy.blocks():
+        held[rows] = pixels
+    return StimulusSet(stimuli.ids, held, stimuli.captions, stimuli.labels)
