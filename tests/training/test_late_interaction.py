@@ -73,6 +73,14 @@ def test_values_and_gradients_are_those_of_the_naive_form(top, weighted, chunk):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
+def test_any_layout_in_memory_will_do():
+    image, words, mask, _ = tokens()
+    plain = gradients(late_interaction, image, words, mask)
+    strange = [each.detach().permute(2, 1, 0).clone().permute(2, 1, 0).requires_grad_() for each in (image, words)]
+    for one, other in zip(gradients(late_interaction, *strange, mask), plain, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_single_precision_is_exact_to_five_digits():
     image, words, mask, sizes = tokens(12, 9, 16, 11, 24, dtype=torch.float32)
     expected = gradients(naive, image, words, mask, sizes=sizes)

@@ -26,6 +26,7 @@ from phosphene.training.progress import progress_bar
 from phosphene.training.run_folder import RunFolder
 from phosphene.training.sampling import BatchSampler, split_validation
 from phosphene.training.settings import TrainingConfig
+from phosphene.training.token_alignment import require_tokens
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -96,7 +97,8 @@ def fit(
     LeakageError
         When the targets' encoder was fitted on stimuli outside of the training part.
     InputError
-        For unknown names or settings, stimuli without targets, a run folder of another run.
+        For unknown names or settings, stimuli without targets, a run folder of another run, an objective that
+        compares tokens where the targets have none.
     TrainingError
         When the loss or a gradient is not finite.
     """
@@ -110,6 +112,8 @@ def fit(
     layers = load_preset("decoders", name, preset) if preset else {}
     kind = _kind(kind, layers.get("kind"), targets)
     config = TrainingConfig.build(layers.get("training"), training)
+    if config.alignment:
+        require_tokens(config.alignment, targets.shape(kind))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         decoder = make_decoder(
@@ -280,7 +284,7 @@ def _prepare(
         mixing_steps=int(np.ceil(config.mixing_fraction * total_steps)),
         ahead=ahead,
     )
-    objective = Objective(config, rows.variance() if config.mse_weight else 1.0)
+    objective = Objective(config, rows.variance() if config.mse_weight else 1.0, targets.shape(kind))
     return _Bench(view.restrict(ids[~aside]), objective, loader, validation, total_steps)
 
 

@@ -72,7 +72,7 @@ def late_interaction(
         longest = int(mask.any(dim=0).nonzero().max()) + 1
         words, mask = words[:, :longest], mask[:, :longest]
     present = None if sizes is None else sizes > 0
-    visual = _units(image_tokens, present)
+    visual = _units(image_tokens, present).contiguous()
     # word by word, captions side by side: both maxima then run over rows, at the speed of memory
     textual = _units(words, mask).transpose(0, 1).flatten(0, 1)
     shares = mask.to(visual.dtype)
@@ -152,7 +152,7 @@ class _Interaction(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         visual, textual, sizes, shares = ctx.saved_tensors
         need_visual, need_textual = ctx.needs_input_grad[:2]
-        of_visual = torch.empty_like(visual) if need_visual else None
+        of_visual = visual.new_empty(visual.shape) if need_visual else None
         # transposed, the sum over blocks is the fastest of the four products
         of_textual = torch.zeros_like(textual.T, dtype=shares.dtype) if need_textual else None
         for start in range(0, len(visual), ctx.chunk):

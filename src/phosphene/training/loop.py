@@ -150,7 +150,7 @@ class _Run:
         self.counters.loss_sum += value
         if self.counters.step % config.log_steps == 0:
             figures = {"loss": value, "learning_rate": rate, "gradient_norm": norm}
-            if config.contrastive != "none":
+            if config.contrasts:
                 figures["temperature"] = float(torch.as_tensor(self.plain.objective.temperature(scheduled)).detach())
             figures |= {name: float(part) for name, part in parts.items()}
             self.log.write({"event": "step", "step": self.counters.step, **figures})

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["bimixco", "cosine", "infonce", "mixed_targets", "mse", "softclip"]
+__all__ = ["bimixco", "cosine", "infonce", "mixed_targets", "mse", "pair_weights", "softclip", "weighted"]
 
 
 def _similarity(predictions: Tensor, targets: Tensor) -> Tensor:
@@ -23,15 +23,27 @@ def _similarity(predictions: Tensor, targets: Tensor) -> Tensor:
     return functional.normalize(predictions, dim=1) @ functional.normalize(targets, dim=1).T
 
 
-def _weighted(logits: Tensor, weights: Tensor) -> Tensor:
-    """Symmetric cross-entropy with pair weights (B, U) whose rows sum to one."""
+def weighted(to_image: Tensor, to_brain: Tensor, weights: Tensor) -> Tensor:
+    """Symmetric cross-entropy of logits in both directions with pair weights.
+
+    Parameters
+    ----------
+    to_image, to_brain : Tensor (B, U)
+        Logits of trials with stimuli; the same tensor twice where they are symmetric.
+    weights : Tensor (B, U)
+        How much each trial belongs to each stimulus; rows sum to one. See `pair_weights`.
+
+    Returns
+    -------
+    Tensor ()
+    """
     positive = weights > 0
-    to_image = (weights * logits.log_softmax(dim=1)).sum()
+    of_image = (weights * to_image.log_softmax(dim=1)).sum()
     # image to brain: each positive pair against the predictions that hold nothing of this stimulus
-    negatives = logits.masked_fill(positive, -torch.inf).logsumexp(dim=0, keepdim=True)
-    log_share = logits - torch.logaddexp(logits, negatives)
-    to_brain = (weights * log_share).masked_fill(~positive, 0.0).sum()
-    return -(to_image + to_brain) / (2 * len(logits))
+    negatives = to_brain.masked_fill(positive, -torch.inf).logsumexp(dim=0, keepdim=True)
+    log_share = to_brain - torch.logaddexp(to_brain, negatives)
+    of_brain = (weights * log_share).masked_fill(~positive, 0.0).sum()
+    return -(of_image + of_brain) / (2 * len(to_image))
 
 
 def infonce(predictions: Tensor, targets: Tensor, stimulus: Tensor, temperature: Tensor | float) -> Tensor:
@@ -64,8 +76,7 @@ def infonce(predictions: Tensor, targets: Tensor, stimulus: Tensor, temperature:
     True
     """
     logits = _similarity(predictions, targets) / temperature
-    weights = functional.one_hot(stimulus, len(targets)).to(logits.dtype)
-    return _weighted(logits, weights)
+    return weighted(logits, logits, pair_weights(stimulus, len(targets)).to(logits.dtype))
 
 
 def bimixco(
@@ -90,11 +101,22 @@ def bimixco(
         :math:`\lambda_i` in [0, 1].
     """
     logits = _similarity(predictions, targets) / temperature
-    weights = _pair_weights(stimulus, partner, share.to(logits.dtype), len(targets))
-    return _weighted(logits, weights)
+    weights = pair_weights(stimulus, len(targets), partner, share.to(logits.dtype))
+    return weighted(logits, logits, weights)
 
 
-def _pair_weights(stimulus: Tensor, partner: Tensor, share: Tensor, n_stimuli: int) -> Tensor:
+def pair_weights(
+    stimulus: Tensor, n_stimuli: int, partner: Tensor | None = None, share: Tensor | None = None
+) -> Tensor:
+    """Weight of each trial's stimulus, and of its partner's where responses are mixed: (B, U).
+
+    Examples
+    --------
+    >>> pair_weights(torch.tensor([1, 0]), 2, torch.tensor([0, 0]), torch.tensor([0.75, 0.5])).tolist()
+    [[0.25, 0.75], [1.0, 0.0]]
+    """
+    if partner is None or share is None:
+        return functional.one_hot(stimulus, n_stimuli)
     weights = torch.zeros(len(stimulus), n_stimuli, dtype=share.dtype, device=share.device)
     weights.scatter_add_(1, stimulus[:, None], share[:, None])
     return weights.scatter_add_(1, partner[:, None], 1 - share[:, None])

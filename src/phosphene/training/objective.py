@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from phosphene.training import losses
 from phosphene.training.data import StepBatch
 from phosphene.training.gather import gather
 from phosphene.training.settings import TrainingConfig
+from phosphene.training.token_alignment import TokenAlignment
 
 __all__ = ["Objective", "TrainingStep"]
 
@@ -20,17 +22,20 @@ _LOGIT_SCALE = (1.0, 1000.0)
 
 
 class Objective(nn.Module):
-    """Weighted sum of a contrastive, a squared-error and a cosine part.
+    """Weighted sum of a contrastive, a squared-error and a cosine part, and of those that compare tokens.
 
     Parameters
     ----------
     config : TrainingConfig
     variance : float
         Mean variance of a target dimension over the training stimuli: the unit of the squared error.
+    target_shape : sequence of int
+        (tokens, width) of a target; needed for the parts that compare tokens.
     """
 
-    def __init__(self, config: TrainingConfig, variance: float = 1.0) -> None:
+    def __init__(self, config: TrainingConfig, variance: float = 1.0, target_shape: Sequence[int] = ()) -> None:
         super().__init__()
+        self.alignment = TokenAlignment(config.alignment, target_shape) if config.alignment else None
         self.config, self.variance = config, variance
         self.log_scale: nn.Parameter | None = None
         if config.learn_temperature:
@@ -58,6 +63,10 @@ class Objective(nn.Module):
                 parts["mse"] = losses.mse(predictions, aligned, self.variance)
             if config.cosine_weight:
                 parts["cosine"] = losses.cosine(predictions, aligned)
+        if self.alignment is not None:
+            pairs = losses.pair_weights(batch.stimulus, len(targets), batch.partner, batch.share)
+            parts |= self.alignment(predictions, targets, pairs.to(predictions.dtype), temperature)
+            weights |= config.alignment
         total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
         return total, {name: part.detach() for name, part in parts.items()}
 

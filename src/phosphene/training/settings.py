@@ -64,6 +64,10 @@ class TrainingConfig(StepSettings):
         Contrastive part of the objective, both directions. After the mixing phase, if there is one.
     contrastive_weight, mse_weight, cosine_weight : float
         Weights of the parts. The squared error is measured in units of the targets' variance.
+    token_weight, frequency_weight, frequency_token_weight : float
+        Weights of the parts that MLIP's objective adds to the contrast of whole targets: token by token, in the
+        frequency domain of the tokens, and both (see `token_alignment`). They need targets with tokens. The first
+        and the last do not know the order of tokens and stand beside another part.
     temperature : float
         Of the softmax over cosine similarities.
     temperature_end : float, optional
@@ -112,6 +116,9 @@ class TrainingConfig(StepSettings):
     contrastive_weight: float = Field(1.0, ge=0)
     mse_weight: float = Field(0.0, ge=0)
     cosine_weight: float = Field(0.0, ge=0)
+    token_weight: float = Field(0.0, ge=0)
+    frequency_weight: float = Field(0.0, ge=0)
+    frequency_token_weight: float = Field(0.0, ge=0)
     temperature: float = Field(0.05, gt=0, le=10)
     temperature_end: float | None = Field(None, gt=0, le=10)
     learn_temperature: bool = False
@@ -128,15 +135,37 @@ class TrainingConfig(StepSettings):
 
     memory_gb: float = Field(0.5, ge=0)
 
+    @property
+    def alignment(self) -> dict[str, float]:
+        """Weights above 0 of the parts that compare tokens, by name."""
+        weights = {
+            "token": self.token_weight,
+            "frequency": self.frequency_weight,
+            "frequency_token": self.frequency_token_weight,
+        }
+        return {name: weight for name, weight in weights.items() if weight}
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether a part of the objective has a temperature."""
+        return (self.contrastive != "none" and self.contrastive_weight > 0) or bool(self.alignment)
+
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if self.contrastive == "none" and self.mse_weight == 0 and self.cosine_weight == 0:
-            raise ValueError("contrastive = 'none' needs mse_weight or cosine_weight above 0")
-        if self.contrastive != "none" and self.contrastive_weight + self.mse_weight + self.cosine_weight == 0:
+        ordered = self.mse_weight + self.cosine_weight + self.frequency_weight > 0
+        contrastive = self.contrastive != "none" and self.contrastive_weight > 0
+        if self.alignment and not ordered and not contrastive:
+            raise ValueError(
+                "token_weight and frequency_token_weight leave the order of tokens open: "
+                "a contrastive, mse, cosine or frequency weight must be above 0 beside them"
+            )
+        if self.contrastive == "none" and not ordered:
+            raise ValueError("contrastive = 'none' needs mse_weight or cosine_weight above 0 (or frequency_weight)")
+        if not contrastive and not ordered:
             raise ValueError("one of contrastive_weight, mse_weight and cosine_weight must be above 0")
         if self.learn_temperature and (self.temperature_end is not None or self.mixing_temperature is not None):
             raise ValueError("learn_temperature excludes temperature_end and mixing_temperature")
-        if self.learn_temperature and (self.contrastive == "none" or self.contrastive_weight == 0):
+        if self.learn_temperature and not self.contrasts:
             raise ValueError("learn_temperature needs a contrastive part of the objective")
         if self.patience and not self.validation_fraction:
             raise ValueError("patience needs validation_fraction above 0")
