@@ -301,3 +301,18 @@ def test_flops_budget_counts_what_merging_cannot_change() -> None:
         shares = [multiply_adds(lambda c=c, p=pixels: MLIP(c).image(p)) for c in (merged, config)]
         assert shares[0] / shares[1] == pytest.approx(0.85, abs=0.05)
         assert sum(merge_rates(merged)) > 0
+
+
+@pytest.mark.parametrize("guide", ["none", "both"])
+def test_merging_tower_compiles_whole_and_runs_in_bf16(guide: str) -> None:
+    model = _model(merge={"tokens": 0.5, "guide": guide}).eval()
+    pixels = MLIP.prepare(torch.from_numpy(scene_set(2, size=32).pixels()))
+    expected = model.encode_image(pixels)
+    compiled = torch.compile(model.encode_image, fullgraph=True, backend="eager")
+    assert torch.allclose(compiled(pixels).spatial, expected.spatial, atol=1e-5)
+    assert torch.allclose(compiled(pixels[:1]).spatial, expected.spatial[:1], atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model.encode_image(pixels)
+    assert torch.nn.functional.cosine_similarity(half.frequency.float(), expected.frequency).min() > 0.99
+    assert torch.equal(half.sizes.sum(dim=1), expected.sizes.sum(dim=1))
+    assert half.sizes.dtype == torch.float32
