@@ -98,11 +98,12 @@ def _recipe(settings: PretrainSettings, facts: Mapping[str, Any]) -> list[str]:
             if data.rule == "none"
             else f"compositions held out by the rule {data.rule!r} occur in probes only"
         )
+        plain = f", {100 * data.plain:.0f} % of them plain" if data.plain else ""
         supply = f"a pool of {data.pool:,} scenes" if data.pool else "new scenes in every step"
         return [
             "**Trained on procedural scenes only**: no photograph, no text written by people.",
             f"{supply[0].upper()}{supply[1:]}, {settings.model.image_size} x {settings.model.image_size} pixels; "
-            f"{data.sampled} of {data.captions} captions a scene in a step; {100 * data.hard_share:.0f} % of groups "
+            f"{data.sampled} of {data.captions} captions a scene in a step{plain}; {100 * data.hard_share:.0f} % of groups "
             f"of {data.group} scenes have {data.group_colours} colours and {data.group_materials} materials only; "
             f"{held}.",
         ]

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from phosphene.encoders.mlip import MLIP, ImageFeatures, TextFeatures, Tokenizer
 from phosphene.stimuli import StimulusSet
-from phosphene.stimuli.scenes import SceneGraphs, chosen_captions, render_tensor, sample_graphs
+from phosphene.stimuli.scenes import SceneGraphs, chosen_captions, plain_captions, render_tensor, sample_graphs
 from phosphene.stimuli.scenes.vocabulary import COLOURS, MATERIALS, SHAPES
 from phosphene.training.late_interaction import late_interaction
 from phosphene.training.pretraining.batches import unique_texts
@@ -292,9 +292,10 @@ class _Scenes:
         return ZeroShot(self.part, self.pixels(graphs), truth, prompts, [len(values[name]) for name in values])
 
     def retrieval(self) -> Retrieval:
-        """Scenes as they are trained on, with their first caption."""
+        """Scenes as they are trained on, with their first caption (the plain one where training knows no other)."""
         graphs = self.draw(self.n, self.data.objects)
-        texts = chosen_captions(graphs, np.zeros(self.n, dtype=np.int64))
+        plain = self.data.plain == 1
+        texts = plain_captions(graphs) if plain else chosen_captions(graphs, np.zeros(self.n, dtype=np.int64))
         return Retrieval(self.part, self.pixels(graphs), texts)
 
 

@@ -29,6 +29,8 @@ class DataSettings(Settings):
         Captions of each picture in a step, drawn anew each time; other captions of a picture are never its negatives.
     captions : int
         Captions a scene has (scenes only; other pictures have those they come with).
+    plain : float
+        Share of the captions of scenes that are plain: material, colour, shape and relations, always alike.
     rule : {"none", "shape-colour", "shape-material", "colour-material"}
         Compositions that training scenes never show, kept for the probes; see ``stimuli.scenes.held_out``.
     hard_share : float
@@ -51,6 +53,7 @@ class DataSettings(Settings):
 
     sampled: int = Field(1, ge=1, le=MOST_CAPTIONS)
     captions: int = Field(5, ge=1, le=MOST_CAPTIONS)
+    plain: float = Field(0.0, ge=0, le=1)
     rule: Literal["none", "shape-colour", "shape-material", "colour-material"] = "shape-colour"
     hard_share: float = Field(0.75, ge=0, le=1)
     group: int = Field(64, ge=2)

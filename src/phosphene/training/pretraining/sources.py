@@ -14,7 +14,7 @@ from phosphene.encoders.images import resize
 from phosphene.errors import InputError
 from phosphene.files import digest
 from phosphene.stimuli import StimulusSet, check_captions
-from phosphene.stimuli.scenes import SceneGraphs, chosen_captions, render_tensor
+from phosphene.stimuli.scenes import SceneGraphs, chosen_captions, plain_captions, render_tensor
 from phosphene.stimuli.scenes.groups import hard_groups
 from phosphene.training.pretraining.batches import Chosen
 from phosphene.training.pretraining.settings import DataSettings
@@ -108,7 +108,17 @@ class ScenePairs:
         picked = _sampled(self.seed, number, np.full(len(graphs), self.settings.captions), self.settings.sampled)
         written = [chosen_captions(graphs, column) for column in np.stack(picked, axis=1)]
         texts = [list(captions) for captions in zip(*written, strict=True)]
+        if self.settings.plain:
+            self._make_plain(number, graphs, texts)
         return Chosen(graphs if self._order is None else rows, rows, texts, texts)
+
+    def _make_plain(self, number: int, graphs: SceneGraphs, texts: list[list[str]]) -> None:
+        """Put plain captions in the place of some of those of a batch."""
+        drawn = np.random.default_rng((self.seed, 3, number)).random((len(texts), len(texts[0])))
+        for several, simple, chances in zip(texts, plain_captions(graphs), drawn.tolist(), strict=True):
+            several[:] = [
+                simple if chance < self.settings.plain else text for text, chance in zip(several, chances, strict=True)
+            ]
 
     def pixels(self, pictures: Any, part: slice, device: torch.device) -> Tensor:
         if self._order is None:
@@ -126,7 +136,9 @@ class ScenePairs:
 
     def corpus(self) -> Iterable[str]:
         graphs = self.graphs(min(self.settings.pool or _CORPUS, _CORPUS))
-        for number in range(self.settings.captions):
+        if self.settings.plain:
+            yield from plain_captions(graphs)
+        for number in range(self.settings.captions if self.settings.plain < 1 else 0):
             yield from chosen_captions(graphs, np.full(len(graphs), number))
 
     @property
