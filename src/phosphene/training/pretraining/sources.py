@@ -22,7 +22,7 @@ from phosphene.training.pretraining.settings import DataSettings
 __all__ = ["ScenePairs", "StimulusPairs", "at_size", "scene_grammar"]
 
 _BLOCK = 512  # pictures rendered at a time where many are needed
-_CORPUS = 20_000  # scenes whose captions teach the vocabulary
+_CORPUS = 4_000  # scenes whose captions teach the vocabulary
 
 
 def _sampled(seed: int, number: int, available: np.ndarray, count: int) -> list[np.ndarray]:
