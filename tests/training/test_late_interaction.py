@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from phosphene.training import late_interaction as home
 from phosphene.training.late_interaction import late_interaction
 
 
@@ -41,7 +42,7 @@ def naive(image, words, mask, sizes=None, top=None):
 def gradients(function, image, words, *args, **kwargs):
     """Scores, and the gradient of something uneven in them."""
     to_text, to_image = function(image, words, *args, **kwargs)
-    weights = torch.linspace(-1, 2, to_text.numel(), dtype=to_text.dtype).view(to_text.shape)
+    weights = torch.linspace(-1, 2, to_text.numel(), dtype=to_text.dtype).view(to_text.shape).to(to_text.device)
     total = (weights * to_text).sum() + (weights.flip(0) * to_image.exp()).sum()
     return (to_text, to_image, *torch.autograd.grad(total, (image, words)))
 
@@ -64,7 +65,9 @@ def test_numbers_worked_out_by_hand():
 @pytest.mark.parametrize("top", [None, 3, 100])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("chunk", [None, 1, 2, 5])
-def test_values_and_gradients_are_those_of_the_naive_form(top, weighted, chunk):
+@pytest.mark.parametrize("way", ["_shared", "_indexed"])
+def test_values_and_gradients_are_those_of_the_naive_form(top, weighted, chunk, way, monkeypatch):
+    monkeypatch.setattr(home, "_shared", getattr(home, way))  # what a GPU does, done on the CPU
     image, words, mask, sizes = tokens()
     sizes = sizes if weighted else None
     expected = gradients(naive, image, words, mask, sizes=sizes, top=top)
@@ -200,6 +203,21 @@ def test_bfloat16_under_autocast_is_near():
         assert (one != other).any()
     for one, other in zip(near[2:], exact[2:], strict=True):
         assert functional.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.99
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("top", [None, 6])
+def test_a_gpu_gives_the_same(top):
+    image, words, mask, sizes = tokens(12, 9, 16, 11, 24, dtype=torch.float32)
+    expected = gradients(late_interaction, image, words, mask, sizes=sizes, top=top)
+    inputs = [each.detach().cuda().requires_grad_() for each in (image, words)]
+    found = gradients(late_interaction, *inputs, mask.cuda(), sizes=sizes.cuda(), top=top, chunk=5)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.cpu(), other, rtol=1e-4, atol=1e-5)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        near = gradients(late_interaction, *inputs, mask.cuda(), sizes=sizes.cuda(), top=top)
+    torch.testing.assert_close(near[0].cpu(), expected[0], rtol=0, atol=0.02)
+    assert functional.cosine_similarity(near[2].cpu().flatten(), expected[2].flatten(), dim=0) > 0.98
 
 
 def test_wrong_input_is_named():
