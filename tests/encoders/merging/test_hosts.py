@@ -312,6 +312,16 @@ def test_wrong_settings_for_a_tower(networks: dict[str, torch.nn.Module]) -> Non
         with_merging(networks["clip"], _settings(tokens=0.5, guide="text"), texts=torch.ones(1, 7))
 
 
+def test_attention_dropout_is_not_left_out_in_silence(pixels: torch.Tensor, tmp_path: Path) -> None:
+    network = tiny_models.clip(tmp_path)
+    network.vision_model.config.attention_dropout = 0.1
+    tower = with_merging(network, _settings(tokens=0.5))
+    assert tower(pixels).pooled.shape == (3, 24)
+    network.train()
+    with pytest.raises(InputError, match=r"attention_dropout = 0\.1 of a CLIPModel in training"):
+        tower(pixels)
+
+
 def test_operations_of_known_towers() -> None:
     """Against the figures in common tables, GFLOPs of the image tower."""
     b_16 = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}

@@ -113,10 +113,10 @@ def with_merging(network: nn.Module, settings: MergeSettings, *, texts: Tensor |
     >>> from transformers import CLIPVisionConfig, CLIPVisionModel
     >>> sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
     >>> small = CLIPVisionConfig(**sizes, image_size=64, patch_size=8)
-    >>> tower = with_merging(CLIPVisionModel(small).eval(), MergeSettings(tokens=0.5))
+    >>> tower = with_merging(CLIPVisionModel(small).eval(), MergeSettings(tokens=0.6))
     >>> output = tower(torch.zeros(2, 3, 64, 64))
     >>> output.tokens.shape, output.sizes.shape
-    (torch.Size([2, 65, 32]), torch.Size([2, 32]))
+    (torch.Size([2, 65, 32]), torch.Size([2, 39]))
     """
     tower = find_tower(network)
     shape = tower_shape(tower.config)
@@ -176,7 +176,17 @@ class MergedTower:
             Hidden state the tokens are taken from, as in `VisionConfig`: 0 to the number of blocks, or -1 and below.
         projected : bool
             Whether tokens pass the final norm and, where the network has one, the projection.
+
+        Raises
+        ------
+        InputError
+            In training with dropout on attention, which merging does not have.
         """
+        if self.tower.training and self.tower.config.attention_dropout:
+            raise InputError(
+                f"attention_dropout = {self.tower.config.attention_dropout:g} of a {type(self.network).__name__} in "
+                "training cannot be kept while tokens are merged; set it to 0"
+            )
         layer %= self.shape.layers + 1
         x = self.tower.embeddings(pixels)
         if self.shape.protected:

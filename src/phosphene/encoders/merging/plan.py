@@ -90,7 +90,7 @@ class TowerShape:
         --------
         >>> vit_b_16 = TowerShape(layers=12, grid=(14, 14), protected=1, width=768, mlp_width=3072)
         >>> str(vit_b_16.plan(MergeSettings(r=8, schedule="constant")))
-        '197 -> 101 tokens, 75% of the operations'
+        '197 -> 101 tokens, 74% of the operations'
         """
         return _plan(self, settings)
 
