@@ -13,7 +13,7 @@ from phosphene.encoders.merging.attention import attention
 from phosphene.encoders.merging.matching import Merged
 from phosphene.encoders.merging.plan import TowerShape
 from phosphene.encoders.merging.schedule import patch_flops
-from phosphene.encoders.merging.step import begin, merge_step
+from phosphene.encoders.merging.step import attention_sizes, begin, merge_step
 from phosphene.encoders.mlip.config import MLIPConfig
 from phosphene.nn.spectral import FourierGrid, GlobalFilter, RadialFilter
 from phosphene.nn.transformer import FeedForward, TransformerBlock
@@ -139,7 +139,7 @@ class ImageTower(nn.Module):
         state = begin(tokens, settings, protected=1, grid=(grid, grid), cue=salience)
         for layer, rate in enumerate(self.rates):
             block = cast(TransformerBlock, self.spatial[layer])
-            attend = partial(attention, sizes=state.sizes if settings.proportional else None)
+            attend = partial(attention, sizes=attention_sizes(state, settings))
             tokens, (queries, keys) = block.attend(tokens, attend)
             tokens, state = merge_step(tokens, keys, state, rate, settings, 1, queries=queries)
             tokens = block.feed(tokens)
