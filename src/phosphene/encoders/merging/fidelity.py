@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -144,8 +145,14 @@ class FidelityReport:
             )
         return (
             f"for a mean cosine of at least {wanted:g}: {self.by} = {row.rate:g} ({row.flops:.0%} of the operations, "
-            f"{row.speed:.2f}x); phosphene encode ... --merge-{self.by} {row.rate:g}"
+            f"{row.speed:.2f}x); phosphene encode ... --merge-{self.by} {row.rate:g}{self._guide()}"
         )
+
+    def _guide(self) -> str:
+        """The options that encode with the same guide."""
+        guide, texts = self.protocol["guide"], self.protocol.get("texts", [])
+        words = "" if guide == "none" else f" --merge-guide {guide}"
+        return words + "".join(f" --merge-text {shlex.quote(text)}" for text in texts)
 
 
 def fidelity(
