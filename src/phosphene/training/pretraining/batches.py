@@ -173,7 +173,9 @@ class PairLoader:
         if self._stream is None:
             return self._make(number)
         with torch.cuda.stream(self._stream):
-            return self._make(number).to(self._device).mark(self._stream)
+            made = self._make(number).to(self._device)
+            made.pixels = made.pixels.clone()  # rendered in inference mode, where tensors know no streams
+            return made.mark(self._stream)
 
     def _make(self, number: int) -> PairBatch:
         chosen = self.source.choose(number)

@@ -104,7 +104,7 @@ def _recipe(settings: PretrainSettings, facts: Mapping[str, Any]) -> list[str]:
             "**Trained on procedural scenes only**: no photograph, no text written by people.",
             f"{supply[0].upper()}{supply[1:]}, {settings.model.image_size} x {settings.model.image_size} pixels; "
             f"{data.sampled} of {data.captions} captions a scene in a step{plain}; {100 * data.hard_share:.0f} % of "
-            f"groups of {data.group} scenes have {data.group_colours} colours and {data.group_materials} materials only; "
+            f"groups of {data.group} scenes have {data.group_colours} colours and {data.group_materials} materials; "
             f"{held}.",
         ]
     data_facts = facts["data"]

@@ -138,7 +138,8 @@ def pretrain(
         )
     if leads:
         facts = _facts(preset, chosen, pairs, model, done, fabric, seed, model_start)
-        _finish(run, chosen, model, tokenizer, pairs.probe(model, tokenizer, tokens=True), facts)
+        scores = pairs.probe(model.to(fabric.device), tokenizer, chosen.objective)
+        _finish(run, chosen, model.to("cpu"), tokenizer, scores, facts)
     fabric.barrier()
     return run.result
 
@@ -168,6 +169,11 @@ def _pairs(
     stimuli = at_size(stimuli, size, training.memory_gb)
     keys = picture_hashes(stimuli)
     if held_out is None:
+        if data.held_out and (different := len(set(keys.tolist()))) < 3:
+            raise InputError(
+                f"data.held_out = {data.held_out} sets pictures aside for probes, which needs three different ones, "
+                f"found {different}; set it 0, or give held-out pictures"
+            )
         aside = split_validation(keys, data.held_out, seed)
         held_out, held_keys = stimuli.select(stimuli.ids[aside]), keys[aside]
         stimuli, keys = stimuli.select(stimuli.ids[~aside]), keys[~aside]

@@ -19,6 +19,7 @@ from phosphene.stimuli.scenes import SceneGraphs, chosen_captions, plain_caption
 from phosphene.stimuli.scenes.vocabulary import COLOURS, MATERIALS, SHAPES
 from phosphene.training.late_interaction import late_interaction
 from phosphene.training.pretraining.batches import unique_texts
+from phosphene.training.pretraining.objective import ObjectiveSettings, pool_grid
 from phosphene.training.pretraining.settings import DataSettings
 from phosphene.training.pretraining.sources import scene_grammar
 
@@ -88,20 +89,25 @@ def wilson(hits: float, n: int, z: float = 1.959964) -> tuple[float, float]:
     return max((centre - half) / (1 + spread), 0.0), min((centre + half) / (1 + spread), 1.0)
 
 
-def _scores(image: ImageFeatures, text: TextFeatures, tokens: bool) -> dict[str, Tensor]:
-    """(I, C) similarities by name: cosines of what both sides have are added up, all with weight one."""
+def _scores(image: ImageFeatures, text: TextFeatures, objective: ObjectiveSettings | None) -> dict[str, Tensor]:
+    """(I, C) similarities by name: cosines of what both sides have are added up, all with weight one.
+
+    Tokens are pooled and picked as in training.
+    """
     words = functional.normalize(text.pooled.float(), dim=1)
     total = functional.normalize(image.spatial.float(), dim=1) @ words.T
     scores = {SCORES[0]: total}
     if image.frequency is not None:
         total = total + functional.normalize(image.frequency.float(), dim=1) @ words.T
         scores[SCORES[1]] = total
-    if tokens and text.tokens is not None and image.spatial_tokens is not None:
-        grids = [(image.spatial_tokens, image.sizes), (image.frequency_tokens, None)]
-        for grid, sizes in grids:
-            if grid is not None:
-                there, back = late_interaction(grid, text.tokens, text.mask, sizes=sizes)
-                total = total + (there + back) / 2
+    if objective is not None and text.tokens is not None and image.spatial_tokens is not None:
+        for grid, sizes in ((image.spatial_tokens, image.sizes), (image.frequency_tokens, None)):
+            if grid is None:
+                continue
+            if objective.pool_tokens is not None and sizes is None:
+                grid = pool_grid(grid, objective.pool_tokens)
+            there, back = late_interaction(grid, text.tokens, text.mask, sizes=sizes, top=objective.top_tokens)
+            total = total + (there + back) / 2
         scores[SCORES[2]] = total
     return scores
 
@@ -116,8 +122,9 @@ def _hits(scores: Tensor, right: np.ndarray) -> int:
 class _Embedder:
     """A model with its tokenizer, embedding pictures and captions batch by batch."""
 
-    def __init__(self, model: MLIP, tokenizer: Tokenizer, tokens: bool) -> None:
-        self.model, self.tokenizer, self.tokens = model, tokenizer, tokens
+    def __init__(self, model: MLIP, tokenizer: Tokenizer, objective: ObjectiveSettings | None) -> None:
+        self.model, self.tokenizer, self.objective = model, tokenizer, objective
+        self.tokens = objective is not None
         self.device = next(model.parameters()).device
 
     def images(self, pixels: Tensor) -> ImageFeatures:
@@ -177,7 +184,7 @@ class ZeroShot:
     def measure(self, embedder: _Embedder, texts: TextFeatures) -> list[Score]:
         """Scores of every attribute; `texts` are the embedded prompts."""
         found: list[Score] = []
-        for score, similar in _scores(embedder.images(self.pixels), texts, embedder.tokens).items():
+        for score, similar in _scores(embedder.images(self.pixels), texts, embedder.objective).items():
             mean = torch.zeros(len(similar), len(self._counts)).index_add_(1, self._class, similar.cpu()) / self._counts
             grid = mean.unflatten(1, self.sizes)
             axes = range(1, grid.ndim)
@@ -221,7 +228,7 @@ class Retrieval:
     def measure(self, embedder: _Embedder, texts: TextFeatures) -> list[Score]:
         """Scores in both directions; `texts` are the embedded captions."""
         found, n, chance = [], len(self.texts), float(self.right.mean())
-        for score, similar in _scores(embedder.images(self.pixels), texts, embedder.tokens).items():
+        for score, similar in _scores(embedder.images(self.pixels), texts, embedder.objective).items():
             for task, matrix in (("image to text", similar), ("text to image", similar.T)):
                 hits = _hits(matrix, self.right)
                 found.append(Score("retrieval", self.part, task, score, hits / n, *wilson(hits, n), chance, n))
@@ -240,9 +247,9 @@ class Probe:
         self.parts = tuple(parts)
 
     @torch.no_grad()
-    def __call__(self, model: MLIP, tokenizer: Tokenizer, tokens: bool = False) -> list[Score]:
-        """Scores of a model (in eval mode); those with token-level similarity only where `tokens` is set."""
-        embedder = _Embedder(model, tokenizer, tokens)
+    def __call__(self, model: MLIP, tokenizer: Tokenizer, objective: ObjectiveSettings | None = None) -> list[Score]:
+        """Scores of a model (in eval mode); those with token-level similarity only where an objective tells of it."""
+        embedder = _Embedder(model, tokenizer, objective)
         embedded: dict[tuple[str, ...], TextFeatures] = {}
         scores: list[Score] = []
         for part in self.parts:

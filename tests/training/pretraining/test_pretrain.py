@@ -1,0 +1,290 @@
+"""Pretraining from start to model folder: learns, resumes to the same bits, stops where it must, says what it did."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from tiny_pairs import coloured, tiny
+
+from phosphene.encoders.mlip import MLIP, load_model
+from phosphene.errors import InputError, LeakageError
+from phosphene.stimuli import StimulusSet, labelled
+from phosphene.training import TrainingInterrupted
+from phosphene.training.log import read_log
+from phosphene.training.loop import TrainingError
+from phosphene.training.pretraining import pretrain
+from phosphene.training.pretraining.loop import _Pretraining
+
+PICTURES = coloured(24)
+
+
+def run(out, stimuli=PICTURES, seed=0, **tables):
+    options = {key: tables.pop(key) for key in ("held_out", "start", "classes") if key in tables}
+    return pretrain(None, stimuli, out=out, seed=seed, progress=False, settings=tiny(**tables), **options)
+
+
+def weights(folder):
+    return load_model(folder)[0].state_dict()
+
+
+def same(one, two):
+    one, two = weights(one), weights(two)
+    return all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+def steps(out):
+    """Lines of the log but for the clock."""
+    return [{key: v for key, v in line.items() if key != "seconds"} for line in read_log(out / "log.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run nobody disturbs, with probes on the way."""
+    out = tmp_path_factory.mktemp("whole")
+    return run(out, training={"probe_steps": 3})
+
+
+def test_it_learns_what_tells_scenes_apart(tmp_path):
+    run(
+        tmp_path,
+        None,
+        training={
+            "steps": 120,
+            "batch_size": 32,
+            "learning_rate": 0.005,
+            "probe_pictures": 192,
+            "probe_steps": 60,
+        },
+        data={"objects": 1, "plain": 1.0, "hard_share": 0.0},
+        objective={"temperature": 0.1},
+    )
+    card = json.loads((tmp_path / "scorecard.json").read_text())
+    by_task = {(score["part"], score["task"]): score for score in card["scores"] if score["score"] == "spatial"}
+    for part in ("seen compositions", "unseen compositions"):
+        colour = by_task[part, "colour"]
+        assert colour["low"] > colour["chance"] + 0.1, colour
+    assert card["model"]["pairs_seen"] == 120 * 32
+    text = (tmp_path / "model" / "card.md").read_text()
+    assert "Trained on procedural scenes only" in text
+    assert "| zero-shot: colour | unseen compositions | 192 | 17 |" in text
+    curve = json.loads((tmp_path / "curve.json").read_text())
+    assert curve["steps"][-1]["loss"] < curve["steps"][0]["loss"]
+    assert [point["step"] for point in curve["probes"]] == [60]
+    assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_run_can_be_taken_up_after_any_step(whole, tmp_path, monkeypatch):
+    step = _Pretraining.step
+
+    for name, last in (("early", 1), ("late", 5)):
+
+        def failing(self, batches, last=last):
+            if self.progress.step == last:
+                self.save()
+                raise MemoryError
+            return step(self, batches)
+
+        out = tmp_path / name
+        monkeypatch.setattr(_Pretraining, "step", failing)
+        with pytest.raises(MemoryError):
+            run(out, training={"probe_steps": 3})
+        monkeypatch.setattr(_Pretraining, "step", step)
+        assert same(run(out, training={"probe_steps": 3}), whole)
+        assert steps(out) == steps(whole.parent)
+
+
+def test_work_since_the_last_checkpoint_is_done_again(whole, tmp_path, monkeypatch):
+    step = _Pretraining.step
+
+    def failing(self, batches):
+        if self.progress.step == 5:
+            raise MemoryError
+        return step(self, batches)
+
+    monkeypatch.setattr(_Pretraining, "step", failing)
+    settings = {"probe_steps": 3, "checkpoint_steps": 3}
+    with pytest.raises(MemoryError):
+        run(tmp_path, training=settings)
+    monkeypatch.setattr(_Pretraining, "step", step)
+    assert same(run(tmp_path, training=settings), whole)
+    assert steps(tmp_path) == steps(whole.parent)
+
+
+def test_a_signal_stops_between_two_steps(whole, tmp_path, monkeypatch):
+    encode = MLIP.encode_text
+
+    def interrupted(self, *words, **options):
+        monkeypatch.setattr(MLIP, "encode_text", encode)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return encode(self, *words, **options)
+
+    monkeypatch.setattr(MLIP, "encode_text", interrupted)
+    with pytest.raises(TrainingInterrupted, match="after step 1 of 6; the same call with the run folder"):
+        run(tmp_path, training={"probe_steps": 3})
+    assert not (tmp_path / "model").exists()
+    assert same(run(tmp_path, training={"probe_steps": 3}), whole)
+
+
+def test_a_finished_run_is_not_done_again(whole, monkeypatch):
+    monkeypatch.setattr(_Pretraining, "step", None)
+    before = (whole / "model.safetensors").stat().st_mtime_ns
+    assert run(whole.parent, training={"probe_steps": 3}) == whole
+    assert (whole / "model.safetensors").stat().st_mtime_ns == before
+    suffixes = {path.suffix for path in whole.parent.rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".jsonl", ".safetensors", ".md", ".png"}
+
+
+def test_another_run_in_the_folder_is_refused(whole):
+    with pytest.raises(InputError, match=r"training\.batch_size was 12, is now 10"):
+        run(whole.parent, training={"probe_steps": 3, "batch_size": 10})
+    with pytest.raises(InputError, match="seed was 0, is now 1"):
+        run(whole.parent, seed=1, training={"probe_steps": 3})
+    with pytest.raises(InputError, match="pairs was"):
+        run(whole.parent, coloured(23), training={"probe_steps": 3})
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_number_that_is_none_stops_the_run_and_keeps_the_last_good_weights(whole, tmp_path, monkeypatch, what):
+    backward = _Pretraining._backward
+
+    def broken(self, batch, more):
+        loss, parts = backward(self, batch, more)
+        if self.progress.step == 4 and what == "gradient":
+            next(iter(self.plain.parameters())).grad.fill_(torch.inf)
+        return loss * torch.nan if self.progress.step == 4 and what == "loss" else loss, parts
+
+    monkeypatch.setattr(_Pretraining, "_backward", broken)
+    with pytest.raises(TrainingError, match=rf"{what} became \w+ in step 5 of 6 .*after step 4 are in .*checkpoints"):
+        run(tmp_path, training={"probe_steps": 3})
+    monkeypatch.setattr(_Pretraining, "_backward", backward)
+    assert same(run(tmp_path, training={"probe_steps": 3}), whole)
+
+
+@pytest.fixture
+def gradients(monkeypatch):
+    """Gradients of the steps of runs that change nothing."""
+    found = []
+
+    def step(self, batches):
+        self.wrapped.zero_grad(set_to_none=True)
+        for number in range(self.config.accumulate):
+            self._backward(next(batches), number + 1 < self.config.accumulate)
+        found.append({name: p.grad.clone() for name, p in self.plain.named_parameters() if p.grad is not None})
+        self.progress.step += 1
+        return 0.0
+
+    monkeypatch.setattr(_Pretraining, "step", step)
+    return found
+
+
+def test_chunks_give_the_gradient_of_the_whole_batch(tmp_path, gradients):
+    for chunk in (0, 5):
+        run(tmp_path / str(chunk), training={"steps": 1, "chunk": chunk})
+    whole, chunked = gradients
+    assert "objective.pooled_scale.log_scale" in whole
+    assert whole.keys() == chunked.keys()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(chunked[name], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_batches_that_accumulate_average_their_gradients(tmp_path, gradients):
+    run(tmp_path / "both", training={"steps": 1, "accumulate": 2})
+    run(tmp_path / "each", training={"steps": 2})
+    both, first, second = gradients
+    assert not torch.equal(first["model.text.norm.weight"], second["model.text.norm.weight"])
+    for name, gradient in both.items():
+        torch.testing.assert_close(gradient, (first[name] + second[name]) / 2, rtol=1e-3, atol=1e-6)
+
+
+def test_mixed_precision_works_on_a_cpu(whole, tmp_path):
+    mixed = weights(run(tmp_path, training={"precision": "bf16-mixed", "chunk": 5}))
+    assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in mixed.values())
+    assert not same(whole, tmp_path / "model")
+
+
+def test_a_model_is_fine_tuned_from_where_it_is(whole, tmp_path):
+    still = run(tmp_path / "still", start=whole, training={"learning_rate": 1e-12, "weight_decay": 0.0})
+    for name, tensor in weights(whole).items():
+        torch.testing.assert_close(weights(still)[name], tensor, rtol=0, atol=1e-6)
+    moved = run(tmp_path / "moved", coloured(30, seed=1), start=whole)
+    assert not same(moved, whole)
+    assert (moved / "tokenizer.json").read_text() == (whole / "tokenizer.json").read_text()
+    facts = json.loads((moved / "config.json").read_text())["facts"]
+    assert facts["start"] == json.loads((whole / "config.json").read_text())["weights"]
+    with pytest.raises(InputError, match=r"has its own sizes: remove model\.width"):
+        run(tmp_path / "wide", start=whole, model={"width": 32})
+    with pytest.raises(InputError, match="there is no MLIP model 'nowhere'"):
+        run(tmp_path / "none", start="nowhere")
+
+
+def test_a_picture_in_both_parts_is_leakage(tmp_path):
+    copies = StimulusSet(["q0", "q1"], PICTURES.pixels([7, 9]), [["other words"], ["for the same picture"]])
+    with pytest.raises(LeakageError, match=r"2 pictures are in both 'training' and 'held-out': p07 = q0, p09 = q1"):
+        run(tmp_path, held_out=copies)
+    assert not tmp_path.joinpath("config.json").exists()
+    out = run(tmp_path, held_out=coloured(6, seed=5))
+    assert json.loads((out / "config.json").read_text())["facts"]["data"]["held_out_pictures"] == 6
+
+
+def test_copies_of_a_picture_stay_on_one_side_of_the_split(tmp_path):
+    order = np.repeat(np.arange(10), 3)
+    stimuli = StimulusSet(
+        [f"c{row:02d}" for row in range(30)], PICTURES.pixels()[order], [[f"caption {row}"] for row in range(30)]
+    )
+    facts = json.loads((run(tmp_path, stimuli, data={"held_out": 0.3}) / "config.json").read_text())["facts"]["data"]
+    trained = {int(name[1:]) for name in facts["fitted_on"]}
+    assert len(trained) == facts["training_pictures"] == 30 - facts["held_out_pictures"]
+    assert facts["held_out_pictures"] >= 3
+    pictures = {row // 3 for row in trained}
+    assert trained == {3 * picture + copy for picture in pictures for copy in range(3)}
+
+
+def test_classes_are_probed_by_their_prompts(tmp_path):
+    stimuli = labelled(coloured(60), "paint", ["a {} picture", "something {}"])
+    out = run(
+        tmp_path,
+        stimuli,
+        classes="paint",
+        training={"steps": 60, "batch_size": 24, "probe_pictures": 30},
+        data={"held_out": 0.4},
+    )
+    scores = json.loads((out / "config.json").read_text())["facts"]["scores"]
+    assert {(score["probe"], score["task"]) for score in scores} == {("zero-shot", "paint")}
+    assert scores[0]["low"] > scores[0]["chance"]
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"model": {"image_size": 18}}, "patch = 4 does not divide image_size = 18"),
+        ({"model": {"frequency_head": False}}, r"frequency_weight and .* need model\.frequency_head = true"),
+        ({"model": {"token_heads": False}}, r"need model\.token_heads = true"),
+        ({"modle": {}}, "did you mean 'model'"),
+        ({"training": {"step": 3}}, r"unknown setting of PairSteps: 'training\.step'.*Known: .*, steps,"),
+        ({"data": {"captions": 1, "sampled": 2}}, "sampled = 2 is more than captions = 1"),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path, tables, message):
+    with pytest.raises(InputError, match=message):
+        run(tmp_path, **tables)
+    assert not tmp_path.joinpath("config.json").exists()
+
+
+def test_what_cannot_be_trained_on_is_refused(tmp_path):
+    for stimuli, message in (
+        (PICTURES.with_captions([["a"], *[[]] * 23]), "23 of 24 stimuli have no caption"),
+        (StimulusSet(["a", "b"], captions=[["x"], ["y"]]), "no pixels"),
+        (PICTURES.with_captions([["word " * 90]] * 24), "longer than the context of 80 tokens"),
+        (coloured(2), "needs three different ones, found 2"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(tmp_path / message[:5], stimuli, data={"held_out": 0.5})
+    with pytest.raises(InputError, match="scenes have their own probes"):
+        run(tmp_path, None, held_out=PICTURES)
+    with pytest.raises(InputError, match="seed must be an integer"):
+        run(tmp_path, seed=-1)

@@ -1,0 +1,57 @@
+"""The smallest models and data that pretraining can be tried on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from phosphene.settings import merge
+from phosphene.stimuli import StimulusSet
+
+SETTINGS: dict[str, Any] = {
+    "model": {
+        "image_size": 16,
+        "patch": 4,
+        "width": 16,
+        "heads": 2,
+        "spectral_blocks": 1,
+        "spatial_blocks": 1,
+        "embed": 12,
+        "token_embed": 8,
+        "text_width": 16,
+        "text_heads": 2,
+        "text_blocks": 1,
+        "text_context": 80,
+        "vocabulary": 400,
+    },
+    "training": {"steps": 6, "batch_size": 12, "learning_rate": 0.01, "log_steps": 2, "probe_pictures": 8, "ema": 0.9},
+    "data": {
+        "group": 6,
+        "only": {
+            "shape": ["ring", "heart", "star", "box"],
+            "colour": ["red", "green", "blue", "white", "yellow", "black"],
+            "material": ["matte", "striped"],
+        },
+    },
+}
+
+
+def tiny(**tables: Any) -> dict[str, Any]:
+    """The settings with some of them changed, given as ``table={key: value}``."""
+    return merge(SETTINGS, tables)
+
+
+def coloured(n: int = 24, size: int = 16, seed: int = 0) -> StimulusSet:
+    """Pictures of one colour with noise, named by three captions each."""
+    rng = np.random.default_rng(seed)
+    words = ["red", "green", "blue"]
+    kind = np.arange(n) % 3
+    pixels = rng.integers(0, 40, (n, size, size, 3), dtype=np.uint8)
+    pixels[np.arange(n), :, :, kind] += 200
+    captions = [
+        [f"a {words[k]} picture number {i}", f"picture {i} is {words[k]}", words[k]] for i, k in enumerate(kind)
+    ]
+    return StimulusSet(
+        [f"p{i:02d}" for i in range(n)], pixels, captions, labels={"paint": [words[k] for k in kind.tolist()]}
+    )
