@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny_pairs import coloured, tiny
 
+from phosphene.encoders import encode, make_encoder
 from phosphene.encoders.mlip import MLIP, load_model
 from phosphene.errors import InputError, LeakageError
 from phosphene.stimuli import StimulusSet, labelled
@@ -256,6 +257,16 @@ def test_classes_are_probed_by_their_prompts(tmp_path):
     scores = json.loads((out / "config.json").read_text())["facts"]["scores"]
     assert {(score["probe"], score["task"]) for score in scores} == {("zero-shot", "paint")}
     assert scores[0]["low"] > scores[0]["chance"]
+
+
+def test_pictures_that_were_trained_on_are_remembered(whole, tmp_path):
+    more = StimulusSet([f"m{row}" for row in range(12)], coloured(12, seed=3).pixels(), [["a thing"]] * 12)
+    tuned = run(tmp_path / "tuned", more, start=whole, data={"held_out": 0.0})
+    trained = json.loads((whole / "config.json").read_text())["facts"]["data"]["fitted_on"]
+    for folder, expected in ((whole, {*trained}), (tuned, {*trained, *more.ids.tolist()})):
+        assert encode(PICTURES, make_encoder(f"mlip:{folder}"), cache=False).fitted_on == expected
+    scenes = run(tmp_path / "scenes", None, data={"plain": 1.0})
+    assert encode(PICTURES, make_encoder(f"mlip:{scenes}"), cache=False).fitted_on is None
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,9 @@ class _MLIPSource(PretrainedEncoder):
         from phosphene.encoders.mlip.store import read_config
 
         content = read_config(folder)
+        pictures = content["facts"].get("data", {}).get("fitted_on")
+        if pictures is not None:  # trained on somebody's own pictures: they must not be predicted as if they were new
+            self.fitted_on = frozenset(pictures)
         return {key: content[key] for key in ("weights", "tokenizer", "model")}
 
     def _load(self, folder: Path) -> torch.nn.Module:

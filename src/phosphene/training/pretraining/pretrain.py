@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 
 from phosphene.encoders.mlip import MLIP, Tokenizer, load_model, save_model
 from phosphene.encoders.mlip.encoder import find_mlip
+from phosphene.encoders.mlip.store import read_config
 from phosphene.errors import InputError
 from phosphene.files import write_json, write_text
 from phosphene.stimuli import StimulusSet, check_captions, check_pictures_apart, picture_hashes
@@ -137,7 +138,8 @@ def pretrain(
             report=report,
         )
     if leads:
-        facts = _facts(preset, chosen, pairs, model, done, fabric, seed, model_start)
+        before = _seen_by(start)
+        facts = _facts(preset, chosen, pairs, model, done, fabric, seed, model_start, before)
         scores = pairs.probe(model.to(fabric.device), tokenizer, chosen.objective)
         _finish(run, chosen, model.to("cpu"), tokenizer, scores, facts)
     fabric.barrier()
@@ -234,6 +236,14 @@ def _model(
     return model, Tokenizer.from_json(fabric.broadcast(text))
 
 
+def _seen_by(start: str | Path | None) -> list[str]:
+    """Ids of the pictures that a model was trained on."""
+    if start is None:
+        return []
+    seen: list[str] = read_config(find_mlip(str(start)))["facts"].get("data", {}).get("fitted_on", [])
+    return seen
+
+
 def _facts(
     preset: str | None,
     settings: PretrainSettings,
@@ -243,15 +253,19 @@ def _facts(
     fabric: Fabric,
     seed: int,
     start: str | None,
+    before: Sequence[str],
 ) -> dict[str, Any]:
-    """How a model came to be, as plain values."""
+    """How a model came to be, as plain values; `before` are the pictures that the model it began as has seen."""
     training = settings.training
     pictures = pairs.source.batch_size * training.accumulate
+    data = dict(pairs.facts)
+    if known := {*data.get("fitted_on", ()), *before}:
+        data["fitted_on"] = sorted(known)
     return {
         "preset": preset,
         "seed": seed,
         "start": start,
-        "data": pairs.facts,
+        "data": data,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "steps": done.step,
         "batch_size": pictures,
