@@ -12,7 +12,8 @@ Training scenes show up to two objects with plain captions, from a pool; three q
 shapes, four colours and six materials of the table are not those of development, except for four materials, of which
 the grammar has only eight; a quarter of the pairs of shape and colour are held out. Scenes of the evaluation are new
 for every seed and the same for all arms. Every arm, plain CLIP included, has as many candidate settings; the choice
-falls on the best mean of zero-shot on unseen compositions (all attributes together) and retrieval.
+falls on the best mean of zero-shot on unseen compositions (all attributes together) and retrieval. Plain CLIP also runs
+longer, with the settings chosen for it: for the processor time of all four losses, and for twice the pairs.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any
 
 import torch
 from mlip_arms_summary import choose, markdown, summarise, trials_markdown
-from mlip_study import BASE, LARGEST, Arm, Gallery, Question, looks, pictures_of, run_record, step_ratio
+from mlip_study import BASE, Arm, Gallery, Question, looks, pictures_of, run_record, step_ratio
 from nsd_size import machine
 
 from phosphene.errors import unknown
@@ -35,7 +36,7 @@ from phosphene.files import read_json, write_json
 from phosphene.settings import merge
 from phosphene.stimuli.scenes import plain_captions, sample_graphs
 
-__all__ = ["FINAL_WORDS", "arms", "chosen_settings", "with_arguments"]
+__all__ = ["FINAL_WORDS", "arms", "checked", "chosen_settings", "several", "told", "with_arguments"]
 
 RESULTS = Path(__file__).parent / "results" / "mlip_arms.json"
 DEVELOPMENT = Path(__file__).parent / "results" / "mlip_arms_development.json"
@@ -98,7 +99,7 @@ def several(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def arms() -> dict[str, Arm]:
-    """All arms by name, in the order in which they are run; each has four candidate settings."""
+    """All arms by name, in the order in which they are run; each has four candidate settings, or those of another."""
     plain = (STEADY, FAST, ONE_CYCLE, SIGMOID)
     strong, light = losses(frequency=0.5), losses(frequency=0.2)
     frequency = tuple(map(several, plain, (strong, light, light, strong)))
@@ -111,7 +112,8 @@ def arms() -> dict[str, Arm]:
         arm.name: arm
         for arm in (
             Arm("clip", body(0, 4), plain),
-            Arm("clip-equal-compute", body(0, 4), plain, longer=True),
+            Arm("clip-equal-compute", body(0, 4), like="clip", times=None),
+            Arm("clip-double", body(0, 4), like="clip", times=2.0),
             Arm("spectral", body(2, 2), plain),
             Arm("spectral-frequency", body(2, 2, frequency_head=True), frequency),
             Arm("spectral-token", body(2, 2, token_heads=True), token),
@@ -127,8 +129,8 @@ def arms() -> dict[str, Arm]:
 
 
 def settings_of(arm: Arm, own: Mapping[str, Any], options: argparse.Namespace, ratio: float) -> dict[str, Any]:
-    """All tables of a run; the arm of equal compute gets its further steps."""
-    steps = round(options.steps * max(ratio, 1.0) / _EIGHTHS) * _EIGHTHS if arm.longer else options.steps
+    """All tables of a run; the probes divide its steps into eighths."""
+    steps = round(options.steps * (max(ratio, 1.0) if arm.times is None else arm.times) / _EIGHTHS) * _EIGHTHS
     common = {
         "training": {"steps": steps, "probe_steps": steps // _EIGHTHS, "probe_pictures": options.pictures // 2},
         "data": {**DATA, "only": WORDS[options.mode], "pool": options.pool},
@@ -151,32 +153,21 @@ def questions(mode: str, pictures: int, seed: int) -> list[Question | Gallery]:
 
 def run(arm: Arm, trial: int | None, own: Mapping[str, Any], seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """The record of one run."""
-    ratio = compute_ratio(options)["ratio"] if arm.longer else 1.0
+    ratio = compute_ratio(options)["ratio"] if arm.times is None else 1.0
     facts = {"mode": options.mode, "arm": arm.name, **({} if trial is None else {"trial": trial})}
     settings = settings_of(arm, own, options, ratio)
     ask = partial(questions, options.mode, options.pictures, seed)
-    record = run_record(options.work, facts, settings, seed, ask, options.pictures)
-    if record.get("parameters", 0) > LARGEST:
-        raise SystemExit(f"{arm.name} has {record['parameters']:,} parameters, more than {LARGEST:,}")
-    return record
+    return run_record(options.work, facts, settings, seed, ask, options.pictures)
 
 
 def compute_ratio(options: argparse.Namespace) -> dict[str, Any]:
-    """How much a step of all four losses costs over one of plain CLIP; measured once a work folder and mode."""
-    path = options.work / f"step_ratio_{options.mode}.json"
+    """How much a step of all four losses costs over one of plain CLIP; measured once a work folder."""
+    path = options.work / "step_ratio.json"
     if not path.exists():
-        every = arms()
-        pair = [settings_of(every[name], own_settings(every[name], options), options, 1.0) for name in ("mlip", "clip")]
-        write_json(path, step_ratio(*pair))
+        pair = [(arms()[name], chosen_settings(options.development, name)) for name in ("mlip", "clip")]
+        write_json(path, step_ratio(*(settings_of(arm, own, options, 1.0) for arm, own in pair)))
     ratio: dict[str, Any] = read_json(path)
     return ratio
-
-
-def own_settings(arm: Arm, options: argparse.Namespace) -> Mapping[str, Any]:
-    """What development chose for an arm; its first candidate during development."""
-    if options.mode == "development":
-        return arm.trials[0]
-    return chosen_settings(options.development, arm.name)
 
 
 def chosen_settings(path: Path, arm: str) -> dict[str, Any]:
@@ -196,6 +187,7 @@ def chosen_settings(path: Path, arm: str) -> dict[str, Any]:
 def develop(names: Sequence[str], options: argparse.Namespace) -> None:
     """Every candidate of every arm on the development seeds; writes the choices."""
     every = arms()
+    names = [name for name in names if every[name].trials]
     records = [
         run(every[name], trial, own, seed, options)
         for seed in options.seeds
@@ -213,10 +205,10 @@ def develop(names: Sequence[str], options: argparse.Namespace) -> None:
 def final(names: Sequence[str], options: argparse.Namespace) -> None:
     """Every arm with its chosen settings on fresh seeds; writes and prints the table."""
     every = arms()
-    own = {name: chosen_settings(options.development, name) for name in names}
+    own = {name: chosen_settings(options.development, every[name].like or name) for name in names}
     records = [run(every[name], None, own[name], seed, options) for seed in options.seeds for name in names]
     facts = {"words": WORDS["final"], "chosen": own}
-    if any(every[name].longer for name in names):
+    if any(every[name].times is None for name in names):
         facts["step_ratio"] = compute_ratio(options)
     result = {**told(options, records), **facts, **summarise(records)}
     write_json(options.json, result)
@@ -225,7 +217,7 @@ def final(names: Sequence[str], options: argparse.Namespace) -> None:
 
 def told(options: argparse.Namespace, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Where, how long and by which command."""
-    mode = " --develop" if options.mode == "development" else ""
+    mode = " --develop" if getattr(options, "mode", None) == "development" else ""
     return {
         "machine": machine(),
         "threads": torch.get_num_threads(),
@@ -237,12 +229,12 @@ def told(options: argparse.Namespace, records: Sequence[Mapping[str, Any]]) -> d
     }
 
 
-def with_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments that all benchmarks of pretraining take."""
+def with_arguments(parser: argparse.ArgumentParser, steps: int) -> None:
+    """Arguments that all benchmarks of pretraining take, and the default of one."""
     parser.add_argument("--work", type=Path, required=True, help="folder of runs and finished records")
     parser.add_argument("--arms", nargs="+", help="some of the arms only")
     parser.add_argument("--seeds", type=int, nargs="+")
-    parser.add_argument("--steps", type=int, default=1000, help="a multiple of 8")
+    parser.add_argument("--steps", type=int, default=steps, help="a multiple of 8")
     parser.add_argument("--pool", type=int, default=20_032, help="scenes that are trained on")
     parser.add_argument("--pictures", type=int, default=1024, help="pictures of a zero-shot question; half to retrieve")
     parser.add_argument("--development", type=Path, default=DEVELOPMENT, help="chosen settings")
@@ -262,7 +254,7 @@ def checked(options: argparse.Namespace, known: Sequence[str]) -> list[str]:
 def main() -> None:
     """Run what is missing, summarise, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    with_arguments(parser)
+    with_arguments(parser, steps=1000)
     parser.add_argument("--develop", dest="mode", action="store_const", const="development", default="final")
     parser.add_argument("--json", type=Path, default=RESULTS)
     options = parser.parse_args()

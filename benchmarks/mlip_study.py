@@ -56,6 +56,7 @@ __all__ = [
 
 SCORES = ("spatial", "spatial + frequency", "all heads")
 LARGEST = 500_000  # parameters of an arm
+_TOGETHER = "all together"
 _BATCH = 128
 SMALL_POOL = {"data": {"pool": 256}}
 
@@ -101,14 +102,17 @@ class Arm:
         Tables over `BASE`.
     trials : tuple of dict
         Candidate settings over those, of which development chooses one; as many for every arm.
-    longer : bool
-        Trained for as many steps as make it cost what the most expensive arm costs.
+    like : str
+        Another arm whose chosen settings it takes: the same thing, trained longer.
+    times : float or None
+        Steps over those of the other arms; None: as many as make it cost what the arm with all losses costs.
     """
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
     trials: tuple[dict[str, Any], ...] = ()
-    longer: bool = False
+    like: str = ""
+    times: float | None = 1.0
 
 
 # -- records ------------------------------------------------------------------------------------------------------
@@ -173,6 +177,8 @@ def run_record(
         model, tokenizer = load_model(model_folder)
         record |= read_json(clock)
         record["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+        if record["parameters"] > LARGEST:
+            raise SystemExit(f"{folder} has {record['parameters']:,} parameters, more than {LARGEST:,}")
         record["curve"] = _curve(folder, settings)
         record["answers"] = _ask(model, tokenizer, questions())
     keep(work, record)
@@ -197,8 +203,8 @@ def _clock(folder: Path) -> Any:
 def _curve(folder: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Probes of the averaged weights while they were trained, spatial embedding alone, by the pairs seen."""
     batch = settings["training"]["batch_size"]
-    points = []
-    for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
+    points, path = [], folder / "log.jsonl"  # which is not there where a short run has no probes
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         event = json.loads(line)
         if event.get("event") == "probe":
             points.append({"pairs": event["step"] * batch, "scores": event["scores"]})
@@ -214,8 +220,7 @@ class Question(NamedTuple):
     """Pictures to be named by the most similar of some prompts.
 
     `prompts` are all combinations of values, the last attribute varying fastest; `truth` gives the position of the
-    right value of each attribute, `sizes` how many values each has. `subsets` are groups of pictures, each with the
-    attribute whose hits are also told for it alone.
+    right value of each attribute, `sizes` how many values each has.
     """
 
     part: str
@@ -223,8 +228,6 @@ class Question(NamedTuple):
     prompts: Sequence[str]
     truth: Mapping[str, np.ndarray]
     sizes: Sequence[int]
-    together: str = "all together"
-    subsets: Mapping[str, tuple[str, np.ndarray]] = {}
 
 
 class Gallery(NamedTuple):
@@ -295,11 +298,8 @@ def _named(question: Question, similar: Mapping[str, Tensor]) -> list[dict[str, 
             alone = grid.mean(dim=others)
             hits.setdefault(name, {})[score] = _hits(alone, np.arange(alone.shape[1]) == truth[:, None])
         right = np.ravel_multi_index(list(question.truth.values()), tuple(question.sizes))
-        hits.setdefault(question.together, {})[score] = _hits(matrix, np.arange(matrix.shape[1]) == right[:, None])
-    chances[question.together] = 1 / matrix.shape[1]
-    for name, (attribute, rows) in question.subsets.items():
-        hits[name] = {score: values[rows] for score, values in hits[attribute].items()}
-        chances[name] = chances[attribute]
+        hits.setdefault(_TOGETHER, {})[score] = _hits(matrix, np.arange(matrix.shape[1]) == right[:, None])
+    chances[_TOGETHER] = 1 / matrix.shape[1]
     return [_answer(question.part, task, chances[task], scores) for task, scores in hits.items()]
 
 
