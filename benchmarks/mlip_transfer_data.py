@@ -27,7 +27,9 @@ def _folder(name: str) -> Path:
 
 def cifar(limit: int | None = None) -> tuple[StimulusSet, np.ndarray]:
     """Pictures of both parts in memory, and which rows are for training; at most `limit` a class in each part."""
-    parts = {part: read_class_folders(_folder("cifar10_6000"), part=part) for part in ("train", "test")}
+    folder = _folder("cifar10_6000")
+    packed = next(iter(sorted(folder.glob("*.zip"))), folder)
+    parts = {part: read_class_folders(packed, part=part) for part in ("train", "test")}
     parts = {part: stimuli.select(_first(stimuli, limit)) for part, stimuli in parts.items()}
     ids = [f"{part}-{name}" for part, stimuli in parts.items() for name in stimuli.ids.tolist()]
     pixels = np.concatenate([stimuli.pixels() for stimuli in parts.values()])

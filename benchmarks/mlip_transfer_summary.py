@@ -73,7 +73,7 @@ _RIVALS = ("not tuned", "random start, tuned")
 
 
 def _values(rows: Mapping[int, Record], seeds: Sequence[int], score: str) -> np.ndarray:
-    """(seeds, pictures); what was measured for one seed alone stands for all."""
+    """(seeds, pictures); what does not depend on the seed was measured for the first alone."""
     only = next(iter(rows.values()))
     return np.array([rows.get(seed, only)["each"][score] for seed in seeds], dtype=float)
 
@@ -95,11 +95,10 @@ def _row(name: str, rows: Mapping[int, Record], scores: Sequence[str]) -> Record
 
 
 def _difference(one: str, other: str, arms: Mapping[str, Any], scores: Sequence[str]) -> Record:
-    seeds = list(dict.fromkeys([*arms[one], *arms[other]]))
-    shared = [seed for seed in seeds if seed in arms[one]]
+    seeds = max([*arms[one]], [*arms[other]], key=len)
     told: Record = {"arm": f"{one} minus {other}"}
     for score in scores:
-        values = _values(arms[one], shared, score) - _values(arms[other], shared, score)
+        values = _values(arms[one], seeds, score) - _values(arms[other], seeds, score)
         told[score] = interval(values, _blocks(arms[one]))
     return told
 
