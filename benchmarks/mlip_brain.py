@@ -222,12 +222,13 @@ def run(arm: Arm, seed: int, pair: Pair, work: Path, epochs: int, test: bool = T
 
 
 class Runner:
-    """Runs what is not among the records of the work folder yet."""
+    """Runs what is not among the records of the work folder yet; `asked` holds what this run is about."""
 
     def __init__(self, work: Path, models: Sequence[Pair], seeds: Sequence[int], epochs: int) -> None:
         self.work, self.models, self.seeds, self.epochs = work, models, list(seeds), epochs
         self.path = work / "records.jsonl"
         self.done = {record["key"]: record for record in read_records(self.path)}
+        self.asked: dict[str, dict[str, Any]] = {}
 
     def pair(self, seed: int) -> Pair:
         """The models of a seed: one pair after the other, then from the first again."""
@@ -242,6 +243,7 @@ class Runner:
             self.done[key] = {"key": key, **run(arm, seed, pair, self.work, self.epochs, test)}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("\n" + json.dumps(self.done[key]) + "\n")
+        self.asked[key] = self.done[key]
         return self.done[key]
 
     def chosen(self, arm: Arm, seed: int) -> tuple[Arm, list[dict[str, Any]]]:
@@ -307,7 +309,7 @@ def main() -> None:
     facts["budget"] = {**BUDGET, "epochs": options.epochs}
     runner = Runner(options.work, models, options.seeds, options.epochs)
     found = run_all(runner, options.groups, options.development, options.alignment_layout)
-    facts["cpu_seconds_of_fits"] = round(sum(record["cpu_s"] for record in runner.done.values()))
+    facts["cpu_seconds_of_fits"] = round(sum(record["cpu_s"] for record in runner.asked.values()))
     result = {**facts, **summarise(found)}
     write_json(options.json, result)
     print(markdown(result))

@@ -54,16 +54,18 @@ def markdown(result: Mapping[str, Any]) -> str:
     """The tables as text."""
     lines: list[str] = []
     if "targets" in result:
-        named = [*TOP, *POOLED, *TEXT, *MEANS]
+        named, differences = [*TEXT, *MEANS], result["mlip minus clip"]
         lines += [
             "### Targets",
             "",
-            "In brackets: the true embedding of the test scene in place of a predicted one.",
-            "",
+            *_table(result["targets"], ["shape", "fitted numbers", *TOP, *POOLED, "CPU s"], _cell),
         ]
-        lines += _table(result["targets"], ["shape", "fitted numbers", *named, "CPU s"], _cell)
-        if result["mlip minus clip"]:
-            lines += ["### MLIP minus CLIP", "", *_table(result["mlip minus clip"], named, _told)]
+        lines += ["### What the main object is", ""]
+        lines += ["In brackets: the true embedding of the test scene in place of a predicted one.", ""]
+        lines += _table(result["targets"], named, _cell)
+        if differences:
+            lines += ["### MLIP minus CLIP", "", *_table(differences, [*TOP, *POOLED], _told)]
+            lines += _table(differences, named, _told)
     if "alignment" in result:
         chosen = {loss: max(trials, key=lambda one: one["validation"]) for loss, trials in result["trials"].items()}
         lines += [
@@ -126,7 +128,9 @@ def _verdict(rows: Sequence[Record]) -> str:
     told = [(row["arm"].rsplit(", ", 1)[-1], row["difference"]["top-1"]) for row in rows if "difference" in row]
     better = [name for name, one in told if one["low"] > 0]
     worse = [name for name, one in told if one["high"] < 0]
-    text = f"Better than without: {', '.join(better)}." if better else "None of the losses helps."
+    text = f"Better than without: {', '.join(better)}."
+    if not better:
+        text = "None of the losses helps: no interval of a difference in top-1 lies above zero."
     return f"{text} Worse: {', '.join(worse)}." if worse else text
 
 
