@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import json
 import logging
 import sys
@@ -35,6 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 from merging_accuracy_summary import CONTROL, DEV, OFF_THE_SHELF, POOLED, QUERY, TRAINED, markdown, summarise
+from merging_pictures import GRAMMAR, WORDS, Pictures, pictures, prompts
 from nsd_size import machine
 from torch import Tensor
 from torch.nn import functional
@@ -46,27 +46,15 @@ from phosphene.encoders.mlip.image import tower_shape
 from phosphene.encoders.mlip.store import read_config
 from phosphene.errors import InputError
 from phosphene.files import digest, read_json, write_json
-from phosphene.stimuli.scenes import SceneGraphs, plain_captions, render_tensor, sample_graphs
-from phosphene.stimuli.scenes.vocabulary import BACKGROUNDS, COLOURS, MATERIALS, SHAPES
 from phosphene.training.pretraining import pretrain
 
 RESULTS = Path(__file__).parent / "results" / "merging_accuracy.json"
-WORDS = {
-    "shape": ["ball", "box", "ring", "cross", "heart", "star"],
-    "colour": ["red", "yellow", "green", "blue", "purple", "white"],
-    "material": ["matte", "glossy", "striped", "dotted"],
-}
-GRAMMAR: dict[str, Any] = {
-    "only": {**WORDS, "background": ["mist", "dead-leaves", "plasma", "bricks", "ripples", "tiles"]},
-    "scale": (0.22, 0.4),
-}
 RATES = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9)
 DEV_RATES = (0.5, 0.7, 0.8, 0.9)
 STRENGTHS = (0.03, 0.1, 0.3, 1.0)
 GUIDES = ("spatial", "frequency", "both", "text", "query")
 CONTINUED = ("none", "spatial", "frequency", "both")
 CONTINUED_TOKENS = 0.4
-SCENES = 2**41  # family of the first model's pictures: out of reach of the seeds of training and of the probes
 BATCH = 128
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # as `pretrain` chooses it
 
@@ -190,63 +178,6 @@ def shipped() -> list[Trained]:
         if (folder / "config.json").is_file():
             found.append(Trained(name, OFF_THE_SHELF, 0, folder))
     return found
-
-
-# -- pictures -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """What a model is tested on: single objects of seen and of unseen compositions, and scenes with two objects."""
-
-    pixels: dict[str, Tensor]
-    truth: dict[str, dict[str, np.ndarray]]
-    facts: dict[str, dict[str, list[Any]]]
-    captions: list[str]
-    candidates: int
-
-
-@functools.lru_cache(maxsize=4)
-def pictures(seed: int, n: int, candidates: int, size: int, start: int) -> Pictures:
-    """Scenes number `start` and following of a family."""
-    pixels, truth, facts = {}, {}, {}
-    for part, role in (("seen", "train"), ("unseen", "unseen")):
-        graphs = sample_graphs(n, SCENES + seed, start=start, holdout=role, objects=1, **GRAMMAR)
-        pixels[part], facts[part] = _rendered(graphs, size), _facts(graphs)
-        truth[part] = {name: _positions(name, getattr(graphs, name)[:, 0]) for name in WORDS}
-    drawn = sample_graphs(3 * n, SCENES + seed, start=start + 2**20, holdout="train", objects=2, **GRAMMAR)
-    pairs = drawn.take(np.flatnonzero(drawn.n_objects == 2)[:n])
-    pixels["pairs"], facts["pairs"] = _rendered(pairs, size), _facts(pairs)
-    return Pictures(pixels, truth, facts, list(plain_captions(pairs)), candidates)
-
-
-def _rendered(graphs: SceneGraphs, size: int) -> Tensor:
-    return torch.cat([render_tensor(graphs.take(slice(at, at + BATCH)), size) for at in range(0, len(graphs), BATCH)])
-
-
-def _positions(name: str, values: np.ndarray) -> np.ndarray:
-    known = list({"shape": SHAPES, "colour": COLOURS, "material": MATERIALS}[name])
-    return np.array([WORDS[name].index(known[value]) for value in values.tolist()])
-
-
-def _facts(graphs: SceneGraphs) -> dict[str, list[Any]]:
-    kinds = list(BACKGROUNDS)
-    middle = float(np.mean(GRAMMAR["scale"]))
-    return {
-        "background": [kinds[kind] for kind in graphs.background.tolist()],
-        "object": ["smaller" if scale < middle else "larger" for scale in graphs.scale[:, 0].tolist()],
-    }
-
-
-def prompts() -> list[str]:
-    """One for every composition, the material varying fastest."""
-    nouns = [SHAPES[shape].nouns[0] for shape in WORDS["shape"]]
-    return [
-        f"A {material} {colour} {noun}."
-        for noun in nouns
-        for colour in WORDS["colour"]
-        for material in WORDS["material"]
-    ]
 
 
 # -- one evaluation -----------------------------------------------------------------------------------------------
