@@ -194,7 +194,9 @@ def develop(names: Sequence[str], options: argparse.Namespace) -> None:
         for name in names
         for trial, own in enumerate(every[name].trials)
     ]
+    effort = {"seeds": options.seeds, "steps": options.steps, "pool": options.pool}
     choices = choose(records, {name: every[name].trials for name in names})
+    choices = {name: {**choice, **effort} for name, choice in choices.items()}
     known = read_json(options.development)["choices"] if options.development.exists() else {}
     merged = {**known, **choices}  # arms that were developed by another call stay
     facts = {"words": WORDS["development"], "choices": {name: merged[name] for name in every if name in merged}}

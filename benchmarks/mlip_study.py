@@ -32,7 +32,7 @@ from phosphene.training.loop import TrainingError
 from phosphene.training.optimise import adamw
 from phosphene.training.pretraining import PairStep, PretrainSettings, pretrain, pretrain_settings
 from phosphene.training.pretraining.batches import PairLoader, unique_texts
-from phosphene.training.pretraining.objective import MLIPObjective
+from phosphene.training.pretraining.objective import MLIPObjective, ObjectiveSettings, pool_grid
 from phosphene.training.pretraining.sources import ScenePairs
 from phosphene.training.settings import MACHINE_KEYS
 
@@ -180,7 +180,7 @@ def run_record(
         if record["parameters"] > LARGEST:
             raise SystemExit(f"{folder} has {record['parameters']:,} parameters, more than {LARGEST:,}")
         record["curve"] = _curve(folder, settings)
-        record["answers"] = _ask(model, tokenizer, questions())
+        record["answers"] = _ask(model, tokenizer, pretrain_settings(None, settings).objective, questions())
     keep(work, record)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return record
@@ -276,14 +276,16 @@ def sentence(phrase: str) -> str:
 
 
 @torch.no_grad()
-def _ask(model: MLIP, tokenizer: Tokenizer, questions: Sequence[Question | Gallery]) -> list[dict[str, Any]]:
+def _ask(
+    model: MLIP, tokenizer: Tokenizer, objective: ObjectiveSettings, questions: Sequence[Question | Gallery]
+) -> list[dict[str, Any]]:
     answers: list[dict[str, Any]] = []
     images: dict[int, ImageFeatures] = {}
     for one in questions:
         if id(one.pixels) not in images:
             images[id(one.pixels)] = _embed_images(model, one.pixels)
         texts = one.prompts if isinstance(one, Question) else one.texts
-        similar = _similarities(images[id(one.pixels)], _embed_texts(model, tokenizer, texts))
+        similar = _similarities(images[id(one.pixels)], _embed_texts(model, tokenizer, texts), objective)
         answers += _named(one, similar) if isinstance(one, Question) else _found(one, similar)
     return answers
 
@@ -327,8 +329,11 @@ def _hits(similar: Tensor, right: np.ndarray) -> np.ndarray:
     return hit
 
 
-def _similarities(image: ImageFeatures, text: TextFeatures) -> dict[str, Tensor]:
-    """Cosines of the spatial embedding alone; with those of the frequency embedding added; with tokens too."""
+def _similarities(image: ImageFeatures, text: TextFeatures, objective: ObjectiveSettings) -> dict[str, Tensor]:
+    """Cosines of the spatial embedding alone; with those of the frequency embedding added; with tokens too.
+
+    Tokens are pooled and picked as in training.
+    """
     words = functional.normalize(text.pooled, dim=1)
     total = functional.normalize(image.spatial, dim=1) @ words.T
     scores = {SCORES[0]: total}
@@ -338,7 +343,10 @@ def _similarities(image: ImageFeatures, text: TextFeatures) -> dict[str, Tensor]
     if text.tokens is not None:
         for tokens, sizes in ((image.spatial_tokens, image.sizes), (image.frequency_tokens, None)):
             if tokens is not None:
-                total = total + sum(late_interaction(tokens, text.tokens, text.mask, sizes=sizes)) / 2
+                if objective.pool_tokens is not None and sizes is None:
+                    tokens = pool_grid(tokens, objective.pool_tokens)
+                ways = late_interaction(tokens, text.tokens, text.mask, sizes=sizes, top=objective.top_tokens)
+                total = total + sum(ways) / 2
         scores[SCORES[2]] = total
     return scores
 
