@@ -29,7 +29,9 @@ def pretrain(
             metavar="[PATH]",
         ),
     ] = None,
-    preset: Annotated[str | None, typer.Option("--preset", help="pocket, vit-b-32, vit-b-16.")] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="pocket, pocket-cpu, vit-b-32, vit-b-16; with --from: fine-tune.")
+    ] = None,
     start: Annotated[
         str | None, typer.Option("--from", help="Fine-tune this model: pocket, or a model folder.", metavar="MODEL")
     ] = None,

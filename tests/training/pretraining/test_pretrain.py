@@ -14,11 +14,12 @@ from tiny_pairs import coloured, tiny
 from phosphene.encoders import encode, make_encoder
 from phosphene.encoders.mlip import MLIP, load_model
 from phosphene.errors import InputError, LeakageError
+from phosphene.settings import load_preset, presets
 from phosphene.stimuli import StimulusSet, labelled
 from phosphene.training import TrainingInterrupted
 from phosphene.training.log import read_log
 from phosphene.training.loop import TrainingError
-from phosphene.training.pretraining import pretrain
+from phosphene.training.pretraining import pretrain, pretrain_settings, run_settings
 from phosphene.training.pretraining.loop import _Pretraining
 
 PICTURES = coloured(24)
@@ -221,6 +222,27 @@ def test_a_model_is_fine_tuned_from_where_it_is(whole, tmp_path):
         run(tmp_path / "wide", start=whole, model={"width": 32})
     with pytest.raises(InputError, match="there is no MLIP model 'nowhere'"):
         run(tmp_path / "none", start="nowhere")
+
+
+def test_fine_tuning_keeps_the_objective_of_the_model_and_takes_the_rates_of_its_preset(tmp_path):
+    first = run(tmp_path, objective={"temperature": 0.2, "token_temperature": 0.3, "frequency_weight": 0.0})
+    temperatures = json.loads((first / "config.json").read_text())["facts"]["temperatures"]
+    assert temperatures["temperature"] != 0.2
+    settings, weights_ = run_settings(None, {"training": {"steps": 3}}, first)
+    assert weights_ == json.loads((first / "config.json").read_text())["weights"]
+    assert settings.model == load_model(first)[0].config
+    assert settings.objective.frequency_weight == 0.0
+    assert settings.objective.temperature == pytest.approx(temperatures["temperature"])
+    assert settings.training.steps == 3
+    assert settings.training.learning_rate == load_preset("encoders", "mlip", "fine-tune")["training"]["learning_rate"]
+    assert run_settings("pocket", None, first)[0].objective.frequency_weight == 0.5
+
+
+@pytest.mark.parametrize("name", presets("encoders", "mlip"))
+def test_every_preset_is_valid(name):
+    settings = pretrain_settings(name)
+    assert settings.training.steps >= 1000
+    assert settings.training.batch_size >= 128
 
 
 def test_a_picture_in_both_parts_is_leakage(tmp_path):

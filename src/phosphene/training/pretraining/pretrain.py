@@ -23,7 +23,7 @@ from phosphene.training.pretraining.card import hardware, model_card, read_curve
 from phosphene.training.pretraining.loop import Progress, train_pairs
 from phosphene.training.pretraining.objective import MLIPObjective
 from phosphene.training.pretraining.probes import SCORES, Probe, Score, held_out_probes, scene_probes
-from phosphene.training.pretraining.settings import PretrainSettings, run_settings
+from phosphene.training.pretraining.settings import FINE_TUNING, PretrainSettings, run_settings
 from phosphene.training.pretraining.sources import ScenePairs, StimulusPairs, at_size
 from phosphene.training.progress import progress_bar
 from phosphene.training.run_folder import RunFolder
@@ -51,7 +51,7 @@ def pretrain(
     Parameters
     ----------
     preset : str, optional
-        In ``presets/encoders/mlip``; None takes the defaults.
+        In ``presets/encoders/mlip``. None takes the defaults, or ``"fine-tune"`` where there is a model to start from.
     stimuli : StimulusSet, optional
         Pictures with captions. Without it: procedural scenes, rendered while training goes on.
     out : path
@@ -91,6 +91,7 @@ def pretrain(
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise InputError(f"seed must be an integer from 0 to {2**32 - 1}, found {seed!r}")
     chosen, model_start = run_settings(preset, settings, start)
+    preset = preset or (None if start is None else FINE_TUNING)
     pairs = _pairs(chosen, stimuli, held_out, classes, seed)
     run = RunFolder(
         Path(out),
@@ -125,11 +126,12 @@ def pretrain(
     def probe() -> dict[str, float]:
         return {score.name: score.value for score in pairs.probe(model, tokenizer) if score.score == SCORES[0]}
 
+    objective = MLIPObjective(chosen.objective)
     with progress_bar("pretrain", chosen.training.steps, progress and leads) as report:
         done = train_pairs(
             fabric,
             model,
-            MLIPObjective(chosen.objective),
+            objective,
             loader,
             chosen.training,
             seed=seed,
@@ -138,8 +140,8 @@ def pretrain(
             report=report,
         )
     if leads:
-        before = _seen_by(start)
-        facts = _facts(preset, chosen, pairs, model, done, fabric, seed, model_start, before)
+        facts = _facts(chosen, pairs, model, done, fabric, _seen_by(start))
+        facts |= {"preset": preset, "seed": seed, "start": model_start, "temperatures": objective.temperatures()}
         scores = pairs.probe(model.to(fabric.device), tokenizer, chosen.objective)
         _finish(run, chosen, model.to("cpu"), tokenizer, scores, facts)
     fabric.barrier()
@@ -245,14 +247,11 @@ def _seen_by(start: str | Path | None) -> list[str]:
 
 
 def _facts(
-    preset: str | None,
     settings: PretrainSettings,
     pairs: _Pairs,
     model: MLIP,
     done: Progress,
     fabric: Fabric,
-    seed: int,
-    start: str | None,
     before: Sequence[str],
 ) -> dict[str, Any]:
     """How a model came to be, as plain values; `before` are the pictures that the model it began as has seen."""
@@ -262,9 +261,6 @@ def _facts(
     if known := {*data.get("fitted_on", ()), *before}:
         data["fitted_on"] = sorted(known)
     return {
-        "preset": preset,
-        "seed": seed,
-        "start": start,
         "data": data,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "steps": done.step,

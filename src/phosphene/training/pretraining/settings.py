@@ -17,7 +17,10 @@ from phosphene.stimuli.scenes.captions import MOST_CAPTIONS
 from phosphene.training.pretraining.objective import ObjectiveSettings
 from phosphene.training.settings import StepSettings
 
-__all__ = ["DataSettings", "PairSteps", "PretrainSettings", "pretrain_settings", "run_settings"]
+__all__ = ["FINE_TUNING", "DataSettings", "PairSteps", "PretrainSettings", "pretrain_settings", "run_settings"]
+
+FINE_TUNING = "fine-tune"
+"""Preset of runs that start from a model."""
 
 
 class DataSettings(Settings):
@@ -43,6 +46,9 @@ class DataSettings(Settings):
         Words that may occur in scenes, by attribute.
     scale : (float, float), optional
         Least and greatest half-extent of the main object of a scene, as in ``stimuli.scenes.sample_graphs``.
+    simple_batches : int
+        First batches, whose scenes have one object and plain captions: the shapes of things are learned sooner there
+        than from two things and all that can be said about them.
     pool : int
         Scenes that are rendered before the first step and then shown again and again; 0 renders new ones each step.
     held_out : float
@@ -62,6 +68,7 @@ class DataSettings(Settings):
     objects: int | None = Field(None, ge=1, le=3)
     only: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     scale: tuple[float, float] | None = None
+    simple_batches: int = Field(0, ge=0)
     pool: int = Field(0, ge=0)
     held_out: float = Field(0.1, ge=0, le=0.5)
     long_captions: Literal["refuse", "cut"] = "refuse"
@@ -70,6 +77,8 @@ class DataSettings(Settings):
     def _agree(self) -> Self:
         if self.sampled > self.captions:
             raise ValueError(f"sampled = {self.sampled} is more than captions = {self.captions}")
+        if self.simple_batches and (self.pool or self.sampled > 1):
+            raise ValueError("simple_batches needs new scenes each step (pool = 0) and one caption a scene (sampled = 1)")
         return self
 
 
@@ -153,10 +162,12 @@ def run_settings(
     Parameters
     ----------
     preset : str, optional
+        Default where there is a model to start from: ``"fine-tune"``.
     settings : mapping, optional
         Tables over those of the preset.
     start : str or path, optional
-        Model to start from, by name or folder; it brings its own ``[model]`` table.
+        Model to start from, by name or folder; it brings its own ``[model]`` table, and its ``[objective]`` where the
+        preset has none.
 
     Raises
     ------
@@ -165,9 +176,17 @@ def run_settings(
     """
     if start is None:
         return pretrain_settings(preset, settings), None
-    identity = read_config(find_mlip(str(start)))
+    content = read_config(find_mlip(str(start)))
     asked = (settings or {}).get("model", {})
-    other = [key for key, value in asked.items() if identity["model"].get(key) != value]
+    other = [key for key, value in asked.items() if content["model"].get(key) != value]
     if other:
         raise InputError(f"the model to start from has its own sizes: remove model.{', model.'.join(other)}")
-    return pretrain_settings(preset, settings, {"model": identity["model"]}), str(identity["weights"])
+    known = {"objective": _objective(content["facts"])}
+    table = load_preset("encoders", "mlip", preset or FINE_TUNING)
+    return pretrain_settings(None, known, table, settings, {"model": content["model"]}), str(content["weights"])
+
+
+def _objective(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The objective that a model was trained with, at the temperatures it ended with."""
+    found = dict(facts.get("settings", {}).get("objective", {}))
+    return {key: value for key, value in (found | facts.get("temperatures", {})).items() if value is not None}

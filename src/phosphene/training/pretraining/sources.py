@@ -80,9 +80,9 @@ class ScenePairs:
         self._order = _Endless(settings.pool, seed, settings.group) if settings.pool else None
         self._rendered: Tensor | None = None
 
-    def graphs(self, n: int, start: int = 0) -> SceneGraphs:
-        """Training scenes number `start` and following."""
-        data = self.settings
+    def graphs(self, n: int, start: int = 0, simple: bool = False) -> SceneGraphs:
+        """Training scenes number `start` and following; simple ones have one object."""
+        data = self.settings.model_copy(update={"objects": 1}) if simple else self.settings
         return hard_groups(
             n,
             self.seed,
@@ -100,6 +100,10 @@ class ScenePairs:
 
     def choose(self, number: int) -> Chosen:
         start = number * self.batch_size
+        if number < self.settings.simple_batches:
+            graphs = self.graphs(self.batch_size, start, simple=True)
+            texts = [[text] for text in plain_captions(graphs)]
+            return Chosen(graphs, np.arange(start, start + self.batch_size), texts, texts)
         if self._order is None:
             rows, graphs = np.arange(start, start + self.batch_size), self.graphs(self.batch_size, start)
         else:
@@ -136,7 +140,7 @@ class ScenePairs:
 
     def corpus(self) -> Iterable[str]:
         graphs = self.graphs(min(self.settings.pool or _CORPUS, _CORPUS))
-        if self.settings.plain:
+        if self.settings.plain or self.settings.simple_batches:
             yield from plain_captions(graphs)
         for number in range(self.settings.captions if self.settings.plain < 1 else 0):
             yield from chosen_captions(graphs, np.full(len(graphs), number))
