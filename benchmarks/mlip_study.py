@@ -160,9 +160,9 @@ def run_record(
     questions : callable
         Makes what the finished model is asked; `pictures` says how many it shows.
     """
-    resolved = pretrain_settings(None, settings).model_dump(mode="json")
-    resolved["training"] = {name: value for name, value in resolved["training"].items() if name not in MACHINE_KEYS}
-    key = digest(json.dumps([dict(facts), seed, resolved, pictures], sort_keys=True))[:16]
+    # what was asked for, not what the library fills in: a new setting with a default does not undo hours of runs
+    training = {name: value for name, value in settings["training"].items() if name not in MACHINE_KEYS}
+    key = digest(json.dumps([dict(facts), seed, {**settings, "training": training}, pictures], sort_keys=True))[:16]
     if (known := finished(work, key)) is not None:
         return known
     log.info("%s, seed %d", ", ".join(str(value) for value in facts.values()), seed)
