@@ -254,7 +254,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of features, models and finished records")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--parts", nargs="+", default=["probe", "finetune"], choices=["probe", "finetune"])
-    parser.add_argument("--steps", type=int, default=80, help="of fine-tuning")
+    parser.add_argument("--steps", type=int, default=100, help="of fine-tuning")
     parser.add_argument("--limit", type=int, help="pictures a class of CIFAR-10, for a trial")
     parser.add_argument("--json", type=Path, default=RESULTS)
     add_options(parser)
