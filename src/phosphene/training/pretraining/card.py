@@ -99,6 +99,8 @@ def _recipe(settings: PretrainSettings, facts: Mapping[str, Any]) -> list[str]:
             else f"compositions held out by the rule {data.rule!r} occur in probes only"
         )
         plain = f", {100 * data.plain:.0f} % of them plain" if data.plain else ""
+        simple = f"; the first {data.simple_batches:,} batches show one object with a plain caption"
+        held += simple if data.simple_batches else ""
         supply = f"a pool of {data.pool:,} scenes" if data.pool else "new scenes in every step"
         return [
             "**Trained on procedural scenes only**: no photograph, no text written by people.",
