@@ -78,7 +78,9 @@ class DataSettings(Settings):
         if self.sampled > self.captions:
             raise ValueError(f"sampled = {self.sampled} is more than captions = {self.captions}")
         if self.simple_batches and (self.pool or self.sampled > 1):
-            raise ValueError("simple_batches needs new scenes in each step (pool = 0) and one caption each (sampled = 1)")
+            raise ValueError(
+                "simple_batches needs new scenes in each step (pool = 0) and one caption each (sampled = 1)"
+            )
         return self
 
 
