@@ -27,7 +27,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,7 @@ def training_settings(tower: str, sizes: Sizes) -> dict[str, Any]:
     else:
         model |= {"spectral_blocks": 2, "spatial_blocks": 3}
     data = {**GRAMMAR, "objects": 2, "captions": 1, "plain": 1.0, "hard_share": 0.5, "pool": sizes.pool}
-    training = {"steps": sizes.steps, "batch_size": min(BATCH, sizes.pool), "learning_rate": 3e-3, "warmup": 0.05}
+    training = {"steps": sizes.steps, "batch_size": min(BATCH, sizes.pool), "learning_rate": 2e-3, "warmup": 0.05}
     training |= {"weight_decay": 0.05, "ema": 0.99, "precision": "32-true", "probe_pictures": 128}
     return {"model": model, "objective": objective, "training": training, "data": data}
 
@@ -383,7 +383,9 @@ def choose(records: list[dict[str, Any]], tower: str) -> dict[str, float]:
 
 def own_guides(model: Trained) -> tuple[str, ...]:
     """A model trained with a guide is tested with it; the guides by text, which training has not, on plain merging."""
-    return ("none", "text", "query") if model.guide in ("none", CONTROL) else (model.guide,)
+    if model.guide == CONTROL:
+        return ("none",)
+    return ("none", "text", "query") if model.guide == "none" else (model.guide,)
 
 
 def run_all(options: argparse.Namespace, sizes: Sizes) -> dict[str, Any]:
@@ -415,6 +417,7 @@ def main() -> None:
     parser.add_argument("--towers", nargs="+", default=["attention", "sequential"], choices=["attention", "sequential"])
     parser.add_argument("--models", nargs="+", metavar="FOLDER", help="test these models in place of trained ones")
     parser.add_argument("--name", default="given", help="what the models of --models are called")
+    parser.add_argument("--steps", type=int, help=f"of each training from scratch, default {Sizes().steps}")
     parser.add_argument("--quick", action="store_true", help="tiny, to see that everything runs")
     parser.add_argument("--json", type=Path, help=f"default: {RESULTS.name} beside the other results; quick: none")
     options = parser.parse_args()
@@ -422,6 +425,7 @@ def main() -> None:
     torch.set_num_threads(1)
     options.work.mkdir(parents=True, exist_ok=True)
     sizes = QUICK if options.quick else Sizes()
+    sizes = replace(sizes, steps=options.steps or sizes.steps)
     facts = {"benchmark": "merging_accuracy", "machine": machine(), "threads": 1, "seeds": options.seeds}
     facts |= {"sizes": asdict(sizes), "trials_of_each_guide": list(STRENGTHS)}
     begun = time.process_time()

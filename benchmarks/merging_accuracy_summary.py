@@ -50,10 +50,7 @@ def summarise(records: Sequence[Record], resamples: int = 2000) -> dict[str, Any
 def _table(records: Sequence[Record], resamples: int) -> dict[str, Any]:
     arms: dict[str, dict[float, BySeed]] = {}
     for record in records:
-        own = record["trained_guide"] == CONTROL
-        if own and record["guide"] != "none":
-            continue  # what trained without merging is one row, under plain merging
-        arm = CONTROL if own else record["guide"]
+        arm = CONTROL if record["trained_guide"] == CONTROL else record["guide"]
         arms.setdefault(arm, {}).setdefault(record["rate"], {})[record["seed"]] = record
     plain = arms["none"]
     guides = []

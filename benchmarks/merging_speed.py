@@ -1,6 +1,6 @@
 """How much faster token merging makes a vision tower: CPU-time ratios on one thread, images a second on a GPU.
 
-Run: ``OMP_NUM_THREADS=1 python benchmarks/merging_speed.py`` (about 4 CPU minutes; ``--quick`` for small towers in
+Run: ``OMP_NUM_THREADS=1 python benchmarks/merging_speed.py`` (about 3 CPU minutes; ``--quick`` for small towers in
 seconds). Towers have random weights, as speed does not depend on them: `pocket` of its preset; CLIP towers of the
 shapes ViT-B/16 and L/14, whole, and 4 of the 48 blocks of bigG/14, which merge twelve times as much each, so that
 tokens fall as over all 48. Ratios: time of the tower without merging (for CLIP transformers' own forward pass on fused
@@ -78,7 +78,7 @@ class Tower:
     sizes : dict
         Of the configuration of transformers' CLIP, or of MLIP.
     batch, gpu_batch : int
-        Pictures at once.
+        Pictures at once; 0 leaves the tower out on a GPU.
     blocks : int, optional
         Of a whole CLIP tower: timed on the CPU are the ones of `sizes`, on a GPU all.
     """
@@ -115,7 +115,7 @@ def towers(quick: bool) -> list[Tower]:
         ]
     base = [(constant(8), 1.30), (constant(13), 1.55), (constant(16), 1.75)]
     pocket_rates: list[tuple[dict[str, Any], float | None]] = [({"tokens": 0.5}, None), ({"tokens": 0.25}, None)]
-    big = variants([({"r": 4}, None)], None)
+    few, big = variants([({"r": 48}, None)], None), variants([({"r": 4}, None)], None)
     return [
         Tower(
             "pocket",
@@ -126,7 +126,8 @@ def towers(quick: bool) -> list[Tower]:
         ),
         Tower("ViT-B/16", clip(768, 3072, 12, 12, 16), 4, variants(base, constant(13)), 256),
         Tower("ViT-L/14", clip(1024, 4096, 24, 16, 14), 2, variants([({"r": 8}, 1.8)], None), 128),
-        Tower("bigG/14", clip(1664, 8192, 4, 16, 14), 1, variants([({"r": 48}, None)], None), 64, 48, big),
+        Tower("bigG/14", clip(1664, 8192, 4, 16, 14), 4, few, 64, 48, big),
+        Tower("bigG/14, one picture", clip(1664, 8192, 4, 16, 14), 1, few, 0, 48),
     ]
 
 
@@ -216,25 +217,27 @@ def cpu_rows(tower: Tower, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def cpu_part(quick: bool, rounds: int) -> dict[str, Any]:
-    """All towers on one thread."""
+def cpu_part(chosen: list[Tower], rounds: int, former: dict[str, Any]) -> dict[str, Any]:
+    """Towers on one thread; those that are not chosen keep their former figures."""
     torch.set_num_threads(1)
-    result: dict[str, Any] = {}
-    hardware, begun = machine(), time.process_time()
-    for tower in towers(quick):
+    result: dict[str, Any] = dict(former.get("towers", {}))
+    hardware = machine()
+    del hardware["load_at_start"]
+    for tower in chosen:
+        load, begun = os.getloadavg()[0], time.process_time()
         rows = cpu_rows(tower, rounds)
         blocks = tower.sizes.get("num_hidden_layers")
-        result[tower.name] = {"batch": tower.batch, "blocks": blocks, "of_blocks": tower.blocks or blocks, "rows": rows}
+        result[tower.name] = {
+            "batch": tower.batch,
+            "blocks": blocks,
+            "of_blocks": tower.blocks or blocks,
+            "rounds": rounds,
+            "load_of_the_machine": [round(load, 1), round(os.getloadavg()[0], 1)],
+            "cpu_seconds": round(time.process_time() - begun, 1),
+            "rows": rows,
+        }
         print(*cpu_table(tower.name, result[tower.name]), sep="\n", flush=True)
-    return {
-        "machine": hardware,
-        "threads": 1,
-        "rounds": rounds,
-        "load_at_end": round(os.getloadavg()[0], 1),
-        "cpu_seconds": round(time.process_time() - begun, 1),
-        "towers": result,
-        "met": verdicts(result),
-    }
+    return {"machine": hardware, "threads": 1, "towers": result, "met": verdicts(result)}
 
 
 def verdicts(result: dict[str, Any]) -> dict[str, bool]:
@@ -286,10 +289,10 @@ def images_a_second(call: Call, pixels: Tensor, rounds: int, seconds: float = 0.
     return len(pixels) / best
 
 
-def gpu_part(quick: bool, rounds: int) -> dict[str, Any]:
-    """All towers in bfloat16, eager and compiled."""
-    result: dict[str, Any] = {}
-    for tower in towers(quick):
+def gpu_part(chosen: list[Tower], rounds: int, former: dict[str, Any]) -> dict[str, Any]:
+    """Towers in bfloat16, eager and compiled; those that are not chosen keep their former figures."""
+    result: dict[str, Any] = dict(former.get("towers", {}))
+    for tower in (one for one in chosen if one.gpu_batch):
         found, plans, side = calls(tower, "cuda", torch.bfloat16)
         pixels = torch.randn(tower.gpu_batch, 3, side, side, device="cuda", dtype=torch.bfloat16)
         rows = []
@@ -337,6 +340,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="of which the fastest counts")
     parser.add_argument("--parts", nargs="+", choices=["cpu", "gpu"], help="default: cpu, and gpu where there is one")
+    parser.add_argument("--towers", nargs="+", metavar="NAME", help="some only; the others keep their former figures")
     parser.add_argument("--quick", action="store_true", help="small towers, to see that everything runs")
     parser.add_argument("--json", type=Path, help=f"default: {RESULTS.name} beside the other results; quick: none")
     options = parser.parse_args()
@@ -344,8 +348,13 @@ def main() -> int:
     path = options.json or (None if options.quick else RESULTS)
     result: dict[str, Any] = read_json(path) if path is not None and path.exists() else {}
     result["benchmark"] = "merging_speed"
+    known = {tower.name: tower for tower in towers(options.quick)}
+    names = options.towers or list(known)
+    if wrong := [name for name in names if name not in known]:
+        parser.error(f"--towers has {', '.join(wrong)}; there are {', '.join(known)}")
     for part in parts:
-        result[part] = (cpu_part if part == "cpu" else gpu_part)(options.quick, options.rounds)
+        measure = cpu_part if part == "cpu" else gpu_part
+        result[part] = measure([known[name] for name in names], options.rounds, result.get(part, {}))
         if path is not None:
             write_json(path, result)
     met = result["cpu"]["met"] if "cpu" in parts and not options.quick else {}
