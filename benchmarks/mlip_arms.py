@@ -165,7 +165,9 @@ def compute_ratio(options: argparse.Namespace) -> dict[str, Any]:
     path = options.work / "step_ratio.json"
     if not path.exists():
         pair = [(arms()[name], chosen_settings(options.development, name)) for name in ("mlip", "clip")]
-        write_json(path, step_ratio(*(settings_of(arm, own, options, 1.0) for arm, own in pair)))
+        measured = step_ratio(*(settings_of(arm, own, options, 1.0) for arm, own in pair))
+        if not path.exists():  # another process may have been faster, and its number is what counts then
+            write_json(path, measured)
     ratio: dict[str, Any] = read_json(path)
     return ratio
 
