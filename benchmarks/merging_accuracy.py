@@ -67,8 +67,8 @@ class Sizes:
 
     Attributes
     ----------
-    steps, continued, pool : int
-        Steps of a training and of its continuation, and the scenes they are taken from.
+    steps, continued, batch, pool : int
+        Steps of a training and of its continuation, pictures a step, and the scenes they are taken from.
     pictures, candidates : int
         Test pictures of each part, and those among which a query searches.
     dev_pictures, dev_candidates : int
@@ -76,15 +76,16 @@ class Sizes:
     """
 
     steps: int = 1200
-    continued: int = 150
+    continued: int = 120
+    batch: int = 96
     pool: int = 12_800
     pictures: int = 512
-    candidates: int = 128
+    candidates: int = 96
     dev_pictures: int = 192
-    dev_candidates: int = 48
+    dev_candidates: int = 40
 
 
-QUICK = Sizes(2, 1, 256, 24, 6, 12, 4)
+QUICK = Sizes(2, 1, 64, 256, 24, 6, 12, 4)
 
 
 # -- models -------------------------------------------------------------------------------------------------------
@@ -124,7 +125,7 @@ def training_settings(tower: str, sizes: Sizes) -> dict[str, Any]:
     else:
         model |= {"spectral_blocks": 2, "spatial_blocks": 3}
     data = {**GRAMMAR, "objects": 2, "captions": 1, "plain": 1.0, "hard_share": 0.5, "pool": sizes.pool}
-    training = {"steps": sizes.steps, "batch_size": min(BATCH, sizes.pool), "learning_rate": 2e-3, "warmup": 0.05}
+    training = {"steps": sizes.steps, "batch_size": sizes.batch, "learning_rate": 2e-3, "warmup": 0.05}
     training |= {"weight_decay": 0.05, "ema": 0.99, "precision": "32-true", "probe_pictures": 128}
     return {"model": model, "objective": objective, "training": training, "data": data}
 
