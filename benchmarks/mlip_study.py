@@ -20,19 +20,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from phosphene.encoders.mlip import MLIP, ImageFeatures, TextFeatures, Tokenizer, load_model
+from phosphene.encoders.mlip.similarity import SCORES, similarities
 from phosphene.files import digest, read_json, write_json
 from phosphene.settings import merge
 from phosphene.stimuli.scenes import SceneGraphs, render_tensor
 from phosphene.stimuli.scenes.vocabulary import COLOURS, MATERIALS, SHAPES
-from phosphene.training.late_interaction import late_interaction
 from phosphene.training.loop import TrainingError
 from phosphene.training.optimise import adamw
 from phosphene.training.pretraining import PairStep, PretrainSettings, pretrain, pretrain_settings
 from phosphene.training.pretraining.batches import PairLoader, unique_texts
-from phosphene.training.pretraining.objective import MLIPObjective, ObjectiveSettings, pool_grid
+from phosphene.training.pretraining.objective import MLIPObjective, ObjectiveSettings
 from phosphene.training.pretraining.sources import ScenePairs
 from phosphene.training.settings import MACHINE_KEYS
 
@@ -54,7 +53,6 @@ __all__ = [
     "wanted_words",
 ]
 
-SCORES = ("spatial", "spatial + frequency", "all heads")
 LARGEST = 500_000  # parameters of an arm
 _TOGETHER = "all together"
 _BATCH = 128
@@ -285,7 +283,12 @@ def _ask(
         if id(one.pixels) not in images:
             images[id(one.pixels)] = _embed_images(model, one.pixels)
         texts = one.prompts if isinstance(one, Question) else one.texts
-        similar = _similarities(images[id(one.pixels)], _embed_texts(model, tokenizer, texts), objective)
+        similar = similarities(
+            images[id(one.pixels)],
+            _embed_texts(model, tokenizer, texts),
+            pool_tokens=objective.pool_tokens,
+            top_tokens=objective.top_tokens,
+        )
         answers += _named(one, similar) if isinstance(one, Question) else _found(one, similar)
     return answers
 
@@ -327,28 +330,6 @@ def _hits(similar: Tensor, right: np.ndarray) -> np.ndarray:
     best = values == values.max(axis=1, keepdims=True)
     hit: np.ndarray = ~(best & ~right).any(axis=1)
     return hit
-
-
-def _similarities(image: ImageFeatures, text: TextFeatures, objective: ObjectiveSettings) -> dict[str, Tensor]:
-    """Cosines of the spatial embedding alone; with those of the frequency embedding added; with tokens too.
-
-    Tokens are pooled and picked as in training.
-    """
-    words = functional.normalize(text.pooled, dim=1)
-    total = functional.normalize(image.spatial, dim=1) @ words.T
-    scores = {SCORES[0]: total}
-    if image.frequency is not None:
-        total = total + functional.normalize(image.frequency, dim=1) @ words.T
-        scores[SCORES[1]] = total
-    if text.tokens is not None:
-        for tokens, sizes in ((image.spatial_tokens, image.sizes), (image.frequency_tokens, None)):
-            if tokens is not None:
-                if objective.pool_tokens is not None and sizes is None:
-                    tokens = pool_grid(tokens, objective.pool_tokens)
-                ways = late_interaction(tokens, text.tokens, text.mask, sizes=sizes, top=objective.top_tokens)
-                total = total + sum(ways) / 2
-        scores[SCORES[2]] = total
-    return scores
 
 
 def _embed_images(model: MLIP, pixels: Tensor) -> ImageFeatures:

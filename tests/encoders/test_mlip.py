@@ -11,7 +11,9 @@ import torch
 
 from phosphene.encoders import Encoder, encode, make_encoder
 from phosphene.encoders.mlip import MLIP, MLIPConfig, Tokenizer, load_model, save_model
+from phosphene.encoders.mlip.similarity import SCORES, similarities
 from phosphene.errors import InputError
+from phosphene.nn.late_interaction import late_interaction
 from phosphene.stimuli.scenes import scene_set
 
 TINY = {
@@ -316,3 +318,23 @@ def test_merging_tower_compiles_whole_and_runs_in_bf16(guide: str) -> None:
     assert torch.nn.functional.cosine_similarity(half.frequency.float(), expected.frequency).min() > 0.99
     assert torch.equal(half.sizes.sum(dim=1), expected.sizes.sum(dim=1))
     assert half.sizes.dtype == torch.float32
+
+
+def test_similarities_add_up_what_both_sides_have(tokenizer: Tokenizer) -> None:
+    pixels = MLIP.prepare(torch.from_numpy(scene_set(3, size=32).pixels()))
+    words = tokenizer.encode(CAPTIONS, 64)
+    model = _model().eval()
+    image, text = model(pixels, *words)
+    found = similarities(image, text)
+    assert tuple(found) == SCORES
+    cosine = torch.nn.functional.cosine_similarity
+    spatial = cosine(image.spatial[:, None], text.pooled[None], dim=-1)
+    frequency = cosine(image.frequency[:, None], text.pooled[None], dim=-1)
+    assert torch.allclose(found["spatial"], spatial, atol=1e-5)
+    assert torch.allclose(found["spatial + frequency"], spatial + frequency, atol=1e-5)
+    ways = [late_interaction(grid, text.tokens, text.mask) for grid in (image.spatial_tokens, image.frequency_tokens)]
+    whole = spatial + frequency + sum(way for both in ways for way in both) / 2
+    assert torch.allclose(found["spatial + frequency + tokens"], whole, atol=1e-5)
+    assert tuple(similarities(image, text, tokens=False)) == SCORES[:2]
+    plain = _model(frequency_head=False, spectral_blocks=0, token_heads=False).eval()
+    assert tuple(similarities(*plain(pixels, *words))) == SCORES[:1]

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from phosphene.nn.late_interaction import late_interaction
 from phosphene.training.contrast import contrast, instance, positives
 from phosphene.training.gather import gather
 from phosphene.training.grad_cache import cached_step
-from phosphene.training.late_interaction import late_interaction
 
 
 class Image(NamedTuple):

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from phosphene.errors import InputError
+from phosphene.nn.late_interaction import late_interaction
 from phosphene.nn.spectral import FourierAxis
 from phosphene.training.contrast import cosines
-from phosphene.training.late_interaction import late_interaction
 from phosphene.training.losses import weighted
 
 __all__ = ["TokenAlignment", "equalised", "require_tokens"]

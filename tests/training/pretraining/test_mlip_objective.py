@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from phosphene.encoders.mlip import ImageFeatures, TextFeatures
+from phosphene.encoders.mlip.similarity import pool_grid
 from phosphene.errors import InputError
+from phosphene.nn.late_interaction import late_interaction
 from phosphene.training.contrast import contrast, instance, positives
-from phosphene.training.late_interaction import late_interaction
-from phosphene.training.pretraining.objective import MLIPObjective, ObjectiveSettings, pool_grid
+from phosphene.training.pretraining.objective import MLIPObjective, ObjectiveSettings
 
 PARTS = ["spatial", "frequency", "spatial_token", "frequency_token"]
 

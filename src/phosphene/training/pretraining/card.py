@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from phosphene._version import __version__
+from phosphene.encoders.mlip.similarity import SCORES
 from phosphene.files import atomic_path, write_json
 from phosphene.training.log import read_log
-from phosphene.training.pretraining.probes import SCORES, Score
+from phosphene.training.pretraining.probes import Score
 from phosphene.training.pretraining.settings import PretrainSettings
 
 __all__ = ["hardware", "model_card", "read_curve", "write_curve"]

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, distributed, nn
-from torch.nn import functional
 
+from phosphene.encoders.mlip.similarity import pool_grid
 from phosphene.errors import InputError
+from phosphene.nn.late_interaction import late_interaction
 from phosphene.settings import Settings
 from phosphene.training.contrast import Form, contrast, instance
 from phosphene.training.gather import gather
-from phosphene.training.late_interaction import late_interaction
 
 if TYPE_CHECKING:
     from phosphene.encoders.mlip import ImageFeatures, TextFeatures
 
-__all__ = ["MLIPObjective", "ObjectiveSettings", "pool_grid"]
+__all__ = ["MLIPObjective", "ObjectiveSettings"]
 
 _TEMPERATURES = (0.01, 1.0)  # a learned temperature stays within
 
@@ -82,23 +82,6 @@ class ObjectiveSettings(Settings):
             "spatial_token": self.spatial_token_weight,
             "frequency_token": self.frequency_token_weight,
         }
-
-
-def pool_grid(tokens: Tensor, most: int) -> Tensor:
-    """Average a square grid of tokens (B, N, E) to one of `most` tokens; a grid that is not larger stays as it is.
-
-    Examples
-    --------
-    >>> pool_grid(torch.arange(16.0).view(1, 16, 1), 4).flatten().tolist()
-    [2.5, 4.5, 10.5, 12.5]
-    """
-    count, side = tokens.shape[1], math.isqrt(tokens.shape[1])
-    if count <= most:
-        return tokens
-    if side * side != count:
-        raise InputError(f"objective.pool_tokens needs a square grid of tokens, found {count} tokens")
-    grid = tokens.transpose(1, 2).unflatten(2, (side, side))
-    return functional.adaptive_avg_pool2d(grid, math.isqrt(most)).flatten(2).transpose(1, 2)
 
 
 class _Scale(nn.Module):

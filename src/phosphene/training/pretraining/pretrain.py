@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 
 from phosphene.encoders.mlip import MLIP, Tokenizer, load_model, save_model
 from phosphene.encoders.mlip.encoder import find_mlip
+from phosphene.encoders.mlip.similarity import SCORES
 from phosphene.encoders.mlip.store import read_config
 from phosphene.errors import InputError
 from phosphene.files import write_json, write_text
@@ -22,7 +23,7 @@ from phosphene.training.pretraining.batches import PairLoader, PairSource, check
 from phosphene.training.pretraining.card import hardware, model_card, read_curve, write_curve
 from phosphene.training.pretraining.loop import Progress, train_pairs
 from phosphene.training.pretraining.objective import MLIPObjective
-from phosphene.training.pretraining.probes import SCORES, Probe, Score, held_out_probes, scene_probes
+from phosphene.training.pretraining.probes import Probe, Score, held_out_probes, scene_probes
 from phosphene.training.pretraining.settings import FINE_TUNING, PretrainSettings, run_settings
 from phosphene.training.pretraining.sources import ScenePairs, StimulusPairs, at_size
 from phosphene.training.progress import progress_bar

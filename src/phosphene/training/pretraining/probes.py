@@ -11,21 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from phosphene.encoders.mlip import MLIP, ImageFeatures, TextFeatures, Tokenizer
+from phosphene.encoders.mlip.similarity import similarities
 from phosphene.stimuli import StimulusSet
 from phosphene.stimuli.scenes import SceneGraphs, chosen_captions, plain_captions, render_tensor, sample_graphs
 from phosphene.stimuli.scenes.vocabulary import COLOURS, MATERIALS, SHAPES
-from phosphene.training.late_interaction import late_interaction
 from phosphene.training.pretraining.batches import unique_texts
-from phosphene.training.pretraining.objective import ObjectiveSettings, pool_grid
+from phosphene.training.pretraining.objective import ObjectiveSettings
 from phosphene.training.pretraining.settings import DataSettings
 from phosphene.training.pretraining.sources import scene_grammar
 
-__all__ = ["SCORES", "Probe", "Retrieval", "Score", "ZeroShot", "held_out_probes", "scene_probes", "wilson"]
+__all__ = ["Probe", "Retrieval", "Score", "ZeroShot", "held_out_probes", "scene_probes", "wilson"]
 
-SCORES = ("spatial", "spatial + frequency", "spatial + frequency + tokens")
 _SEED = 2**40  # of the probes' scenes: the same for every run, out of reach of the seeds of training
 _BATCH = 128
 _ATTRIBUTES: dict[str, list[str]] = {
@@ -90,26 +88,10 @@ def wilson(hits: float, n: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 def _scores(image: ImageFeatures, text: TextFeatures, objective: ObjectiveSettings | None) -> dict[str, Tensor]:
-    """(I, C) similarities by name: cosines of what both sides have are added up, all with weight one.
-
-    Tokens are pooled and picked as in training.
-    """
-    words = functional.normalize(text.pooled.float(), dim=1)
-    total = functional.normalize(image.spatial.float(), dim=1) @ words.T
-    scores = {SCORES[0]: total}
-    if image.frequency is not None:
-        total = total + functional.normalize(image.frequency.float(), dim=1) @ words.T
-        scores[SCORES[1]] = total
-    if objective is not None and text.tokens is not None and image.spatial_tokens is not None:
-        for grid, sizes in ((image.spatial_tokens, image.sizes), (image.frequency_tokens, None)):
-            if grid is None:
-                continue
-            if objective.pool_tokens is not None and sizes is None:
-                grid = pool_grid(grid, objective.pool_tokens)
-            there, back = late_interaction(grid, text.tokens, text.mask, sizes=sizes, top=objective.top_tokens)
-            total = total + (there + back) / 2
-        scores[SCORES[2]] = total
-    return scores
+    """(I, C) similarities by name; tokens, where there is an objective, are pooled and picked as in training."""
+    if objective is None:
+        return similarities(image, text, tokens=False)
+    return similarities(image, text, pool_tokens=objective.pool_tokens, top_tokens=objective.top_tokens)
 
 
 def _hits(scores: Tensor, right: np.ndarray) -> int:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from phosphene.training import late_interaction as home
-from phosphene.training.late_interaction import late_interaction
+from phosphene.nn import late_interaction as home
+from phosphene.nn.late_interaction import late_interaction
 
 
 def tokens(n_images=5, n_texts=6, n=7, t=4, e=3, seed=0, dtype=torch.float64):
