@@ -13,8 +13,8 @@ shapes, four colours and six materials of the table are not those of development
 the grammar has only eight; a quarter of the pairs of shape and colour are held out. Scenes of the evaluation are new
 for every seed and the same for all arms. Every arm, plain CLIP included, has as many candidate settings; the choice
 falls on the best mean of zero-shot on unseen compositions (all attributes together) and retrieval. The fixed filters
-take the choice of the learned ones. Plain CLIP also runs longer, with the settings chosen for it: for the processor time
-of all four losses, and for twice the pairs.
+take the choice of the learned ones. Plain CLIP also runs longer, with the settings chosen for it: for the processor
+time of all four losses, and for twice the pairs.
 """
 
 from __future__ import annotations
