@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from merging_accuracy_summary import CONTROL, DEV, OFF_THE_SHELF, POOLED, QUERY, TRAINED, markdown, summarise
+from merging_accuracy_summary import CONTROL, DEV, OFF_THE_SHELF, POOLED, QUERY, TASKS, TRAINED, markdown, summarise
 from merging_pictures import GRAMMAR, WORDS, Pictures, pictures, prompts
 from nsd_size import machine
 from torch import Tensor
@@ -376,7 +376,7 @@ def choose(records: list[dict[str, Any]], tower: str) -> dict[str, float]:
         score: dict[float, list[float]] = {}
         for record in records:
             if record["tower"] == tower and record["guide"] == guide:
-                tasks = [value for name, value in record["hits"].items() if name != QUERY or guide == "query"]
+                tasks = [record["hits"][name] for name in ((QUERY,) if guide == "query" else TASKS)]
                 score.setdefault(record["strength"], []).append(np.mean([t.count("1") / len(t) for t in tasks]))
         chosen[guide] = max(sorted(score), key=lambda strength: np.mean(score[strength]))
     return chosen

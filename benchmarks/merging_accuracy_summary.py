@@ -7,7 +7,18 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["CONTROL", "DEV", "OFF_THE_SHELF", "POOLED", "QUERY", "TRAINED", "difference", "markdown", "summarise"]
+__all__ = [
+    "CONTROL",
+    "DEV",
+    "OFF_THE_SHELF",
+    "POOLED",
+    "QUERY",
+    "TASKS",
+    "TRAINED",
+    "difference",
+    "markdown",
+    "summarise",
+]
 
 OFF_THE_SHELF, TRAINED, DEV = "off the shelf", "trained with merging", "development"
 CONTROL = "not merged in training"
