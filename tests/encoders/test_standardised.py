@@ -34,6 +34,27 @@ def test_held_out_stimuli_change_nothing(stimuli: StimulusSet) -> None:
     np.testing.assert_array_equal(one.of(train), two.of(train))
 
 
+def test_what_the_weights_were_trained_on_is_remembered_beside_what_it_was_fitted_on(
+    stimuli: StimulusSet, tmp_path: Path
+) -> None:
+    import torch
+
+    from phosphene.encoders.mlip import MLIP, MLIPConfig, Tokenizer, save_model
+
+    sizes = {"image_size": 32, "width": 16, "heads": 2, "spatial_blocks": 1, "text_width": 16, "text_heads": 2}
+    torch.manual_seed(0)
+    words = Tokenizer.train(["a red ball"], 300)
+    facts = {"data": {"fitted_on": ["elsewhere", str(stimuli.ids[-1])]}}
+    save_model(tmp_path / "model", MLIP(MLIPConfig.build({**sizes, "vocabulary": 300})), words, facts=facts)
+    train = stimuli.ids[:16].tolist()
+    targets = encode(stimuli, f"z:mlip:{tmp_path / 'model'}", fit_on=train, cache=False)
+    assert targets.fitted_on == {*train, *facts["data"]["fitted_on"]}
+    targets.encoder.save(tmp_path / "saved")
+    again = Encoder.load(tmp_path / "saved")
+    assert again.seen == targets.fitted_on
+    assert again.fitted_on == set(train)
+
+
 def test_identity_follows_training_and_the_inner_encoder(stimuli: StimulusSet) -> None:
     there = make_encoder("z:pixels").fit(stimuli)
     assert make_encoder("z:pixels").fit(stimuli.select(stimuli.ids[::-1])).identity == there.identity

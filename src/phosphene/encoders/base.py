@@ -92,6 +92,11 @@ class Encoder(ABC):
         return self.label
 
     @property
+    def seen(self) -> frozenset[str] | None:
+        """Ids of all stimuli that anything in it has learned from; None where nothing has."""
+        return self.fitted_on
+
+    @property
     def is_fitted(self) -> bool:
         """Whether it can encode."""
         return not self.needs_fit or self.fitted_on is not None

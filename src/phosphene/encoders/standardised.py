@@ -64,6 +64,10 @@ class StandardisedEncoder(Encoder):
     def saved_label(self) -> str:
         return f"{self.name}:{self.inner.saved_label}"
 
+    @property
+    def seen(self) -> frozenset[str] | None:
+        return self.fitted_on if self.inner.seen is None else self.inner.seen | (self.fitted_on or frozenset())
+
     def _fit(self, stimuli: StimulusSet) -> None:
         if self.inner.needs_fit:
             self.inner.fit(stimuli)
@@ -114,11 +118,16 @@ class StandardisedEncoder(Encoder):
         return {**self._moments, **{f"inner.{name}": array for name, array in self.inner._arrays().items()}}
 
     def _notes(self) -> dict[str, Any]:
-        return {"inner": self.inner._notes(), "trained": self._trained}
+        notes = {"inner": self.inner._notes(), "trained": self._trained}
+        if not self.inner.needs_fit and self.inner.seen is not None:  # weights that were trained on stimuli
+            notes["inner_seen"] = sorted(self.inner.seen)
+        return notes
 
     def _restore(self, arrays: dict[str, np.ndarray], notes: dict[str, Any]) -> None:
         if self.inner.needs_fit:
             self.inner.fitted_on = self.fitted_on
+        elif "inner_seen" in notes:
+            self.inner.fitted_on = frozenset(notes["inner_seen"])
         own = {name: array for name, array in arrays.items() if not name.startswith("inner.")}
         inner = {name[len("inner.") :]: array for name, array in arrays.items() if name.startswith("inner.")}
         self.inner._restore(inner, notes["inner"])

@@ -88,7 +88,7 @@ class Targets:
     encoder : Encoder
         What made them; saved with them.
     fitted_on : iterable of str, optional
-        Ids of the stimuli the encoder was fitted on, by default those it remembers; None where it learnt nothing.
+        Ids of the stimuli the encoder has learned from, by default those it remembers; None where it learnt nothing.
         Audits hold them against the test part.
 
     Examples
@@ -110,7 +110,7 @@ class Targets:
         self.ids = np.asarray(ids, dtype=str)
         self._arrays: dict[str, Any] = {"pooled": pooled} if tokens is None else {"tokens": tokens, "pooled": pooled}
         self.encoder = encoder
-        self.fitted_on: frozenset[str] | None = encoder.fitted_on if fitted_on is None else frozenset(fitted_on)
+        self.fitted_on: frozenset[str] | None = encoder.seen if fitted_on is None else frozenset(fitted_on)
         self._row_of = {name: row for row, name in enumerate(self.ids.tolist())}
         if len(self._row_of) < len(self.ids):
             raise InputError("targets need unique stimulus ids")

@@ -209,8 +209,8 @@ def _refuse_leakage(study: Study, view: StudyView, targets: Targets) -> None:
     if outside:
         raise LeakageError(
             f"the encoder of these targets ({targets.encoder.label}) was fitted on {len(outside)} stimuli outside of "
-            f"the training part of split {view.split_name!r}, such as {', '.join(outside[:5])}; encode with "
-            "fit_on=study.split('train').stimulus_ids"
+            f"the training part of split {view.split_name!r}, such as {', '.join(outside[:5])}; fit it (or pretrain "
+            "its model) on that part: fit_on=study.split('train').stimulus_ids"
         )
 
 
