@@ -100,8 +100,6 @@ def _with_merge(
 @contextmanager
 def _pictures(source: Path, limit: int) -> Iterator[StimulusSet]:
     """At most `limit` stimuli of a study or a folder, evenly taken, for as long as the study is open."""
-    import numpy as np
-
     from phosphene.recordings import Study
     from phosphene.stimuli.folder import read_folder
 
@@ -109,8 +107,7 @@ def _pictures(source: Path, limit: int) -> Iterator[StimulusSet]:
         raise InputError(f"--limit must be at least 1, found {limit}")
     with Study.open(source) if not source.is_dir() else nullcontext() as study:
         stimuli = read_folder(source, fit=True) if study is None else study.stimuli
-        rows = np.unique(np.linspace(0, len(stimuli) - 1, min(limit, len(stimuli))).round().astype(int))
-        yield stimuli.select(stimuli.ids[rows])
+        yield stimuli.select(stimuli.ids[stimuli.spread(limit)])
 
 
 def fidelity(

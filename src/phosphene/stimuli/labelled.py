@@ -17,6 +17,7 @@ __all__ = ["PROMPTS", "check_captions", "fill_prompts", "labelled", "read_class_
 log = logging.getLogger(__name__)
 
 PROMPTS = ("a picture of a {}", "a photo of a {}", "a {}")
+_SOURCES = "; they stand in captions.tsv beside the pictures, or are made from labels (--labels COLUMN)"
 
 
 def fill_prompts(words: Sequence[str], prompts: Sequence[str] = PROMPTS) -> tuple[tuple[str, ...], ...]:
@@ -91,13 +92,13 @@ def check_captions(stimuli: StimulusSet) -> None:
     InputError
         Counting them and naming the first.
     """
-    for what, wrong in (
-        ("have no caption", [not texts for texts in stimuli.captions]),
-        ("have an empty caption", [any(not text.strip() for text in texts) for texts in stimuli.captions]),
+    for what, hint, wrong in (
+        ("have no caption", _SOURCES, [not texts for texts in stimuli.captions]),
+        ("have an empty caption", "", [any(not text.strip() for text in texts) for texts in stimuli.captions]),
     ):
         names = [name for name, bad in zip(stimuli.ids.tolist(), wrong, strict=True) if bad]
         if names:
-            raise InputError(f"{len(names)} of {len(stimuli)} stimuli {what}, such as {', '.join(names[:5])}")
+            raise InputError(f"{len(names)} of {len(stimuli)} stimuli {what}, such as {', '.join(names[:5])}{hint}")
 
 
 def read_class_folders(

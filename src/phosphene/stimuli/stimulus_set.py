@@ -181,6 +181,16 @@ class StimulusSet:
             dtype=str,
         )
 
+    def spread(self, most: int) -> np.ndarray:
+        """Rows of at most so many stimuli, evenly taken from the whole set.
+
+        Examples
+        --------
+        >>> StimulusSet(["a", "b", "c", "d", "e"]).spread(3).tolist()
+        [0, 2, 4]
+        """
+        return np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).round().astype(int))
+
     def select(self, ids: Sequence[str] | np.ndarray) -> StimulusSet:
         """The stimuli with these ids, in this order; pixels stay lazy."""
         rows = self.rows(ids)

@@ -299,8 +299,7 @@ def _space(person: VirtualPerson, settings: VirtualSettings) -> dict[str, Any]:
 
 def _spread(stimuli: StimulusSet) -> StimulusSet:
     """Up to `_REFERENCE` stimuli from all over the set."""
-    rows = np.unique(np.linspace(0, len(stimuli) - 1, min(_REFERENCE, len(stimuli))).round().astype(int))
-    return stimuli.select(stimuli.ids[rows])
+    return stimuli.select(stimuli.ids[stimuli.spread(_REFERENCE)])
 
 
 def _scene_plan(settings: VirtualSettings, seed: int, chosen: Sequence[str]) -> _Plan:

@@ -245,6 +245,18 @@ def test_every_preset_is_valid(name):
     assert settings.training.batch_size >= 128
 
 
+def test_settings_that_were_refused_leave_the_folder_to_others(tmp_path):
+    for tables, message in (
+        ({"model": {"text_context": 5}}, "longer than the context of 5 tokens"),
+        ({"model": {"merge": {"tokens": 0.01}}}, "out of reach"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(tmp_path, **tables)
+        assert not list(tmp_path.iterdir())
+    out = run(tmp_path, model={"text_context": 5}, data={"long_captions": "cut"}, training={"steps": 1, "ema": 0.0})
+    assert "weights not averaged" in (out / "card.md").read_text()
+
+
 def test_a_picture_in_both_parts_is_leakage(tmp_path):
     copies = StimulusSet(["q0", "q1"], PICTURES.pixels([7, 9]), [["other words"], ["for the same picture"]])
     with pytest.raises(LeakageError, match=r"2 pictures are in both 'training' and 'held-out': p07 = q0, p09 = q1"):
@@ -317,6 +329,8 @@ def test_what_cannot_be_trained_on_is_refused(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             run(tmp_path / message[:5], stimuli, data={"held_out": 0.5})
+    with pytest.raises(InputError, match=r"merge\.guide = 'text' spares what given texts name"):
+        run(tmp_path, model={"merge": {"tokens": 0.5, "guide": "text"}})
     with pytest.raises(InputError, match="scenes have their own probes"):
         run(tmp_path, None, held_out=PICTURES)
     with pytest.raises(InputError, match="seed must be an integer"):

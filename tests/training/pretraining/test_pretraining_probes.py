@@ -9,18 +9,11 @@ from scipy.stats import binomtest
 from tiny_pairs import coloured, tiny
 
 from phosphene.encoders.mlip import MLIP, ImageFeatures, MLIPConfig, TextFeatures, Tokenizer
+from phosphene.encoders.mlip.similarity import SCORES
 from phosphene.stimuli import picture_hashes
 from phosphene.stimuli.scenes import held_out
 from phosphene.training.pretraining.objective import ObjectiveSettings
-from phosphene.training.pretraining.probes import (
-    SCORES,
-    Probe,
-    Retrieval,
-    ZeroShot,
-    held_out_probes,
-    scene_probes,
-    wilson,
-)
+from phosphene.training.pretraining.probes import Probe, Retrieval, ZeroShot, held_out_probes, scene_probes, wilson
 from phosphene.training.pretraining.settings import DataSettings
 
 WORDS = ["ring", "heart", "star"], ["red", "blue"]
@@ -87,6 +80,30 @@ def test_attributes_are_told_apart_from_one_another():
     }
 
 
+def test_numbers_that_are_none_are_no_hits():
+    pixels, truth = single_objects()
+
+    class Broken(Knowing):
+        def encode_image(self, pixels, tokens=True):
+            return ImageFeatures(torch.full((len(pixels), 5), torch.nan))
+
+    model = Broken()
+    probe = Probe([ZeroShot("toys", pixels, truth, [[f"a {c} {n}"] for n in WORDS[0] for c in WORDS[1]], [3, 2])])
+    assert set(named(probe(model, model)).values()) == {0.0}
+    assert set(named(Probe([Retrieval("toys", pixels, ["a ring"] * 60)])(model, model)).values()) == {0.0}
+
+
+def test_held_out_pictures_sorted_by_class_are_taken_from_all_classes():
+    stimuli = coloured(30)
+    order = np.argsort(stimuli.labels["paint"], kind="stable")
+    stimuli = stimuli.select(stimuli.ids[order])
+    prompts = {name: (name,) for name in ("blue", "green", "red")}
+    (part,) = held_out_probes(stimuli, 9, picture_hashes(stimuli), prompts, "paint").parts
+    assert np.bincount(part.truth["paint"]).tolist() == [3, 3, 3]
+    (part,) = held_out_probes(stimuli, 100, picture_hashes(stimuli)).parts
+    assert part.texts == [texts[0] for texts in stimuli.captions]
+
+
 def test_retrieval_takes_equal_captions_and_equal_pictures_for_hits():
     pixels, truth = single_objects(12)
     texts = [f"a {WORDS[1][c]} {WORDS[0][s]}" for s, c in zip(truth["shape"], truth["colour"], strict=True)]
@@ -144,6 +161,6 @@ def test_token_scores_are_added_where_they_are_asked_for():
     prompts = {name: (f"a {name} picture", name) for name in ("blue", "green", "red")}
     named_classes = held_out_probes(stimuli, 6, picture_hashes(stimuli), prompts, "paint")
     (part,) = named_classes.parts
-    assert part.truth["paint"].tolist() == [2, 1, 0, 2, 1, 0]
+    assert part.truth["paint"].tolist() == [2, 0, 2, 0, 2, 0]  # rows 0, 2, 3, 5, 6, 8 of red, green, blue, red ...
     scores = named_classes(model, tokenizer)
     assert {(score.task, score.n, round(score.chance, 3)) for score in scores} == {("paint", 6, 0.333)}

@@ -138,6 +138,7 @@ def model_card(settings: PretrainSettings, facts: Mapping[str, Any], scores: Seq
     name = f" {facts['preset']}" if facts["preset"] else ""
     weights = {key: value for key, value in settings.objective.model_dump(mode="json").items() if value is not None}
     batches = f" in {training.accumulate} batches" if training.accumulate > 1 else ""
+    averaged = f"averaged weights (decay {training.ema:g})" if training.ema else "weights not averaged"
     lines = [
         f"# MLIP model{name}",
         "",
@@ -153,7 +154,7 @@ def model_card(settings: PretrainSettings, facts: Mapping[str, Any], scores: Seq
         f"* {facts['steps']:,} steps of {facts['batch_size']:,} pictures{batches}: "
         f"{facts['pairs_seen']:,} pairs of picture and caption seen.",
         f"* AdamW, learning rate {training.learning_rate:g} ({training.schedule}), weight decay "
-        f"{training.weight_decay:g}, averaged weights (decay {training.ema:g}), precision {facts['precision']}.",
+        f"{training.weight_decay:g}, {averaged}, precision {facts['precision']}.",
         f"* Objective: {', '.join(f'{key} {value}' for key, value in weights.items())}.",
         f"* {facts['hardware']}; {facts['seconds'] / 60:.1f} minutes.",
         f"* phosphene {__version__}, torch {torch.__version__}.",

@@ -185,7 +185,8 @@ class _Pretraining:
         def backward(value: Tensor) -> None:
             self.fabric.backward(value / self.config.accumulate)
 
-        if not 0 < self.config.chunk < len(batch.pixels):
+        # by the largest share: processes must all go the same way
+        if not 0 < self.config.chunk < max(batch.images):
             with context(True):
                 loss, parts = self.module(batch)
                 backward(loss)

@@ -34,6 +34,8 @@ __all__ = ["pretrain"]
 
 log = logging.getLogger(__name__)
 
+_TOKENIZER = "tokenizer.json"
+
 
 def pretrain(
     preset: str | None,
@@ -111,8 +113,6 @@ def pretrain(
     fabric = launch(chosen.training, unused=True)
     fabric.barrier()  # every process has looked into the run folder before the first one writes there
     leads = fabric.global_rank == 0
-    if leads:
-        run.begin()
     model, tokenizer = _model(chosen, start, pairs.source, run, fabric, seed)
     check_lengths(pairs.source.corpus(), tokenizer, chosen.model.text_context, cut=chosen.data.long_captions == "cut")
     loader = PairLoader(
@@ -123,6 +123,10 @@ def pretrain(
         processes=fabric.world_size,
         device=fabric.device,
     )
+    if leads:  # not before: settings that cannot be trained with leave the folder free for others
+        run.begin()
+        if start is None and not (run.path / _TOKENIZER).exists():
+            write_text(run.path / _TOKENIZER, tokenizer.to_json())
 
     def probe() -> dict[str, float]:
         return {score.name: score.value for score in pairs.probe(model, tokenizer) if score.score == SCORES[0]}
@@ -229,13 +233,12 @@ def _model(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = MLIP(settings.model)
-    file, text = run.path / "tokenizer.json", ""
+    file, text = run.path / _TOKENIZER, ""
     if fabric.global_rank == 0:
         if file.exists():
             text = file.read_text(encoding="utf-8")
         else:
             text = Tokenizer.train(source.corpus(), settings.model.vocabulary).to_json()
-            write_text(file, text)
     return model, Tokenizer.from_json(fabric.broadcast(text))
 
 

@@ -95,10 +95,10 @@ def _scores(image: ImageFeatures, text: TextFeatures, objective: ObjectiveSettin
 
 
 def _hits(scores: Tensor, right: np.ndarray) -> int:
-    """Rows whose best column is right; where several columns are best, all must be."""
+    """Rows whose best column is right; where several columns are best, all must be. NaN is never a hit."""
     best = scores == scores.max(dim=1, keepdim=True).values
-    wrong = torch.from_numpy(~right).to(scores.device)
-    return int((~(best & wrong).any(dim=1)).sum())
+    of_right = torch.from_numpy(right).to(scores.device)
+    return int(((best & of_right).any(dim=1) & ~(best & ~of_right).any(dim=1)).sum())
 
 
 class _Embedder:
@@ -320,7 +320,7 @@ def held_out_probes(
     stimuli : StimulusSet
         Square pictures that training has not seen, with captions.
     n : int
-        Most pictures of the probe, the first ones.
+        Most pictures of the probe, evenly taken: sets are often sorted by class.
     keys : array of str
         Equal for equal pictures.
     prompts : mapping of str to sequence of str, optional
@@ -328,7 +328,7 @@ def held_out_probes(
     column : str
         Label column of the class of each picture.
     """
-    rows, part = np.arange(min(n, len(stimuli))), "held-out pictures"
+    rows, part = stimuli.spread(n), "held-out pictures"
     pixels = torch.from_numpy(stimuli.pixels(rows))
     if prompts is None:
         texts = [stimuli.captions[row][0] for row in rows.tolist()]

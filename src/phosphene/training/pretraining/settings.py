@@ -136,6 +136,11 @@ class PretrainSettings(Settings):
             wanted = [f"objective.{part}_weight" for part in parts if weights[part] > 0]
             if wanted and not there:
                 raise ValueError(f"{' and '.join(wanted)} above 0 need model.{head} = true")
+        if self.model.merge is not None and self.model.merge.guide == "text":
+            raise ValueError(
+                "model.merge.guide = 'text' spares what given texts name, and training has none; "
+                "allowed here: none, spatial, frequency, both"
+            )
         return self
 
 
