@@ -81,7 +81,11 @@ def test_the_encoders_own_settings_say_all_but_the_rate(clip: Path, pictures: St
     assert report.rows[0].cosine == pytest.approx(_cosines(full.pooled, merged.pooled).mean(), abs=1e-5)
     assert report.protocol["guide"] == "text"
     assert report.protocol["texts"] == ["a dog"]
-    assert dataclasses.replace(report, wanted=0.01).text().endswith("--merge-guide text --merge-text 'a dog'")
+    assert (
+        dataclasses.replace(report, wanted=0.01)
+        .text()
+        .endswith("--merge-guide text --merge-text 'a dog' --set merge.strength=2.0 --set merge.schedule=constant")
+    )
     assert encoder.config.merge.r == 1, "the encoder that was given is as it was"
 
 

@@ -145,14 +145,19 @@ class FidelityReport:
             )
         return (
             f"for a mean cosine of at least {wanted:g}: {self.by} = {row.rate:g} ({row.flops:.0%} of the operations, "
-            f"{row.speed:.2f}x); phosphene encode ... --merge-{self.by} {row.rate:g}{self._guide()}"
+            f"{row.speed:.2f}x); phosphene encode ... --merge-{self.by} {row.rate:g}{self._options()}"
         )
 
-    def _guide(self) -> str:
-        """The options that encode with the same guide."""
+    def _options(self) -> str:
+        """The options that encode with the same guide, weights and schedule, as far as they are not the usual ones."""
         guide, texts = self.protocol["guide"], self.protocol.get("texts", [])
         words = "" if guide == "none" else f" --merge-guide {guide}"
-        return words + "".join(f" --merge-text {shlex.quote(text)}" for text in texts)
+        words += "".join(f" --merge-text {shlex.quote(text)}" for text in texts)
+        usual = MergeSettings.build().model_dump()
+        for key in ("strength", "balance", "schedule", "proportional"):
+            if (value := self.protocol.get(key, usual[key])) != usual[key]:
+                words += f" --set merge.{key}={str(value).lower()}"
+        return words
 
 
 def fidelity(

@@ -20,7 +20,7 @@ from phosphene.encoders.merging.matching import Merged, unmerge
 from phosphene.encoders.merging.plan import MergePlan, TowerShape
 from phosphene.encoders.merging.schedule import patch_flops
 from phosphene.encoders.merging.settings import MergeSettings
-from phosphene.encoders.merging.step import begin, merge_step
+from phosphene.encoders.merging.step import attention_sizes, begin, merge_step
 from phosphene.errors import InputError
 
 __all__ = ["MergedTower", "TowerOutput", "find_tower", "tower_shape", "with_merging"]
@@ -218,17 +218,12 @@ class MergedTower:
         layer = block.self_attn
         normed = block.layer_norm1(x)
         q, k, v = (_heads(part(normed), layer.num_heads) for part in (layer.q_proj, layer.k_proj, layer.v_proj))
-        received = attention(q, k, v, self._weights(state))
+        received = attention(q, k, v, attention_sizes(state, self.settings))
         x = x + layer.out_proj(received.transpose(1, 2).flatten(2))
         x, state = merge_step(
             x, k, state, r, self.settings, self.shape.protected, queries=q, cue=self._likeness(x) if r else None
         )
         return x + block.mlp(block.layer_norm2(x)), state
-
-    def _weights(self, state: Merged) -> Tensor | None:
-        """Sizes for attention; None while every token still stands for itself alone."""
-        merged = state.sizes.shape[1] < state.source.shape[1]
-        return state.sizes if merged and self.settings.proportional else None
 
     def _likeness(self, x: Tensor) -> Tensor | None:
         """What each token, read as the last block's would be, has in common with the nearest text: (B, N)."""
@@ -245,7 +240,7 @@ class MergedTower:
     def _pool(self, x: Tensor, state: Merged) -> Tensor:
         if self.shape.protected:
             return self._project(self.tower.post_layernorm(x[:, 0]))
-        x, head, sizes = self.tower.post_layernorm(x), self.tower.head, self._weights(state)
+        x, head, sizes = self.tower.post_layernorm(x), self.tower.head, attention_sizes(state, self.settings)
         if sizes is None:
             own: Tensor = head(x)
             return own
