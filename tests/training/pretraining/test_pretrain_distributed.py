@@ -16,15 +16,13 @@ from phosphene.encoders.mlip import load_model
 from phosphene.training.log import read_log
 from phosphene.training.pretraining import pretrain
 
-# 11 pictures: shares of 5 and 6; token heads without a part in the loss; embedded whole, in chunks, and in chunks of
-# as many pictures as the smaller share has
+# 11 pictures: shares of unequal size; token heads without a part in the loss; embedded whole, then in chunks
 ARMS = {
     "whole": {"training": {"batch_size": 11, "log_steps": 1}, "data": {"sampled": 2}},
     "chunks": {
         "training": {"batch_size": 11, "log_steps": 1, "chunk": 2, "accumulate": 2},
         "objective": {"spatial_token_weight": 0.0, "frequency_token_weight": 0.0, "form": "sigmoid"},
     },
-    "uneven": {"training": {"batch_size": 11, "log_steps": 1, "chunk": 5}},
 }
 SCRIPT = """
 import sys
