@@ -51,7 +51,7 @@ def test_what_the_weights_were_trained_on_is_remembered_beside_what_it_was_fitte
     assert targets.fitted_on == {*train, *facts["data"]["fitted_on"]}
     targets.encoder.save(tmp_path / "saved")
     again = Encoder.load(tmp_path / "saved")
-    assert again.seen == targets.fitted_on
+    assert again.trained_on == targets.fitted_on
     assert again.fitted_on == set(train)
 
 

@@ -92,7 +92,7 @@ class Encoder(ABC):
         return self.label
 
     @property
-    def seen(self) -> frozenset[str] | None:
+    def trained_on(self) -> frozenset[str] | None:
         """Ids of all stimuli that anything in it has learned from; None where nothing has."""
         return self.fitted_on
 

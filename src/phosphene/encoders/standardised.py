@@ -65,8 +65,8 @@ class StandardisedEncoder(Encoder):
         return f"{self.name}:{self.inner.saved_label}"
 
     @property
-    def seen(self) -> frozenset[str] | None:
-        return self.fitted_on if self.inner.seen is None else self.inner.seen | (self.fitted_on or frozenset())
+    def trained_on(self) -> frozenset[str] | None:
+        return self.fitted_on if self.inner.trained_on is None else self.inner.trained_on | (self.fitted_on or frozenset())
 
     def _fit(self, stimuli: StimulusSet) -> None:
         if self.inner.needs_fit:
@@ -119,8 +119,8 @@ class StandardisedEncoder(Encoder):
 
     def _notes(self) -> dict[str, Any]:
         notes = {"inner": self.inner._notes(), "trained": self._trained}
-        if not self.inner.needs_fit and self.inner.seen is not None:  # weights that were trained on stimuli
-            notes["inner_seen"] = sorted(self.inner.seen)
+        if not self.inner.needs_fit and self.inner.trained_on is not None:  # weights that were trained on stimuli
+            notes["inner_seen"] = sorted(self.inner.trained_on)
         return notes
 
     def _restore(self, arrays: dict[str, np.ndarray], notes: dict[str, Any]) -> None:

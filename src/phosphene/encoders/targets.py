@@ -110,7 +110,7 @@ class Targets:
         self.ids = np.asarray(ids, dtype=str)
         self._arrays: dict[str, Any] = {"pooled": pooled} if tokens is None else {"tokens": tokens, "pooled": pooled}
         self.encoder = encoder
-        self.fitted_on: frozenset[str] | None = encoder.seen if fitted_on is None else frozenset(fitted_on)
+        self.fitted_on: frozenset[str] | None = encoder.trained_on if fitted_on is None else frozenset(fitted_on)
         self._row_of = {name: row for row, name in enumerate(self.ids.tolist())}
         if len(self._row_of) < len(self.ids):
             raise InputError("targets need unique stimulus ids")
