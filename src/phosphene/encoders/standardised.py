@@ -66,7 +66,8 @@ class StandardisedEncoder(Encoder):
 
     @property
     def trained_on(self) -> frozenset[str] | None:
-        return self.fitted_on if self.inner.trained_on is None else self.inner.trained_on | (self.fitted_on or frozenset())
+        inner = self.inner.trained_on
+        return self.fitted_on if inner is None else inner | (self.fitted_on or frozenset())
 
     def _fit(self, stimuli: StimulusSet) -> None:
         if self.inner.needs_fit:
