@@ -61,21 +61,18 @@ def test_several_tokens_may_go_into_one():
     assert pairs_of(match(keys, 3), 0) == [(0, 1), (2, 1), (4, 1)]
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_merged_tokens_are_means_weighted_by_size(weighted):
+def test_merged_tokens_are_means_weighted_by_size():
     torch.manual_seed(0)
     x, state = torch.randn(3, 11, 4), unmerged(3, 11)
     for step in range(3):
         matching = match(x + torch.randn_like(x), 3, protected=1)
-        weights = 0.5 + torch.rand(x.shape[:2]) if weighted else None
-        after, new = merge(x, state, matching, weights=weights)
+        after, new = merge(x, state, matching)
         for image in range(3):
             pairs = pairs_of(matching, image)
-            mass = state.sizes[image] * (1 if weights is None else weights[image])
-            kept, rows, _ = merged_by_hand(x[image], mass, pairs)
+            kept, rows, sizes = merged_by_hand(x[image], state.sizes[image], pairs)
             assert matching.kept[image].tolist() == kept
             torch.testing.assert_close(after[image], rows, atol=1e-6, rtol=1e-5)
-            torch.testing.assert_close(new.sizes[image], merged_by_hand(x[image], state.sizes[image], pairs)[2])
+            torch.testing.assert_close(new.sizes[image], sizes)
         x, state = after, new
         assert x.shape[1] == (8, 5, 3)[step]
 

@@ -1,6 +1,7 @@
 """Schedules and costs against published figures of whole towers, and settings."""
 
 import itertools
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 from phosphene.encoders.merging.schedule import flops, patch_flops, schedule
 from phosphene.encoders.merging.settings import MergeSettings
 from phosphene.errors import InputError
+from phosphene.settings import load_preset
 
 # layers, tokens, width, MLP width, patches, patch, operations of the image tower in 10^9
 TOWERS = {
@@ -127,14 +129,6 @@ def test_kinds():
     assert share("L/14", decreasing) < share("L/14", constant)
 
 
-def test_only_the_given_places_merge():
-    rates = plan("B/16", keep=0.5, places=(3, 6, 9))
-    assert [block for block, rate in enumerate(rates) if rate] == [3, 6]  # decreasing: none in the last
-    assert sum(rates) == 98
-    assert [block for block, rate in enumerate(plan("B/16", r=5, places=(3, 6), kind="constant")) if rate] == [3, 6]
-    assert plan("B/16", keep=0.6, places=[4])[4] == 79
-
-
 def test_operations_beside_the_blocks_count_in_the_budget():
     layers, tokens, widths = tower("B/16")
     fixed = 0.5 * flops(tokens, [0] * layers, **widths)
@@ -152,12 +146,32 @@ def test_a_rate_out_of_reach_is_refused_with_the_range():
         plan("B/16", flops=0.1)
     with pytest.raises(InputError, match=r"tokens = 1\.5 is out of reach"):
         plan("B/16", keep=1.5)
-    with pytest.raises(InputError, match=r"tokens = 0.4 is out of reach.* 0.503 at the least"):
-        plan("B/16", keep=0.4, places=[0])
     with pytest.raises(InputError, match="at most one of"):
         plan("B/16", keep=0.5, r=3)
-    with pytest.raises(InputError, match="cannot merge in blocks"):
-        plan("B/16", keep=0.5, places=[12])
+    with pytest.raises(InputError, match="1 tokens, 1 of them protected, has none to merge"):
+        schedule(2, 1, protected=1, keep=0.5, width=8, mlp_width=32)
+
+
+@pytest.mark.parametrize(("preset", "least"), [("pocket-cpu", 0.669), ("pocket", 0.436), ("vit-b-16", 0.387)])
+def test_what_a_refusal_names_can_be_asked_for(preset, least):
+    pytest.importorskip("torch")
+    from phosphene.encoders.mlip.config import MLIPConfig
+    from phosphene.encoders.mlip.image import tower_shape
+
+    shape = tower_shape(MLIPConfig.build(load_preset("encoders", "mlip", preset)["model"]))
+    with pytest.raises(InputError, match=r"flops = 0\.3 is out of reach") as refused:
+        shape.plan(MergeSettings(flops=0.3))
+    by_flops, by_tokens = map(float, re.findall(r"\(--merge-\w+\) from ([\d.]+) to 1", str(refused.value)))
+    assert by_flops == least
+    assert shape.plan(MergeSettings(flops=by_flops)).flops == pytest.approx(least, abs=0.01)
+    most = shape.plan(MergeSettings(tokens=by_tokens))
+    assert f"the least is {most.remaining} of {shape.tokens} tokens" in str(refused.value)
+    assert f"{shape.fixed / (shape.fixed + _blocks(shape)):.0%} of the operations lie outside" in str(refused.value)
+    shape.plan(MergeSettings(tokens=0.5))  # as docs/merging.md says
+
+
+def _blocks(shape):
+    return flops(shape.tokens, [0] * shape.layers, width=shape.width, mlp_width=shape.mlp_width)
 
 
 def test_without_a_rate_nothing_is_merged():

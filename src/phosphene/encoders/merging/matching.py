@@ -116,7 +116,7 @@ def _proposals(keys: Tensor, protected: int, guide: Tensor | None, strength: flo
         return best + cost[:, ::2], partner  # the cost of the proposing token does not change whom it chooses
 
 
-def merge(x: Tensor, state: Merged, matching: Matching, *, weights: Tensor | None = None) -> tuple[Tensor, Merged]:
+def merge(x: Tensor, state: Merged, matching: Matching) -> tuple[Tensor, Merged]:
     r"""Carry out a matching: each token becomes the mean of what flows into it, weighted by size,
 
     .. math:: x'_m = x_m + \sum_{n \to m} \frac{z_n}{z_m + \sum_{n' \to m} z_{n'}} (x_n - x_m),
@@ -129,8 +129,6 @@ def merge(x: Tensor, state: Merged, matching: Matching, *, weights: Tensor | Non
         ``(B, N, D)`` the tokens.
     state : Merged
     matching : Matching
-    weights : Tensor, optional
-        ``(B, N)``, positive: multiplies the sizes in the mean (not in the count of tokens).
 
     Returns
     -------
@@ -141,16 +139,11 @@ def merge(x: Tensor, state: Merged, matching: Matching, *, weights: Tensor | Non
     if moved.shape[1] == 0:
         return x, state
     into = target.gather(1, moved)
-    sizes = _total(state.sizes, matching, into)
-    mass = state.sizes if weights is None else state.sizes * weights.detach().float()
-    total = sizes if weights is None else _total(mass, matching, into)
-    share = mass.gather(1, moved) / total.gather(1, into)
+    moving = state.sizes.gather(1, moved)
+    sizes = state.sizes.gather(1, kept).scatter_add(1, into, moving)
+    share = moving / sizes.gather(1, into)
     cue = None if state.cue is None else _mean(state.cue[..., None], kept, moved, into, share)[..., 0]
     return _mean(x, kept, moved, into, share), Merged(sizes, target.gather(1, state.source), cue)
-
-
-def _total(values: Tensor, matching: Matching, into: Tensor) -> Tensor:
-    return values.gather(1, matching.kept).scatter_add(1, into, values.gather(1, matching.moved))
 
 
 def _mean(x: Tensor, kept: Tensor, moved: Tensor, into: Tensor, share: Tensor) -> Tensor:

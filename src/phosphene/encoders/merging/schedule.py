@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import ceil, floor, log10
 from typing import Literal
 
 from phosphene.errors import InputError
@@ -62,7 +63,6 @@ def schedule(
     flops: float | None = None,
     r: int | None = None,
     kind: Kind = "decreasing",
-    places: Sequence[int] | None = None,
     fixed: float = 0.0,
 ) -> tuple[int, ...]:
     """Tokens to merge away in each block.
@@ -85,8 +85,6 @@ def schedule(
         Tokens merged away in every block; with the decreasing kind 2r in the first, falling in a line to 0 in the last.
         A block that cannot merge so many merges what it can.
     kind : {"decreasing", "constant"}
-    places : sequence of int, optional
-        The blocks that can merge; all, unless given.
 
     Returns
     -------
@@ -96,7 +94,8 @@ def schedule(
     Raises
     ------
     InputError
-        For a rate that cannot be reached, with the range that can; for more than one of `keep`, `flops` and `r`.
+        For a rate that cannot be reached, with the ranges of `keep` and `flops` that can; for more than one of `keep`,
+        `flops` and `r`.
 
     Examples
     --------
@@ -105,80 +104,86 @@ def schedule(
     """
     if sum(value is not None for value in (keep, flops, r)) > 1:
         raise InputError("at most one of tokens, flops and r says how much to merge")
-    where = sorted(range(layers) if places is None else set(places))
-    if tokens <= protected or any(not 0 <= place < layers for place in where):
-        raise InputError(
-            f"a tower of blocks 0 to {layers - 1} with {tokens} tokens, {protected} of them protected, "
-            f"cannot merge in blocks {where}"
-        )
+    if tokens <= protected:
+        raise InputError(f"a tower of {tokens} tokens, {protected} of them protected, has none to merge")
     if r is not None:
-        return _spread(_by_rate(r, len(where), tokens, protected, kind), where, layers)
+        return _by_rate(r, layers, tokens, protected, kind)
     if keep is None and flops is None:
         return (0,) * layers
-    plans = [_spread(plan, where, layers) for plan in _plans(len(where), tokens - protected, kind)]
-    if keep is not None:
-        return _nearest("tokens", keep, plans, [(tokens - sum(plan)) / tokens for plan in plans])
+    plans = _plans(layers, tokens - protected, kind)
     costs = [_cost(tokens, plan, width, mlp_width, fixed) for plan in plans]
-    return _nearest("flops", flops or 0.0, plans, [cost / costs[0] for cost in costs])
+    shares = {
+        "tokens": [(tokens - sum(plan)) / tokens for plan in plans],
+        "flops": [cost / costs[0] for cost in costs],
+    }
+    name, wanted = ("tokens", keep) if keep is not None else ("flops", flops or 0.0)
+    if not min(shares[name]) <= wanted <= 1:
+        raise _out_of_reach(name, wanted, shares, tokens, fixed / costs[0])
+    return min(zip(plans, shares[name], strict=True), key=lambda pair: abs(pair[1] - wanted))[0]
 
 
 def _cost(tokens: int, rates: Sequence[int], width: int, mlp_width: int, fixed: float) -> float:
     return flops(tokens, rates, width=width, mlp_width=mlp_width, fixed=fixed)
 
 
-def _spread(rates: Sequence[int], where: Sequence[int], layers: int) -> tuple[int, ...]:
-    """Rates of the blocks that merge, among all blocks."""
-    by_block = dict(zip(where, rates, strict=True))
-    return tuple(by_block.get(block, 0) for block in range(layers))
-
-
-def _by_rate(r: int, places: int, tokens: int, protected: int, kind: Kind) -> list[int]:
-    """r everywhere, or from 2r in a line to 0, cut to what each place can merge."""
+def _by_rate(r: int, layers: int, tokens: int, protected: int, kind: Kind) -> tuple[int, ...]:
+    """r everywhere, or from 2r in a line to 0, cut to what each block can merge."""
     rates = []
-    for place in range(places):
-        wanted = r if kind == "constant" or places == 1 else int(2 * r * (1 - place / (places - 1)))
+    for layer in range(layers):
+        wanted = r if kind == "constant" or layers == 1 else int(2 * r * (1 - layer / (layers - 1)))
         rates.append(min(wanted, (tokens - protected) // 2))
         tokens -= rates[-1]
-    return rates
+    return tuple(rates)
 
 
-def _plans(places: int, mergeable: int, kind: Kind) -> list[list[int]]:
+def _plans(layers: int, mergeable: int, kind: Kind) -> list[tuple[int, ...]]:
     """Rates of one kind from nothing to all that can be merged, each with one token more to go than the one before."""
     left, most = mergeable, []
-    for _ in range(places):
+    for _ in range(layers):
         most.append(left // 2)
         left -= left // 2
-    plans = [[0] * places]
-    while plans[-1] != most:
-        plans.append(_capped(_apportion(len(plans), places, kind), mergeable))
+    plans = [(0,) * layers]
+    while plans[-1] != tuple(most):
+        plans.append(_capped(_apportion(len(plans), layers, kind), mergeable))
     return plans
 
 
-def _apportion(total: int, places: int, kind: Kind) -> list[int]:
-    """Whole numbers in the proportions of the kind that sum to `total`, never rising from one place to the next."""
-    weights = [1.0 if kind == "constant" or places == 1 else 1 - place / (places - 1) for place in range(places)]
+def _apportion(total: int, layers: int, kind: Kind) -> list[int]:
+    """Whole numbers in the proportions of the kind that sum to `total`, never rising from one block to the next."""
+    weights = [1.0 if kind == "constant" or layers == 1 else 1 - layer / (layers - 1) for layer in range(layers)]
     unit = total / sum(weights)
     parts = [int(unit * weight + 1e-9) for weight in weights]
     rest = total - sum(parts)
-    return [part + (place < rest) for place, part in enumerate(parts)]
+    return [part + (layer < rest) for layer, part in enumerate(parts)]
 
 
-def _capped(parts: Sequence[int], mergeable: int) -> list[int]:
-    """Cut each part to half of the tokens left and hand what is cut to the next place."""
+def _capped(parts: Sequence[int], mergeable: int) -> tuple[int, ...]:
+    """Cut each part to half of the tokens left and hand what is cut to the next block."""
     rates, over = [], 0
     for part in parts:
         rate = min(part + over, mergeable // 2)
         over += part - rate
         mergeable -= rate
         rates.append(rate)
-    return rates
+    return tuple(rates)
 
 
-def _nearest(name: str, wanted: float, plans: Sequence[tuple[int, ...]], shares: Sequence[float]) -> tuple[int, ...]:
-    """The plan whose share is nearest to the wanted one; refused beyond the most that can be merged."""
-    if not min(shares) <= wanted <= 1:
-        raise InputError(
-            f"{name} = {wanted:g} is out of reach: this tower can be brought to a share of "
-            f"{min(shares):.3g} at the least, and 1 is all of it"
-        )
-    return min(zip(plans, shares, strict=True), key=lambda pair: abs(pair[1] - wanted))[0]
+def _out_of_reach(
+    name: str, wanted: float, shares: Mapping[str, Sequence[float]], tokens: int, fixed: float
+) -> InputError:
+    """What to ask for instead, in both measures."""
+    least = {key: _upwards(min(each)) for key, each in shares.items()}
+    left = round(min(shares["tokens"]) * tokens)
+    outside = f"; {fixed:.0%} of the operations lie outside these blocks" if fixed >= 0.05 else ""
+    return InputError(
+        f"{name} = {wanted:g} is out of reach: this tower can be brought to a share of {least[name]:g} at the least, "
+        f"and 1 is all of it. Ask for flops (--merge-flops) from {least['flops']:g} to 1, or for tokens "
+        f"(--merge-tokens) from {least['tokens']:g} to 1; the least is {left} of {tokens} tokens, as a block merges at "
+        f"most half of them{outside}"
+    )
+
+
+def _upwards(share: float) -> float:
+    """Rounded to three digits so that what is named can be asked for."""
+    unit = 10.0 ** (floor(log10(share)) - 2)
+    return float(f"{ceil(share / unit - 1e-9) * unit:.3g}")

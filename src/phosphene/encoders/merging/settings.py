@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -71,7 +70,6 @@ class MergeSettings(Settings):
         width: int,
         mlp_width: int,
         protected: int = 0,
-        places: Sequence[int] | None = None,
         fixed: float = 0.0,
     ) -> tuple[int, ...]:
         """Tokens to merge away in each block of a tower; see `phosphene.encoders.merging.schedule.schedule`."""
@@ -85,6 +83,5 @@ class MergeSettings(Settings):
             flops=self.flops,
             r=self.r,
             kind=self.schedule,
-            places=places,
             fixed=fixed,
         )
