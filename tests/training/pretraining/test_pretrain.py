@@ -335,3 +335,17 @@ def test_what_cannot_be_trained_on_is_refused(tmp_path):
         run(tmp_path, None, held_out=PICTURES)
     with pytest.raises(InputError, match="seed must be an integer"):
         run(tmp_path, seed=-1)
+
+
+def test_other_held_out_pictures_are_another_run(tmp_path):
+    training = {"steps": 1}
+    run(tmp_path, held_out=coloured(6, seed=5), training=training)
+    with pytest.raises(InputError, match=r"probes was .*, is now"):
+        run(tmp_path, held_out=coloured(6, seed=6), training=training)
+    run(tmp_path, held_out=coloured(6, seed=5), training=training)
+
+
+def test_fine_tuning_needs_a_model_to_start_from(tmp_path):
+    with pytest.raises(InputError, match="preset 'fine-tune' needs a model to start from"):
+        pretrain("fine-tune", PICTURES, out=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()

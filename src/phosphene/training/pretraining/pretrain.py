@@ -16,7 +16,7 @@ from phosphene.encoders.mlip.encoder import find_mlip
 from phosphene.encoders.mlip.similarity import SCORES
 from phosphene.encoders.mlip.store import read_config
 from phosphene.errors import InputError
-from phosphene.files import write_json, write_text
+from phosphene.files import digest, write_json, write_text
 from phosphene.stimuli import StimulusSet, check_captions, check_pictures_apart, picture_hashes
 from phosphene.training.launch import launch
 from phosphene.training.pretraining.batches import PairLoader, PairSource, check_lengths
@@ -103,6 +103,7 @@ def pretrain(
             "seed": seed,
             "start": model_start,
             "pairs": pairs.source.identity,
+            **({} if pairs.probed is None else {"probes": pairs.probed}),
             **chosen.model_dump(mode="json"),
         },
         result="model",
@@ -159,6 +160,8 @@ class _Pairs:
     probe: Probe
     facts: dict[str, Any]
     """What the card says about the data."""
+    probed: str | None = None
+    """Digest of the pictures, captions and classes of the probes; None where the settings tell."""
 
 
 def _pairs(
@@ -206,7 +209,8 @@ def _pairs(
         "identity": source.identity,
         "fitted_on": stimuli.ids.tolist(),
     }
-    return _Pairs(source, probe, facts)
+    captions = [text for several in held_out.captions for text in (*several, "")]
+    return _Pairs(source, probe, facts, digest(*held_out.ids.tolist(), *held_keys.tolist(), *captions, classes or ""))
 
 
 def _prompts(column: str, *parts: StimulusSet) -> dict[str, tuple[str, ...]]:

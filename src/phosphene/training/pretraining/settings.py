@@ -182,6 +182,8 @@ def run_settings(
         As `pretrain_settings`, for a model that is not there, and for sizes that are not those of the model.
     """
     if start is None:
+        if preset == FINE_TUNING:
+            raise InputError(f"preset {FINE_TUNING!r} needs a model to start from: --from pocket, or a model folder")
         return pretrain_settings(preset, settings), None
     content = read_config(find_mlip(str(start)))
     asked = (settings or {}).get("model", {})
