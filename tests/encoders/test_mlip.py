@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from phosphene.encoders import Encoder, encode, make_encoder
+from phosphene.encoders.merging.fidelity import fidelity
 from phosphene.encoders.mlip import MLIP, MLIPConfig, Tokenizer, load_model, save_model
 from phosphene.encoders.mlip.similarity import SCORES, similarities
 from phosphene.errors import InputError
 from phosphene.nn.late_interaction import late_interaction
+from phosphene.settings import load_preset
 from phosphene.stimuli.scenes import scene_set
 
 TINY = {
@@ -133,6 +135,12 @@ def test_half_precision_halves_the_file(folder: Path, tokenizer: Tokenizer, tmp_
     assert torch.nn.functional.cosine_similarity(whole, half).min() > 0.999
 
 
+def test_the_gpu_preset_ships_in_half_precision_alone() -> None:
+    model = MLIP(MLIPConfig.build(load_preset("encoders", "mlip", "pocket")["model"]))
+    values = sum(tensor.numel() for tensor in model.state_dict().values())
+    assert 2 * values < 16e6 < 4 * values  # bytes; a shipped file may have 16 MB
+
+
 def test_encoders_of_a_model(folder: Path, tmp_path: Path) -> None:
     stimuli = scene_set(6, size=48)
     image, text = make_encoder(f"mlip:{folder}"), make_encoder(f"mlip-text:{folder}")
@@ -161,6 +169,49 @@ def test_saved_encoder_finds_its_model_again(folder: Path, tmp_path: Path, monke
         assert str(folder.parent) not in (tmp_path / name.replace(":", "-") / "config.json").read_text()
         assert again.identity == encoder.identity
         np.testing.assert_array_equal(again.encode(stimuli).pooled, encoder.encode(stimuli).pooled)
+
+
+@pytest.mark.parametrize(("run", "name"), [("ours", "ours"), ("pocket", "pocket/model")])
+def test_a_model_is_called_by_the_name_of_its_run(
+    run: str, name: str, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, stimuli = tmp_path / "runs" / run / "model", scene_set(3, size=32)
+    made.parent.mkdir(parents=True)
+    save_model(made, _model(), tokenizer)
+    (made.parent / "config.json").write_text('{"training": {}}')  # as a run has it
+    monkeypatch.chdir(tmp_path)
+    for kind in ("mlip", "mlip-text"):
+        for source in (str(made), f"runs/{run}/model"):
+            encoder = make_encoder(f"{kind}:{source}")
+            assert encoder.label == encoder.saved_label == f"{kind}:{name}"
+        encoder.save(tmp_path / kind)
+        assert json.loads((tmp_path / kind / "config.json").read_text())["config"]["source"] == name
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setenv("PHOSPHENE_MODELS", str(tmp_path / "runs"))
+            again = Encoder.load(tmp_path / kind)
+            assert (again.label, again.identity) == (f"{kind}:{name}", encoder.identity)
+            np.testing.assert_array_equal(again.encode(stimuli).pooled, encoder.encode(stimuli).pooled)
+            assert make_encoder(f"{kind}:{name}").identity == encoder.identity
+        lost = Encoder.load(tmp_path / kind)
+        lost.locate(made)
+        np.testing.assert_array_equal(lost.encode(stimuli).pooled, encoder.encode(stimuli).pooled)
+    assert make_encoder(f"mlip:runs/{run}").identity == make_encoder(f"mlip:{made}").identity
+
+
+def test_the_frequency_domain_has_nothing_to_merge(folder: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    name, stimuli = f"mlip:{folder}", scene_set(3, size=32)
+    for merge in ({"tokens": 0.5}, {"flops": 0.9, "guide": "frequency"}, {"r": 1}):
+        with pytest.raises(InputError, match=r"the spatial stage, which domain = 'frequency' does not read"):
+            encode(stimuli, make_encoder(name, domain="frequency", merge=merge), cache=False, progress=False)
+    with pytest.raises(InputError, match="domain = 'frequency' does not read"):
+        fidelity(stimuli, make_encoder(name, domain="frequency"), repeats=1)
+    whole = make_encoder(name, domain="frequency")
+    assert make_encoder(name, domain="frequency", merge={}).identity == whole.identity
+    # a model trained with merging, even by a guide that needs texts, has a frequency domain like any other
+    save_model(tmp_path / "m", _model(merge={"tokens": 0.5, "guide": "text"}), tokenizer)
+    merging = make_encoder(f"mlip:{tmp_path / 'm'}", domain="frequency")
+    assert not merging.merge_plan().active
+    np.testing.assert_array_equal(merging.encode(stimuli).pooled, whole.encode(stimuli).pooled)
 
 
 def test_a_changed_or_damaged_model_is_refused(folder: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -25,11 +25,14 @@ if TYPE_CHECKING:
 __all__ = ["SHIPPED", "MLIPEncoder", "MLIPImageConfig", "MLIPTextConfig", "MLIPTextEncoder", "find_mlip"]
 
 SHIPPED = ("pocket",)
+_MODEL = "model"  # how every run names the folder of what it trained
 _SENTENCES_AT_ONCE = 256
 
 
 def find_mlip(source: str) -> Path:
     """Folder of an MLIP model: a shipped one by name, else a folder, here or below ``PHOSPHENE_MODELS``.
+
+    The folder of a run, which holds the model as ``model``, does as well.
 
     Raises
     ------
@@ -42,12 +45,23 @@ def find_mlip(source: str) -> Path:
     if os.environ.get("PHOSPHENE_MODELS"):
         places.append(Path(os.environ["PHOSPHENE_MODELS"]) / source)
     for place in places:
-        if (place / "config.json").is_file():
-            return place
+        for folder in (place / _MODEL, place):  # the folder of a run has a config.json too, of its own settings
+            if (folder / "config.json").is_file():
+                return folder
     raise InputError(
         f"there is no MLIP model {source!r}: neither shipped ({', '.join(SHIPPED)}), nor a folder with config.json as "
         "'phosphene pretrain' writes it, here or in the folder PHOSPHENE_MODELS"
     )
+
+
+def _run_name(source: str) -> str:
+    """Name by which a model is found again: its folder's, or where that is called ``model`` that of the run."""
+    place = Path(source).expanduser()
+    if place.is_dir():
+        place = place.resolve()
+    named = place.parent if place.name == _MODEL and place.parent.name else place
+    name = named.name if named.is_absolute() else named.as_posix()
+    return "/".join(place.parts[-2:]) if name in SHIPPED else name  # a run called pocket is not the shipped one
 
 
 class MLIPImageConfig(MergingConfig):
@@ -62,7 +76,8 @@ class MLIPImageConfig(MergingConfig):
     projected : bool
         Whether tokens are projected into the space shared with text; False gives the states of the tower.
     merge : MergeSettings, optional
-        Token merging in the spatial blocks, in place of what the model was trained with.
+        Token merging in the spatial blocks, in place of what the model was trained with; with the domain "frequency",
+        which comes before them, it is refused.
     texts : tuple of str
         What merging guided by text is to spare.
     """
@@ -85,11 +100,11 @@ class _MLIPSource(PretrainedEncoder):
 
     @property
     def label(self) -> str:
-        return f"{self.source}{self.suffix}" if self.source in SHIPPED else super().label
+        return f"{self.source}{self.suffix}" if self.source in SHIPPED else f"{self.name}:{_run_name(self.source)}"
 
     @property
     def saved_label(self) -> str:
-        return self.label if self.source in SHIPPED else super().saved_label
+        return self.label
 
     def _find(self) -> Path:
         return find_mlip(self.source)
@@ -106,12 +121,18 @@ class _MLIPSource(PretrainedEncoder):
     def _load(self, folder: Path) -> torch.nn.Module:
         from phosphene.encoders.mlip.store import load_model
 
-        model, self._tokenizer = load_model(folder, getattr(self.config, "merge", None))
+        model, self._tokenizer = load_model(folder, self._merge(folder))
         return model
 
+    def _merge(self, folder: Path) -> MergeSettings | None:
+        """Merge settings to load the model with; None for its own."""
+        return None
+
     def _saved_config(self) -> dict[str, Any]:
-        settings = super()._saved_config()
-        return {**settings, "source": self.source} if self.source in SHIPPED else settings
+        return {
+            **super()._saved_config(),
+            "source": self.source if self.source in SHIPPED else _run_name(self.source),
+        }
 
 
 class MLIPEncoder(_MLIPSource, MergeableEncoder):
@@ -160,7 +181,18 @@ class MLIPEncoder(_MLIPSource, MergeableEncoder):
         return MLIPTextEncoder(MLIPTextConfig(source=str(folder)))
 
     def merging(self, folder: Path) -> MergeSettings:
-        return self.config.merge or self._model_config(folder).merge or MergeSettings.build()
+        asked: MergeSettings | None = self.config.merge
+        if self.config.domain == "frequency":
+            if asked is not None and asked.active:
+                raise InputError(
+                    f"encoder {self.label!r}: tokens are merged in the spatial stage, which domain = 'frequency' does "
+                    "not read; leave merging away, or take domain = 'spatial'"
+                )
+            return MergeSettings.build()
+        return asked or self._model_config(folder).merge or MergeSettings.build()
+
+    def _merge(self, folder: Path) -> MergeSettings:
+        return self.merging(folder)
 
     def with_merge(self, merge: MergeSettings) -> Self:
         twin = super().with_merge(merge)
