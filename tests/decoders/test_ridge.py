@@ -11,6 +11,8 @@ from phosphene.decoders import Decoder, make_decoder
 from phosphene.decoders.ridge import inner_folds, ridge_path, ridge_weights
 from phosphene.encoders import given_targets
 from phosphene.errors import InputError
+from phosphene.recordings import Recording, Study
+from phosphene.table import Table
 from phosphene.training import fit
 
 
@@ -95,3 +97,15 @@ def test_pooling_takes_new_people(made_study):
     decoder = fit("ridge", made_study, targets, subjects=["sub-01"], pool_subjects=True, progress=False)
     assert decoder.subject_free
     assert decoder.predict(np.zeros((2, 30), np.float32), None).shape == (2, 3)
+
+
+def test_responses_that_do_not_vary_are_refused(made_study):
+    stimuli = made_study.stimuli.select(made_study.stimuli.ids[:12])
+    person = Recording(
+        "sub-01", np.ones((12, 1), np.float32), Table({"stimulus_id": stimuli.ids}), Table({"voxel": [0]})
+    )
+    study = Study(stimuli, [person], {"default": {"train": stimuli.ids[:8], "test": stimuli.ids[8:]}})
+    targets = given_targets(stimuli.ids, np.random.default_rng(0).normal(size=(12, 2)))
+    for pooled in (False, True):
+        with pytest.raises(InputError, match=r"responses that do not vary: 8 training stimuli, 1 voxel, each with one"):
+            fit("ridge", study, targets, progress=False, pool_subjects=pooled)

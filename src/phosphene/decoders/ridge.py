@@ -29,6 +29,8 @@ __all__ = ["Ridge", "RidgeConfig", "inner_folds", "ridge_path", "ridge_weights"]
 
 log = logging.getLogger(__name__)
 
+_CONSTANT = 1e-12  # variance, in units of a standardised voxel's, that is rounding
+
 
 class RidgeConfig(DecoderConfig):
     """Settings of ridge.
@@ -182,6 +184,11 @@ class Ridge(Decoder):
         unit_of = dict(zip(view.stimulus_ids.tolist(), view.units.tolist(), strict=True))
         units = np.array([unit_of[name] for name in ids.tolist()])
         scale = float((x - x.mean(dim=0)).square().sum(dim=1).mean())
+        if scale <= _CONSTANT * x.shape[1]:
+            raise InputError(
+                f"{who}: nothing can be learnt from responses that do not vary: {len(x)} training stimuli, "
+                f"{x.shape[1]} voxel{'s' * (x.shape[1] > 1)}, each with one value throughout"
+            )
         penalties = [scale * p for p in config.penalties]
         error = torch.zeros(len(penalties), y.shape[1], dtype=dtype, device=device)
         for train, validation in inner_folds(units, config.folds):
