@@ -123,6 +123,16 @@ def test_fidelity_of_a_folder_and_of_a_study(room: Path, tmp_path: Path) -> None
     assert json.loads(out.read_text())["protocol"]["balance"] == 0.2
 
 
+def test_fidelity_reads_folders_of_classes_picture_by_picture(room: Path, tmp_path: Path) -> None:
+    for number, picture in enumerate(sorted((room / "pictures").iterdir())):
+        kind = tmp_path / "sorted" / f"class{number % 3}"
+        kind.mkdir(parents=True, exist_ok=True)
+        (kind / picture.name).write_bytes(picture.read_bytes())
+    told = _run("fidelity", f"hf:{room / 'clip'}", tmp_path / "sorted", "--rate", 0.8, "--repeats", 1)
+    assert "sorted: 12 pictures from 3 folders" in told
+    assert "merged against full, on 12 pictures" in told
+
+
 def test_fidelity_refuses(room: Path, tmp_path: Path) -> None:
     name = f"hf:{room / 'clip'}"
     with pytest.raises(InputError, match="'gabor' has no tower"):

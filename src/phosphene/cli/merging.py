@@ -101,18 +101,33 @@ def _with_merge(
 def _pictures(source: Path, limit: int) -> Iterator[StimulusSet]:
     """At most `limit` stimuli of a study or a folder, evenly taken, for as long as the study is open."""
     from phosphene.recordings import Study
-    from phosphene.stimuli.folder import read_folder
 
     if limit < 1:
         raise InputError(f"--limit must be at least 1, found {limit}")
     with Study.open(source) if not source.is_dir() else nullcontext() as study:
-        stimuli = read_folder(source, fit=True) if study is None else study.stimuli
+        stimuli = _in_folder(source) if study is None else study.stimuli
         yield stimuli.select(stimuli.ids[stimuli.spread(limit)])
+
+
+def _in_folder(folder: Path) -> StimulusSet:
+    """Pictures of a folder, or of the folders in one that has none of its own."""
+    from phosphene.stimuli.folder import IMAGE_SUFFIXES, read_folder
+    from phosphene.stimuli.labelled import read_class_folders
+
+    inside = list(folder.iterdir())
+    if any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in inside) or not any(entry.is_dir() for entry in inside):
+        return read_folder(folder, fit=True)
+    stimuli = read_class_folders(folder, fit=True)
+    classes = len(set(stimuli.labels["category"].tolist()))
+    typer.echo(f"{folder}: {len(stimuli)} pictures from {classes} folders, each picture by itself")
+    return stimuli
 
 
 def fidelity(
     encoder: Annotated[str, typer.Argument(help="Such as hf:FOLDER, mlip:FOLDER, pocket.", metavar="ENCODER")],
-    source: Annotated[Path, typer.Argument(help="A folder of pictures, or a study file (.h5).", metavar="PATH")],
+    source: Annotated[
+        Path, typer.Argument(help="A folder of pictures or of folders of them, or a study (.h5).", metavar="PATH")
+    ],
     rates: Annotated[
         list[float] | None, typer.Option("--rate", help="A share to try; may be repeated.", metavar="SHARE")
     ] = None,

@@ -13,6 +13,7 @@ transformers = pytest.importorskip("transformers", reason="vision towers need tr
 import tiny_models  # noqa: E402
 from sklearn.neighbors import NearestNeighbors  # noqa: E402
 
+import phosphene.encoders.merging.fidelity as fidelity_module  # noqa: E402
 from phosphene.encoders import make_encoder  # noqa: E402
 from phosphene.encoders.merging.encoder import MergeableEncoder  # noqa: E402
 from phosphene.encoders.merging.fidelity import Fidelity, FidelityReport, fidelity  # noqa: E402
@@ -62,6 +63,12 @@ def test_figures_are_what_they_say(clip: Path, pictures: StimulusSet) -> None:
     assert report.protocol["timed_images"] == 7
     assert report.protocol["chance_agreement"] == pytest.approx(1 / 29)
     assert json.loads(json.dumps(report.to_dict()))["rows"][0]["rate"] == 0.8
+
+
+@pytest.mark.parametrize("block", [1, 7, 30, 1024])
+def test_neighbours_block_by_block_are_those_of_all_at_once(block: int) -> None:
+    pooled = np.random.default_rng(0).normal(size=(30, 5)).astype(np.float32)
+    np.testing.assert_array_equal(fidelity_module._nearest(pooled, block), _nearest(pooled))
 
 
 def test_a_rate_of_one_is_the_tower_itself(clip: Path, pictures: StimulusSet) -> None:

@@ -312,12 +312,16 @@ def _cosine(one: torch.Tensor, other: torch.Tensor) -> np.ndarray:
     return values
 
 
-def _nearest(pooled: np.ndarray) -> np.ndarray:
-    """The other picture that is most alike, for each: int array (n,)."""
+def _nearest(pooled: np.ndarray, block: int = 1024) -> np.ndarray:
+    """The other picture that is most alike, for each: int array (n,); never more than `block` x n cosines at once."""
     unit = pooled / np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
-    alike = unit @ unit.T
-    np.fill_diagonal(alike, -np.inf)
-    return alike.argmax(axis=1)
+    found = np.empty(len(unit), dtype=np.int64)
+    for start in range(0, len(unit), block):
+        alike = unit[start : start + block] @ unit.T
+        rows = np.arange(len(alike))
+        alike[rows, start + rows] = -np.inf
+        found[start : start + block] = alike.argmax(axis=1)
+    return found
 
 
 def _times(encoders: Sequence[MergeableEncoder], pixels: torch.Tensor, repeats: int) -> list[float]:
