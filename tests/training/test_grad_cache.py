@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from phosphene.nn.late_interaction import late_interaction
-from phosphene.training.contrast import contrast, instance, positives
+from phosphene.training.contrast import contrast, instance
 from phosphene.training.gather import gather
 from phosphene.training.grad_cache import cached_step
 
@@ -53,7 +53,7 @@ class Towers(nn.Module):
         sizes = sizes or (own,)
         twice = tuple(2 * size for size in sizes)
         numbers = torch.arange(sum(sizes))
-        positive = positives(numbers, numbers.repeat_interleave(2))
+        positive = numbers[:, None] == numbers.repeat_interleave(2)
         pooled, words = gather(text.pooled, twice), gather(text.tokens, twice)
         mask = gather(text.mask.byte(), twice).bool()
         scale = self.log_scale.exp()

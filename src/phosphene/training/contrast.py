@@ -12,49 +12,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Form", "contrast", "cosines", "instance", "positives"]
+__all__ = ["Form", "contrast", "cosines", "instance"]
 
 Form = Literal["softmax", "sigmoid"]
 
 
-def positives(images: Tensor, owners: Tensor, texts: Tensor | None = None) -> Tensor:
-    """Which captions describe which images.
-
-    Parameters
-    ----------
-    images : Tensor (I,) of int
-        Number of each image.
-    owners : Tensor (C,) of int
-        Number of the image that each caption was written for.
-    texts : Tensor (C,) of int, optional
-        Number of each caption's wording: captions with one number say the same, and each is then a positive of all
-        images that the others were written for.
-
-    Returns
-    -------
-    Tensor (I, C) of bool
-
-    Examples
-    --------
-    >>> positives(torch.tensor([5, 7]), torch.tensor([5, 7, 7])).int().tolist()
-    [[1, 0, 0], [0, 1, 1]]
-    >>> positives(torch.tensor([5, 7]), torch.tensor([5, 7, 7]), torch.tensor([0, 0, 1])).int().tolist()
-    [[1, 1, 0], [1, 1, 1]]
-    """
-    own = images[:, None] == owners
-    if texts is None:
-        return own
-    same = texts[:, None] == texts
-    return (own.float() @ same.float()) > 0
-
-
-def cosines(image: Tensor, text: Tensor) -> Tensor:
-    """Cosine of every image (I, E) with every text (C, E): (I, C), in float32 at least."""
-    if image.ndim != 2 or text.ndim != 2 or image.shape[1] != text.shape[1]:
-        raise ValueError(f"images (I, E) and texts (C, E) are needed, found {tuple(image.shape)}, {tuple(text.shape)}")
-    dtype = torch.promote_types(image.dtype, torch.float32)
-    with torch.autocast(image.device.type, enabled=False):
-        return functional.normalize(image.to(dtype), dim=1) @ functional.normalize(text.to(dtype), dim=1).T
+def cosines(one: Tensor, other: Tensor) -> Tensor:
+    """Cosine of every row of one (I, E) with every row of the other (C, E): (I, C), in float32 at least."""
+    if one.ndim != 2 or other.ndim != 2 or one.shape[1] != other.shape[1]:
+        raise ValueError(
+            f"vectors of one width, (I, E) and (C, E), are needed, found {tuple(one.shape)} and {tuple(other.shape)}"
+        )
+    dtype = torch.promote_types(one.dtype, torch.float32)
+    with torch.autocast(one.device.type, enabled=False):
+        return functional.normalize(one.to(dtype), dim=1) @ functional.normalize(other.to(dtype), dim=1).T
 
 
 def instance(

@@ -11,16 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from phosphene.training.contrast import cosines
+
 __all__ = ["bimixco", "cosine", "infonce", "mixed_targets", "mse", "pair_weights", "softclip", "weighted"]
-
-
-def _similarity(predictions: Tensor, targets: Tensor) -> Tensor:
-    if predictions.ndim != 2 or targets.ndim != 2 or predictions.shape[1] != targets.shape[1]:
-        raise ValueError(
-            "predictions (B, D) and targets (U, D) are needed, "
-            f"found {tuple(predictions.shape)} and {tuple(targets.shape)}"
-        )
-    return functional.normalize(predictions, dim=1) @ functional.normalize(targets, dim=1).T
 
 
 def weighted(to_image: Tensor, to_brain: Tensor, weights: Tensor) -> Tensor:
@@ -75,7 +68,7 @@ def infonce(predictions: Tensor, targets: Tensor, stimulus: Tensor, temperature:
     >>> bool(infonce(eye, eye, torch.arange(3), 0.01) < 1e-6)
     True
     """
-    logits = _similarity(predictions, targets) / temperature
+    logits = cosines(predictions, targets) / temperature
     return weighted(logits, logits, pair_weights(stimulus, len(targets)).to(logits.dtype))
 
 
@@ -100,7 +93,7 @@ def bimixco(
     share : Tensor (B,)
         :math:`\lambda_i` in [0, 1].
     """
-    logits = _similarity(predictions, targets) / temperature
+    logits = cosines(predictions, targets) / temperature
     weights = pair_weights(stimulus, len(targets), partner, share.to(logits.dtype))
     return weighted(logits, logits, weights)
 
@@ -137,9 +130,9 @@ def softclip(predictions: Tensor, targets: Tensor, stimulus: Tensor, temperature
     predictions, targets, stimulus, temperature
         As in `infonce`.
     """
-    logits = _similarity(predictions, targets) / temperature
+    logits = cosines(predictions, targets) / temperature
     fixed = temperature.detach() if isinstance(temperature, Tensor) else temperature
-    labels = (_similarity(targets, targets) / fixed).detach()
+    labels = (cosines(targets, targets) / fixed).detach()
     to_image = (labels.softmax(dim=1)[stimulus] * logits.log_softmax(dim=1)).sum()
     trial_labels = labels[:, stimulus].softmax(dim=1)
     log_share = (trial_labels * logits.T.log_softmax(dim=1)).sum(dim=1)

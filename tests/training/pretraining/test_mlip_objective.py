@@ -16,7 +16,7 @@ from phosphene.encoders.mlip import ImageFeatures, TextFeatures
 from phosphene.encoders.mlip.similarity import pool_grid
 from phosphene.errors import InputError
 from phosphene.nn.late_interaction import late_interaction
-from phosphene.training.contrast import contrast, instance, positives
+from phosphene.training.contrast import contrast, instance
 from phosphene.training.pretraining.objective import MLIPObjective, ObjectiveSettings
 
 PARTS = ["spatial", "frequency", "spatial_token", "frequency_token"]
@@ -36,7 +36,7 @@ def features(n_images=4, each=1, grid=4, t=5, e=6, et=3, seed=0):
     mask[0] = True
     text = TextFeatures(random(n_images * each, e), random(n_images * each, t, et), mask)
     images = torch.arange(n_images)
-    return image, text, positives(images, images.repeat_interleave(each))
+    return image, text, images[:, None] == images.repeat_interleave(each)
 
 
 def settings(**values):
