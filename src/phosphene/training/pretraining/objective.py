@@ -151,8 +151,7 @@ class MLIPObjective(nn.Module):
         text : TextFeatures
             Of the captions of this process, padded to one length everywhere.
         positive : Tensor (I, C) of bool
-            Which captions describe which images, over all processes in the order of their ranks; see
-            `contrast.positives`.
+            Which captions describe which images, over all processes in the order of their ranks.
         images, captions : sequence of int, optional
             Images and captions of every process (default: as many as this one has).
 
