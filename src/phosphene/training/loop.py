@@ -31,7 +31,7 @@ from phosphene.training.log import RunLog
 from phosphene.training.objective import Objective, TrainingStep
 from phosphene.training.optimise import MovingAverage, adamw
 from phosphene.training.sampling import step_seed
-from phosphene.training.settings import TrainingConfig
+from phosphene.training.settings import StepSettings, TrainingConfig
 from phosphene.training.validation import validate
 
 __all__ = ["Counters", "TrainingError", "TrainingInterrupted", "train"]
@@ -131,7 +131,7 @@ class _Run:
     def step(self, batch: StepBatch) -> float:
         """One optimiser step; returns the loss."""
         step, config = self.counters.step, self.config
-        _reseed(step_seed(self.seed, step, self.fabric.global_rank), self.fabric.device)
+        reseed(step_seed(self.seed, step, self.fabric.global_rank), self.fabric.device)
         rate = schedules.learning_rate(step, self.total_steps, config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -287,7 +287,7 @@ def train(
     run = _Run(fabric, decoder, objective, loader, validation, config, seed, folder)
     counters, per_epoch, text = run.counters, loader.sampler.steps_per_epoch, ""
     run.module.train()
-    with Interruptible() as interrupt, torch.random.fork_rng(_cuda_devices(fabric)):
+    with Interruptible() as interrupt, torch.random.fork_rng(cuda_devices(fabric)):
         if warm and counters.step == 0:
             run.check({"epoch": 0})
         if not counters.stopped:
@@ -297,10 +297,10 @@ def train(
                 if ended:
                     text = run.end_epoch(counters.step // per_epoch)
                 report(counters.step, text or f"loss {loss:.3f}")
-                if ended or interrupt.requested or _is_due(run):
+                if ended or interrupt.requested or save_is_due(config, counters.step, run.saved_at):
                     run.save()
                 if interrupt.requested:
-                    raise TrainingInterrupted(_words(run))
+                    raise TrainingInterrupted(stopped_words("training", counters.step, run.total_steps, folder))
                 if counters.stopped:
                     log.info("stopped early after step %d", counters.step)
                     break
@@ -308,24 +308,27 @@ def train(
     return counters
 
 
-def _reseed(seed: int, device: torch.device) -> None:
+def reseed(seed: int, device: torch.device) -> None:
     """Seed the generators a step may use; ``torch.manual_seed`` would queue a call for every absent kind of device."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
 
 
-def _is_due(run: _Run) -> bool:
-    every, age = run.config.checkpoint_steps, time.monotonic() - run.saved_at
-    return (every > 0 and run.counters.step % every == 0) or age > run.config.checkpoint_seconds
+def save_is_due(config: StepSettings, step: int, saved_at: float) -> bool:
+    """Whether a checkpoint is due by steps, or by the time since the last one."""
+    every, age = config.checkpoint_steps, time.monotonic() - saved_at
+    return (every > 0 and step % every == 0) or age > config.checkpoint_seconds
 
 
-def _words(run: _Run) -> str:
-    at = f"training stopped after step {run.counters.step} of {run.total_steps}"
-    if run.folder is None:
+def stopped_words(what: str, step: int, steps: int, folder: Path | None) -> str:
+    """What is said of a run that was interrupted: where, and how to go on."""
+    at = f"{what} stopped after step {step} of {steps}"
+    if folder is None:
         return f"{at}; nothing was kept, because no run folder (out) was given"
-    return f"{at}; the same call with the run folder {run.folder.parent} goes on from there"
+    return f"{at}; the same call with the run folder {folder.parent} goes on from there"
 
 
-def _cuda_devices(fabric: Fabric) -> list[int]:
+def cuda_devices(fabric: Fabric) -> list[int]:
+    """The GPU whose random state a run borrows; none on a CPU."""
     return [fabric.device.index or 0] if fabric.device.type == "cuda" else []

@@ -29,7 +29,7 @@ from phosphene.training.checkpoint import (
 from phosphene.training.grad_cache import cached_step
 from phosphene.training.interrupt import Interruptible
 from phosphene.training.log import RunLog
-from phosphene.training.loop import TrainingError, TrainingInterrupted
+from phosphene.training.loop import TrainingError, TrainingInterrupted, cuda_devices, reseed, save_is_due, stopped_words
 from phosphene.training.optimise import MovingAverage, adamw
 from phosphene.training.pretraining.batches import PairBatch, PairLoader
 from phosphene.training.pretraining.objective import MLIPObjective
@@ -144,18 +144,10 @@ class _Pretraining:
             self.progress.averaged = self.average.updates
         save_checkpoint(self.folder / "last.safetensors", tensors, asdict(self.progress))
 
-    @property
-    def save_is_due(self) -> bool:
-        """Whether a checkpoint is due by steps or by time."""
-        every, age = self.config.checkpoint_steps, time.monotonic() - self.saved_at
-        return (every > 0 and self.progress.step % every == 0) or age > self.config.checkpoint_seconds
-
     def step(self, batches: Iterator[PairBatch]) -> float:
         """One optimiser step; returns the loss."""
         step, config = self.progress.step, self.config
-        torch.default_generator.manual_seed(seed := step_seed(self.seed, step, self.fabric.global_rank))
-        if self.fabric.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+        reseed(step_seed(self.seed, step, self.fabric.global_rank), self.fabric.device)
         rate = schedules.learning_rate(step, config.steps, config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -294,25 +286,18 @@ def train_pairs(
     run = _Pretraining(fabric, model, objective, config, seed, folder, probe)
     progress = run.progress
     run.module.train()
-    devices = [fabric.device.index or 0] if fabric.device.type == "cuda" else []
     walk = loader.walk(progress.step * config.accumulate, config.steps * config.accumulate)
-    with Interruptible() as interrupt, torch.random.fork_rng(devices), closing(walk) as batches:
+    with Interruptible() as interrupt, torch.random.fork_rng(cuda_devices(fabric)), closing(walk) as batches:
         while progress.step < config.steps:
             loss = run.step(batches)
             run.look()
             report(progress.step, f"loss {loss:.3f}")
-            if interrupt.requested or run.save_is_due or progress.step == config.steps:
+            due = progress.step == config.steps or save_is_due(config, progress.step, run.saved_at)
+            if interrupt.requested or due:
                 run.save()
             if interrupt.requested:
-                raise TrainingInterrupted(_words(run))
+                raise TrainingInterrupted(stopped_words("pretraining", progress.step, config.steps, folder))
     if run.average is not None:
         run.average.swap()
     model.to("cpu").eval()
     return progress
-
-
-def _words(run: _Pretraining) -> str:
-    at = f"pretraining stopped after step {run.progress.step} of {run.config.steps}"
-    if run.folder is None:
-        return f"{at}; nothing was kept, because no run folder (out) was given"
-    return f"{at}; the same call with the run folder {run.folder.parent} goes on from there"
