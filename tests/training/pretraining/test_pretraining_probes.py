@@ -67,11 +67,11 @@ def test_attributes_are_told_apart_from_one_another():
     model = Knowing()
     assert named(probe(model, model)) == {"shape": 1.0, "colour": 1.0, "all together": 1.0}
     blind = Knowing(blind=True)
-    # equal similarities are no hit: what is not seen is not scored by luck
-    assert named(probe(blind, blind)) == {"shape": 1.0, "colour": 0.0, "all together": 0.0}
+    # equal similarities share the hit, as in evaluation: what is not seen is scored as chance
+    assert named(probe(blind, blind)) == {"shape": 1.0, "colour": 0.5, "all together": 0.5}
     mended = Knowing(blind=True, frequency=True)
     scores = probe(mended, mended)
-    assert named(scores)["colour"] == 0.0
+    assert named(scores)["colour"] == 0.5
     assert named(scores, SCORES[1]) == {"shape": 1.0, "colour": 1.0, "all together": 1.0}
     assert {score.task: round(score.chance, 3) for score in scores} == {
         "shape": 0.333,
@@ -90,7 +90,7 @@ def test_numbers_that_are_none_are_no_hits():
     model = Broken()
     probe = Probe([ZeroShot("toys", pixels, truth, [[f"a {c} {n}"] for n in WORDS[0] for c in WORDS[1]], [3, 2])])
     assert set(named(probe(model, model)).values()) == {0.0}
-    assert set(named(Probe([Retrieval("toys", pixels, ["a ring"] * 60)])(model, model)).values()) == {0.0}
+    assert set(named(Probe([Retrieval("toys", pixels, [["a ring"]] * 60)])(model, model)).values()) == {0.0}
 
 
 def test_held_out_pictures_sorted_by_class_are_taken_from_all_classes():
@@ -101,22 +101,36 @@ def test_held_out_pictures_sorted_by_class_are_taken_from_all_classes():
     (part,) = held_out_probes(stimuli, 9, picture_hashes(stimuli), prompts, "paint").parts
     assert np.bincount(part.truth["paint"]).tolist() == [3, 3, 3]
     (part,) = held_out_probes(stimuli, 100, picture_hashes(stimuli)).parts
-    assert part.texts == [texts[0] for texts in stimuli.captions]
+    assert part.texts == [text for texts in stimuli.captions for text in texts]
 
 
 def test_retrieval_takes_equal_captions_and_equal_pictures_for_hits():
     pixels, truth = single_objects(12)
     texts = [f"a {WORDS[1][c]} {WORDS[0][s]}" for s, c in zip(truth["shape"], truth["colour"], strict=True)]
     model = Knowing()
-    scores = Probe([Retrieval("toys", pixels, texts)])(model, model)
+    scores = Probe([Retrieval("toys", pixels, [[text] for text in texts])])(model, model)
     assert named(scores) == {"image to text": 1.0, "text to image": 1.0}
     equal = np.mean([[one == other for other in texts] for one in texts])
     assert all(score.chance == pytest.approx(equal) for score in scores)
     # the same wording with another number is another caption, unless the pictures are known to be the same
-    apart = [f"{text}, number {row}" for row, text in enumerate(texts)]
+    apart = [[f"{text}, number {row}"] for row, text in enumerate(texts)]
     assert named(Probe([Retrieval("toys", pixels, apart)])(model, model))["image to text"] < 1
     keys = np.array(texts)
     assert named(Probe([Retrieval("toys", pixels, apart, keys)])(model, model))["image to text"] == 1
+
+
+def test_retrieval_looks_for_every_caption_of_a_picture():
+    pixels, _ = single_objects(4)
+    pixels[:, 0, 0, 0], pixels[:, 0, 0, 1] = torch.tensor([0, 1, 2, 0]), torch.tensor([0, 0, 1, 1])
+    captions = [["a red ring"], ["a red heart", "heart"], ["a blue star"], ["a blue ring", "blue", "star"]]
+    model = Knowing()
+    scores = {score.task: score for score in Probe([Retrieval("toys", pixels, captions)])(model, model)}
+    assert scores["image to text"].value == 1
+    assert scores["image to text"].chance == pytest.approx((1 + 2 + 1 + 3) / 7 / 4)
+    # "blue" is as true of the star, and "star" is not true at all of the ring it belongs to
+    assert scores["text to image"].value == pytest.approx((1 + 1 + 1 + (1 + 0.5 + 0) / 3) / 4)
+    assert scores["text to image"].chance == pytest.approx(1 / 4)
+    assert scores["text to image"].n == 4
 
 
 def test_intervals_are_those_of_wilson():

@@ -17,7 +17,7 @@ from phosphene.encoders.mlip.tokenizer import END
 from phosphene.errors import InputError
 from phosphene.training.prefetch import prefetched
 
-__all__ = ["Chosen", "PairBatch", "PairLoader", "PairSource", "check_lengths", "unique_texts"]
+__all__ = ["Chosen", "PairBatch", "PairLoader", "PairSource", "check_lengths", "positives", "unique_texts"]
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +189,8 @@ class PairLoader:
         own = slice(mine.start * each, mine.stop * each)
         pixels = self.source.pixels(chosen.pictures, mine, self._device)
         captions = tuple(size * each for size in images)
-        return PairBatch(pixels, ids[own], valid[own], _positive(chosen), images, captions)
+        positive = positives(chosen.keys, chosen.texts, chosen.known)
+        return PairBatch(pixels, ids[own], valid[own], positive, images, captions)
 
     def _encoded(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Captions as tokens; the end mark of those that are too long moves to the last place there is."""
@@ -236,15 +237,27 @@ def check_lengths(captions: Iterable[str], tokenizer: Tokenizer, context: int, c
     log.warning("%s; they are cut", words)
 
 
-def _positive(chosen: Chosen) -> Tensor:
-    """(I, C): a caption belongs to every picture of which it is known to be true, and to copies of that picture."""
-    texts = [text for several in chosen.texts for text in several]
-    number = {text: column for column, text in enumerate(dict.fromkeys(texts))}
-    group = np.unique(chosen.keys, return_inverse=True)[1]
+def positives(keys: np.ndarray, texts: Sequence[Sequence[str]], known: Sequence[Sequence[str]]) -> Tensor:
+    """Which captions are true of which picture: of one of which that is known, and of copies of that picture.
+
+    Parameters
+    ----------
+    keys : (I,) array
+        Equal for equal pictures.
+    texts, known : I lists of str
+        Captions that are looked at, and all that are true of each picture.
+
+    Returns
+    -------
+    bool Tensor (I, C)
+    """
+    wordings, column = unique_texts([text for several in texts for text in several])
+    number = {text: place for place, text in enumerate(wordings)}
+    group = np.unique(keys, return_inverse=True)[1]
     true = np.zeros((int(group.max()) + 1, len(number)), dtype=bool)
-    for row, known in zip(group.tolist(), chosen.known, strict=True):
-        true[row, [number[text] for text in known if text in number]] = True
-    return torch.from_numpy(true[group][:, [number[text] for text in texts]])
+    for row, captions in zip(group.tolist(), known, strict=True):
+        true[row, [number[text] for text in captions if text in number]] = True
+    return torch.from_numpy(true[group][:, column])
 
 
 def unique_texts(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:

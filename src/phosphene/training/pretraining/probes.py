@@ -17,7 +17,7 @@ from phosphene.encoders.mlip.similarity import similarities
 from phosphene.stimuli import StimulusSet
 from phosphene.stimuli.scenes import SceneGraphs, chosen_captions, plain_captions, render_tensor, sample_graphs
 from phosphene.stimuli.scenes.vocabulary import COLOURS, MATERIALS, SHAPES
-from phosphene.training.pretraining.batches import unique_texts
+from phosphene.training.pretraining.batches import positives
 from phosphene.training.pretraining.objective import ObjectiveSettings
 from phosphene.training.pretraining.settings import DataSettings
 from phosphene.training.pretraining.sources import scene_grammar
@@ -48,7 +48,7 @@ class Score:
     score : str
         Which embeddings were compared, one of `SCORES`.
     value, low, high : float
-        Share of hits and its 95 % interval (Wilson) over pictures.
+        Share of hits and its 95 % interval (Wilson) over pictures; two that tie for the first place get a half each.
     chance : float
     n : int
         Pictures.
@@ -94,11 +94,11 @@ def _scores(image: ImageFeatures, text: TextFeatures, objective: ObjectiveSettin
     return similarities(image, text, pool_tokens=objective.pool_tokens, top_tokens=objective.top_tokens)
 
 
-def _hits(scores: Tensor, right: np.ndarray) -> int:
-    """Rows whose best column is right; where several columns are best, all must be. NaN is never a hit."""
+def _hits(scores: Tensor, right: np.ndarray) -> Tensor:
+    """Probability of each row (n,) that a right column comes first, ties broken by chance. NaN is never a hit."""
     best = scores == scores.max(dim=1, keepdim=True).values
-    of_right = torch.from_numpy(right).to(scores.device)
-    return int(((best & of_right).any(dim=1) & ~(best & ~of_right).any(dim=1)).sum())
+    hits = (best & torch.from_numpy(right).to(scores.device)).sum(dim=1)
+    return hits.double() / best.sum(dim=1).clamp(min=1)
 
 
 class _Embedder:
@@ -181,40 +181,51 @@ class ZeroShot:
 
     def _score(self, task: str, score: str, similar: Tensor, truth: np.ndarray) -> Score:
         n, options = similar.shape
-        hits = _hits(similar, np.arange(options)[None] == truth[:, None])
+        hits = float(_hits(similar, np.arange(options)[None] == truth[:, None]).sum())
         return Score("zero-shot", self.part, task, score, hits / n, *wilson(hits, n), 1 / options, n)
 
 
 class Retrieval:
     """Which caption belongs to a picture, and which picture to a caption, among all of a pool.
 
-    A hit is every caption that reads like that of the picture, and every picture with the same content.
+    A hit is every caption that is true of the picture, and every picture with the same content. Captions of a picture
+    are looked for one by one, and a picture counts by their mean.
 
     Parameters
     ----------
     part : str
     pixels : uint8 Tensor (n, size, size, 3)
-    texts : list of str
-        One caption a picture.
+    captions : n lists of str
+        All captions of every picture.
     keys : (n,) array, optional
         Equal for equal pictures.
     """
 
-    def __init__(self, part: str, pixels: Tensor, texts: Sequence[str], keys: np.ndarray | None = None) -> None:
-        self.part, self.pixels, self.texts = part, pixels, list(texts)
-        wording = unique_texts(self.texts)[1]
-        self.right = wording[:, None] == wording[None]
-        if keys is not None:
-            self.right |= keys[:, None] == keys[None]
+    def __init__(
+        self, part: str, pixels: Tensor, captions: Sequence[Sequence[str]], keys: np.ndarray | None = None
+    ) -> None:
+        self.part, self.pixels = part, pixels
+        self.texts = [text for several in captions for text in several]
+        self._owner = torch.repeat_interleave(torch.tensor([len(several) for several in captions]))
+        self.right = positives(np.arange(len(captions)) if keys is None else keys, captions, captions).numpy()
 
     def measure(self, embedder: _Embedder, texts: TextFeatures) -> list[Score]:
         """Scores in both directions; `texts` are the embedded captions."""
-        found, n, chance = [], len(self.texts), float(self.right.mean())
+        found: list[Score] = []
         for score, similar in _scores(embedder.images(self.pixels), texts, embedder.objective).items():
-            for task, matrix in (("image to text", similar), ("text to image", similar.T)):
-                hits = _hits(matrix, self.right)
-                found.append(Score("retrieval", self.part, task, score, hits / n, *wilson(hits, n), chance, n))
+            found.append(self._score("image to text", score, _hits(similar, self.right).cpu(), self.right.mean(axis=1)))
+            hits, chances = _hits(similar.T, self.right.T).cpu(), self.right.mean(axis=0)
+            found.append(self._score("text to image", score, self._by_picture(hits), self._by_picture(chances)))
         return found
+
+    def _by_picture(self, of_captions: Any) -> Tensor:
+        """Mean over the captions of every picture."""
+        sums = torch.zeros(len(self.pixels), dtype=torch.float64)
+        return sums.index_add_(0, self._owner, torch.as_tensor(of_captions)) / torch.bincount(self._owner)
+
+    def _score(self, task: str, score: str, of_pictures: Tensor, chances: Any) -> Score:
+        hits, n = float(of_pictures.sum()), len(self.pixels)
+        return Score("retrieval", self.part, task, score, hits / n, *wilson(hits, n), float(chances.mean()), n)
 
 
 class Probe:
@@ -285,7 +296,7 @@ class _Scenes:
         graphs = self.draw(self.n, self.data.objects)
         plain = self.data.plain == 1
         texts = plain_captions(graphs) if plain else chosen_captions(graphs, np.zeros(self.n, dtype=np.int64))
-        return Retrieval(self.part, self.pixels(graphs), texts)
+        return Retrieval(self.part, self.pixels(graphs), [[text] for text in texts])
 
 
 def _prompt(phrase: str) -> str:
@@ -331,8 +342,8 @@ def held_out_probes(
     rows, part = stimuli.spread(n), "held-out pictures"
     pixels = torch.from_numpy(stimuli.pixels(rows))
     if prompts is None:
-        texts = [stimuli.captions[row][0] for row in rows.tolist()]
-        return Probe([Retrieval(part, pixels, texts, keys[rows])])
+        captions = [stimuli.captions[row] for row in rows.tolist()]
+        return Probe([Retrieval(part, pixels, captions, keys[rows])])
     place = {name: position for position, name in enumerate(prompts)}
     truth = np.array([place[str(name)] for name in stimuli.labels[column][rows].tolist()])
     return Probe([ZeroShot(part, pixels, {column: truth}, list(prompts.values()), [len(place)])])
