@@ -311,13 +311,23 @@ def test_pictures_that_were_trained_on_are_remembered(whole, tmp_path):
         ({"model": {"token_heads": False}}, r"need model\.token_heads = true"),
         ({"modle": {}}, "did you mean 'model'"),
         ({"training": {"step": 3}}, r"unknown setting of PairSteps: 'training\.step'.*Known: .*, steps,"),
-        ({"data": {"captions": 1, "sampled": 2}}, "sampled = 2 is more than captions = 1"),
     ],
 )
 def test_wrong_settings_are_named(tmp_path, tables, message):
     with pytest.raises(InputError, match=message):
         run(tmp_path, **tables)
     assert not tmp_path.joinpath("config.json").exists()
+
+
+def test_what_scenes_can_give_does_not_bind_pictures(tmp_path):
+    for data, message in (
+        ({"captions": 1, "sampled": 2}, r"data\.sampled = 2 is more than data\.captions = 1"),
+        ({"simple_batches": 2, "sampled": 2}, r"one caption each \(data\.sampled = 1\)"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(tmp_path, None, data=data)
+    out = run(tmp_path, data={"captions": 1, "simple_batches": 2, "sampled": 2}, training={"steps": 1})
+    assert json.loads((out / "config.json").read_text())["facts"]["pairs_seen"] == 2 * 12
 
 
 def test_what_cannot_be_trained_on_is_refused(tmp_path):

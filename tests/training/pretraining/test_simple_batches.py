@@ -32,7 +32,7 @@ def test_vocabulary_is_learned_from_both_kinds_of_captions() -> None:
 @pytest.mark.parametrize("other", [{"pool": 64}, {"sampled": 2}])
 def test_simple_batches_need_new_scenes_and_one_caption(other: dict) -> None:
     with pytest.raises(InputError, match="simple_batches needs new scenes in each step"):
-        DataSettings.build({"simple_batches": 3, **other})
+        ScenePairs(DataSettings.build({"simple_batches": 3, **other}), 8, 32, seed=3)
 
 
 def test_training_scenes_are_not_those_of_a_study_with_the_same_seed() -> None:

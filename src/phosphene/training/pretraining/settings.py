@@ -30,6 +30,7 @@ class DataSettings(Settings):
     ----------
     sampled : int
         Captions of each picture in a step, drawn anew each time; other captions of a picture are never its negatives.
+        A picture with fewer gives some of them again.
     captions : int
         Captions a scene has (scenes only; other pictures have those they come with).
     plain : float
@@ -57,7 +58,7 @@ class DataSettings(Settings):
         What to do with captions longer than the context of the text tower.
     """
 
-    sampled: int = Field(1, ge=1, le=MOST_CAPTIONS)
+    sampled: int = Field(1, ge=1)
     captions: int = Field(5, ge=1, le=MOST_CAPTIONS)
     plain: float = Field(0.0, ge=0, le=1)
     rule: Literal["none", "shape-colour", "shape-material", "colour-material"] = "shape-colour"
@@ -72,16 +73,6 @@ class DataSettings(Settings):
     pool: int = Field(0, ge=0)
     held_out: float = Field(0.1, ge=0, le=0.5)
     long_captions: Literal["refuse", "cut"] = "refuse"
-
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
-        if self.sampled > self.captions:
-            raise ValueError(f"sampled = {self.sampled} is more than captions = {self.captions}")
-        if self.simple_batches and (self.pool or self.sampled > 1):
-            raise ValueError(
-                "simple_batches needs new scenes in each step (pool = 0) and one caption each (sampled = 1)"
-            )
-        return self
 
 
 class PairSteps(StepSettings):

@@ -73,9 +73,21 @@ class ScenePairs:
     seed : int
         Family of the scenes, apart from all that `scene_set` gives for seeds of usual size: virtual studies show none
         of the scenes an encoder was trained on.
+
+    Raises
+    ------
+    InputError
+        For settings of scenes that do not go together.
     """
 
     def __init__(self, settings: DataSettings, batch_size: int, size: int, seed: int) -> None:
+        if settings.sampled > settings.captions:
+            raise InputError(f"data.sampled = {settings.sampled} is more than data.captions = {settings.captions}")
+        if settings.simple_batches and (settings.pool or settings.sampled > 1):
+            raise InputError(
+                "data.simple_batches needs new scenes in each step (data.pool = 0) and one caption each "
+                "(data.sampled = 1)"
+            )
         self.settings, self.batch_size, self.size, self.seed = settings, batch_size, size, _FAMILY + seed
         if settings.pool and settings.pool < batch_size:
             raise InputError(f"data.pool = {settings.pool} scenes are fewer than training.batch_size = {batch_size}")
