@@ -11,10 +11,13 @@ import pytest
 from PIL import Image
 
 from phosphene.cli import main
+from phosphene.cli.pretraining import _Source
 from phosphene.encoders import encode, make_encoder
+from phosphene.encoders.pixels import PixelGridEncoder, PixelsConfig
 from phosphene.recordings import Recording, Study
-from phosphene.stimuli import StimulusSet
+from phosphene.stimuli import StimulusSet, read_folder
 from phosphene.table import Table
+from phosphene.training.pretraining.sources import at_size
 
 SMALL = """
 [model]
@@ -115,6 +118,52 @@ def test_coco_with_its_own_held_out_part(run, place, tmp_path):
     assert "12 pictures are in both 'training' and 'held-out': p00 = p00" in err
 
 
+def test_both_sources_are_described_apart(run, place, tmp_path):
+    rng = np.random.default_rng(1)
+    for row in range(6):
+        file = tmp_path / "other" / f"p{row:02d}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (20, 24, 3), dtype=np.uint8)).save(file)
+    content = json.loads((place / "coco.json").read_text())
+    content = {key: entries[:6] for key, entries in content.items()}
+    (tmp_path / "held.json").write_text(json.dumps(content))
+    words = [place / "coco.json", "--images", place / "folder", "--out", tmp_path / "a"]
+    status, _, err = run(*words, "--held-out", tmp_path / "held.json", "--held-out-images", tmp_path / "other")
+    assert status == 0, err
+    assert (facts(tmp_path / "a")["data"]["training_pictures"], facts(tmp_path / "a")["data"]["held_out_pictures"]) == (
+        12,
+        6,
+    )
+    # a folder to train on, COCO to probe: --images would have been refused
+    words = [place / "folder", "--out", tmp_path / "b", "--held-out", tmp_path / "held.json"]
+    status, _, err = run(*words, "--held-out-images", tmp_path / "other")
+    assert status == 0, err
+
+
+def read(folder):
+    with _Source(folder, None, None).opened(None, None, 16) as stimuli:
+        return at_size(stimuli, 16, 1.0).pixels()
+
+
+def test_pictures_that_are_not_square_are_trained_on_as_encoders_see_them(tmp_path):
+    rng = np.random.default_rng(0)
+    for folder, shapes in (("alike", [(20, 30)] * 3), ("mixed", [(20, 30), (40, 24), (20, 20), (26, 26)])):
+        (tmp_path / folder).mkdir()
+        for row, shape in enumerate(shapes):
+            pixels = rng.integers(0, 255, (*shape, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"p{row}.png")
+        words = {"stimulus_id": [f"p{row}" for row in range(len(shapes))], "caption": [*"abcd"[: len(shapes)]]}
+        Table(words).write_tsv(tmp_path / folder / "captions.tsv")
+    encoder = PixelGridEncoder(PixelsConfig(size=16))
+    seen = encoder.encode_pixels(read_folder(tmp_path / "alike").pixels()).pooled.reshape(3, 16, 16, 3)
+    assert np.abs(read(tmp_path / "alike") / 255 - seen).max() < 0.51 / 255
+    # which has to be cropped does not depend on what else lies there: copies are known by their pixels
+    mixed = read(tmp_path / "mixed")
+    (tmp_path / "mixed" / "p1.png").unlink()
+    Table({"stimulus_id": ["p0", "p2", "p3"], "caption": [*"acd"]}).write_tsv(tmp_path / "mixed" / "captions.tsv")
+    assert np.array_equal(read(tmp_path / "mixed"), mixed[[0, 2, 3]])
+
+
 def test_classes_with_prompts(run, place, tmp_path):
     words = ["--labels", "paint", "--prompt", "a {} thing", "--prompt", "{}", "--set", "data.held_out=0.4"]
     status, out, err = run(place / "classes", "--out", tmp_path, *words)
@@ -142,6 +191,9 @@ def test_every_mistake_has_its_message(run, place, tmp_path):
         ((place / "folder", "--prompt", "a {}"), "--prompt goes with --labels COLUMN"),
         ((place / "folder", "--images", place), "--images goes with a COCO .json"),
         ((place / "folder", "--split", "one"), "--split goes with a study"),
+        ((place / "folder", "--held-out-images", place), "--held-out-images go with held-out pictures"),
+        ((place / "folder", "--held-out", place / "folder", "--held-out-split", "x"), "--held-out-split goes with a"),
+        ((place / "folder", "--held-out", place / "folder", "--held-out-images", place), "--held-out-images goes with"),
         (("--set", "model.image_size=30"), "patch = 4 does not divide image_size = 30"),
         (("--preset", "poket"), "did you mean 'pocket'?"),
         (("--set", "trainning.steps=3"), "unknown table of settings 'trainning'"),

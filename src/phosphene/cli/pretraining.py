@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +49,15 @@ def pretrain(
         Path | None,
         typer.Option("--held-out", help="Pictures for the probes, given like PATH; default: a share of PATH."),
     ] = None,
+    held_out_images: Annotated[
+        Path | None,
+        typer.Option("--held-out-images", help="As --images, for a COCO .json given as --held-out.", metavar="DIR"),
+    ] = None,
     split: Annotated[
         str | None, typer.Option("--split", help="Split of a study, of which the training part is used.")
+    ] = None,
+    held_out_split: Annotated[
+        str | None, typer.Option("--held-out-split", help="As --split, for a study given as --held-out.")
     ] = None,
     seed: Seed = 0,
     config: Config = None,
@@ -65,10 +72,13 @@ def pretrain(
     if preset is None and start is None and config is None:
         raise InputError("what is to be trained? Give --preset, --from or --config")
     settings = given_settings(config, assignments)
-    reader = _Reader(images, labels, prompt, split, run_settings(preset, settings, start)[0].model.image_size)
-    if path is None and (given := reader.given):
-        raise InputError(f"{', '.join(given)} go with pictures to train on: give their PATH")
-    with reader.opened(path) as stimuli, reader.opened(held_out) as probes:
+    size = run_settings(preset, settings, start)[0].model.image_size
+    words = {"--labels": labels, "--prompt": prompt}
+    _require_pictures(path, "pictures to train on: give their PATH", {"--images": images, "--split": split, **words})
+    own = {"--held-out-images": held_out_images, "--held-out-split": held_out_split}
+    _require_pictures(held_out, "held-out pictures: give --held-out", own)
+    trained, probed = _Source(path, images, split), _Source(held_out, held_out_images, held_out_split, "--held-out-")
+    with trained.opened(labels, prompt, size) as stimuli, probed.opened(labels, prompt, size) as probes:
         model = run(
             preset,
             stimuli,
@@ -88,54 +98,62 @@ def pretrain(
         write_json(json, card)
 
 
+def _require_pictures(path: Path | None, what: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that describe pictures where there are none."""
+    given = [name for name, value in options.items() if value]
+    if path is None and given:
+        raise InputError(f"{', '.join(given)} go with {what}")
+
+
 @dataclass(frozen=True)
-class _Reader:
-    """How a path to pictures is read."""
+class _Source:
+    """A path to pictures and what else its kind needs."""
 
+    path: Path | None
     images: Path | None
-    labels: str | None
-    prompts: list[str] | None
     split: str | None
-    size: int
-
-    @property
-    def given(self) -> list[str]:
-        """Options that have a meaning for pictures only."""
-        options = {"--images": self.images, "--labels": self.labels, "--prompt": self.prompts, "--split": self.split}
-        return [name for name, value in options.items() if value]
+    option: str = "--"
+    """How the options that describe this source begin."""
 
     @contextmanager
-    def opened(self, path: Path | None) -> Iterator[StimulusSet | None]:
-        """Pictures with captions; None for no path."""
+    def opened(self, labels: str | None, prompts: list[str] | None, size: int) -> Iterator[StimulusSet | None]:
+        """Pictures with captions; None for no path. `size` is the model's, in pixels."""
         from phosphene.recordings import Study
         from phosphene.stimuli import PROMPTS, labelled
 
-        if self.prompts and not self.labels:
+        if prompts and not labels:
             raise InputError("--prompt goes with --labels COLUMN")
-        if path is None:
+        if self.path is None:
             yield None
             return
-        if path.suffix == ".h5":
-            with Study.open(path) as study:
+        if self.images and self.path.suffix != ".json":
+            raise InputError(f"{self.option}images goes with a COCO .json, found {self.path}")
+        if self.path.suffix == ".h5":
+            with Study.open(self.path) as study:
                 view = (study.using(self.split) if self.split else study).split("train")
                 stimuli = study.stimuli.select(view.stimulus_ids)
-                yield labelled(stimuli, self.labels, self.prompts or PROMPTS) if self.labels else stimuli
+                yield labelled(stimuli, labels, prompts or PROMPTS) if labels else stimuli
             return
         if self.split:
-            raise InputError(f"--split goes with a study (.h5), found {path}")
-        stimuli = self._files(path)
-        yield labelled(stimuli, self.labels, self.prompts or PROMPTS) if self.labels else stimuli
+            raise InputError(f"{self.option}split goes with a study (.h5), found {self.path}")
+        stimuli = self._files(self.path, labels, size)
+        yield labelled(stimuli, labels, prompts or PROMPTS) if labels else stimuli
 
-    def _files(self, path: Path) -> StimulusSet:
+    def _files(self, path: Path, labels: str | None, size: int) -> StimulusSet:
+        """Pictures as they are, to be resized as encoders do it, or where they differ in size as squares of `size`."""
+        try:
+            return self._files_at(path, labels, None)
+        except InputError:  # they differ in size; any other fault is found again
+            return self._files_at(path, labels, size)
+
+    def _files_at(self, path: Path, labels: str | None, size: int | None) -> StimulusSet:
         from phosphene.stimuli import read_class_folders, read_coco, read_folder
 
         if path.suffix == ".json":
-            return read_coco(path, self.images or path.parent, self.size)
-        if self.images:
-            raise InputError(f"--images goes with a COCO .json, found {path}")
-        if self.labels:
-            return read_class_folders(path, self.size, column=self.labels)
-        return read_folder(path, self.size)
+            return read_coco(path, self.images or path.parent, size)
+        if labels:
+            return read_class_folders(path, size, column=labels)
+        return read_folder(path, size)
 
 
 def _lines(scores: list[dict[str, Any]]) -> Iterator[str]:
