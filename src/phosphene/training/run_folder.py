@@ -24,14 +24,21 @@ def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What differs between two sets of settings, in words; where and how fast a run goes does not count."""
+    """What differs between two sets of settings, in words; where and how fast a run goes does not count.
+
+    What is not there and what is None are the same: a setting that an older version did not know changes nothing.
+
+    Examples
+    --------
+    >>> differences({"training": {"epochs": 3}}, {"training": {"epochs": 4, "new": None}})
+    ['training.epochs was 3, is now 4']
+    """
     left, right = _flat(found), _flat(wanted)
     ignored = {"software", "preset"} | {f"training.{key}" for key in MACHINE_KEYS}
-    none = "(not set)"
     return [
-        f"{key} was {left.get(key, none)!r}, is now {right.get(key, none)!r}"
+        f"{key} was {left.get(key)!r}, is now {right.get(key)!r}"
         for key in sorted(left.keys() | right.keys())
-        if key not in ignored and left.get(key, none) != right.get(key, none)
+        if key not in ignored and left.get(key) != right.get(key)
     ]
 
 

@@ -228,3 +228,15 @@ def test_two_processes_have_the_loss_and_gradient_of_one(tmp_path):
         else:
             torch.testing.assert_close(one, whole)
             torch.testing.assert_close(other, whole)
+
+
+def test_temperatures_and_biases_can_be_given_to_the_next_objective():
+    settings = ObjectiveSettings.build({"form": "sigmoid", "token_bias": -2.0})
+    objective = MLIPObjective(settings)
+    assert objective.biases() == {"bias": -10.0, "token_bias": -2.0}
+    assert MLIPObjective(ObjectiveSettings.build()).biases() == {}
+    for past in (5.0, -5.0):  # a step leads out of the range, and nothing holds it there after the last one
+        with torch.no_grad():
+            objective.pooled_scale.log_scale.fill_(past)
+        next_ = ObjectiveSettings.build({**objective.temperatures(), **objective.biases()})
+        assert next_.temperature == (0.01 if past > 0 else 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -21,6 +22,7 @@ from phosphene.training.log import read_log
 from phosphene.training.loop import TrainingError
 from phosphene.training.pretraining import pretrain, pretrain_settings, run_settings
 from phosphene.training.pretraining.loop import _Pretraining
+from phosphene.training.pretraining.objective import MLIPObjective
 
 PICTURES = coloured(24)
 
@@ -236,6 +238,29 @@ def test_fine_tuning_keeps_the_objective_of_the_model_and_takes_the_rates_of_its
     assert settings.training.steps == 3
     assert settings.training.learning_rate == load_preset("encoders", "mlip", "fine-tune")["training"]["learning_rate"]
     assert run_settings("pocket", None, first)[0].objective.frequency_weight == 0.5
+
+
+def test_fine_tuning_goes_on_with_what_the_form_of_the_loss_has_learned(tmp_path):
+    first = run(tmp_path, objective={"form": "sigmoid", "bias": -3.0, "token_bias": -4.0})
+    facts = json.loads((first / "config.json").read_text())["facts"]
+    learned = facts["temperatures"] | facts["biases"]
+    assert learned.keys() == {"temperature", "token_temperature", "bias", "token_bias"}
+    assert (learned["bias"], learned["token_bias"]) != (-3.0, -4.0)
+    objective = run_settings(None, None, first)[0].objective
+    assert {name: getattr(objective, name) for name in learned} == pytest.approx(learned)
+    assert MLIPObjective(objective).biases() == pytest.approx(facts["biases"])
+    asked = run_settings(None, {"objective": {"bias": -1.0}}, first)[0].objective
+    assert (asked.bias, asked.token_bias) == (-1.0, learned["token_bias"])
+    other = run_settings(None, {"objective": {"form": "softmax"}}, first)[0].objective
+    assert (other.temperature, other.bias) == (0.07, -3.0)
+
+
+def test_a_run_of_a_version_that_knew_fewer_settings_goes_on(whole, tmp_path):
+    shutil.copytree(whole.parent, tmp_path / "old")
+    settings = json.loads((tmp_path / "old" / "config.json").read_text())
+    assert settings["objective"].pop("token_bias") is None
+    (tmp_path / "old" / "config.json").write_text(json.dumps(settings))
+    assert run(tmp_path / "old", training={"probe_steps": 3}) == tmp_path / "old" / "model"
 
 
 @pytest.mark.parametrize("name", presets("encoders", "mlip"))

@@ -43,6 +43,8 @@ class ObjectiveSettings(Settings):
         Train both, starting there, between 0.01 and 1.
     bias : float
         First value of the learned biases of the sigmoid form, one for embeddings and one for tokens.
+    token_bias : float, optional
+        First value of that for tokens, where it is another one.
     top_tokens : int, optional
         Only this many visual tokens count, those that respond most to a caption.
     pool_tokens : int, optional
@@ -61,6 +63,7 @@ class ObjectiveSettings(Settings):
     token_temperature: float = Field(0.07, ge=_TEMPERATURES[0], le=_TEMPERATURES[1])
     learn_temperature: bool = True
     bias: float = -10.0
+    token_bias: float | None = None
     top_tokens: int | None = Field(None, ge=1)
     pool_tokens: int | None = Field(None, ge=1)
     chunk: int | None = Field(None, ge=1)
@@ -87,10 +90,10 @@ class ObjectiveSettings(Settings):
 class _Scale(nn.Module):
     """Temperature and bias of one level of the objective."""
 
-    def __init__(self, temperature: float, settings: ObjectiveSettings) -> None:
+    def __init__(self, temperature: float, bias: float, settings: ObjectiveSettings) -> None:
         super().__init__()
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=settings.learn_temperature)
-        self.bias = nn.Parameter(torch.tensor(settings.bias)) if settings.form == "sigmoid" else None
+        self.bias = nn.Parameter(torch.tensor(bias)) if settings.form == "sigmoid" else None
 
     def forward(self) -> tuple[Tensor, Tensor | float]:
         """Temperature and bias in force."""
@@ -120,8 +123,9 @@ class MLIPObjective(nn.Module):
         weights = settings.weights
         # only what takes part: DDP waits for the gradient of every parameter
         pooled = weights["spatial"] or weights["frequency"]
-        self.pooled_scale = _Scale(settings.temperature, settings) if pooled else None
-        self.token_scale = _Scale(settings.token_temperature, settings) if self.needs_tokens else None
+        self.pooled_scale = _Scale(settings.temperature, settings.bias, settings) if pooled else None
+        bias = settings.bias if settings.token_bias is None else settings.token_bias
+        self.token_scale = _Scale(settings.token_temperature, bias, settings) if self.needs_tokens else None
 
     @property
     def needs_tokens(self) -> bool:
@@ -131,7 +135,19 @@ class MLIPObjective(nn.Module):
     def temperatures(self) -> dict[str, float]:
         """Temperatures in force, by level."""
         scales = {"temperature": self.pooled_scale, "token_temperature": self.token_scale}
-        return {name: math.exp(-scale.log_scale.item()) for name, scale in scales.items() if scale is not None}
+        low, high = _TEMPERATURES  # a last step may have led out of the range, to which the next one would hold it
+        return {
+            name: min(max(math.exp(-scale.log_scale.item()), low), high)
+            for name, scale in scales.items()
+            if scale is not None
+        }
+
+    def biases(self) -> dict[str, float]:
+        """Biases of the sigmoid form, by level; none of the softmax form."""
+        scales = {"bias": self.pooled_scale, "token_bias": self.token_scale}
+        return {
+            name: scale.bias.item() for name, scale in scales.items() if scale is not None and scale.bias is not None
+        }
 
     def forward(
         self,

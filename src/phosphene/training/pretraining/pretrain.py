@@ -147,7 +147,8 @@ def pretrain(
         )
     if leads:
         facts = _facts(chosen, pairs, model, done, fabric, _seen_by(start))
-        facts |= {"preset": preset, "seed": seed, "start": model_start, "temperatures": objective.temperatures()}
+        facts |= {"preset": preset, "seed": seed, "start": model_start}
+        facts |= {"temperatures": objective.temperatures(), "biases": objective.biases()}
         scores = pairs.probe(model.to(fabric.device), tokenizer, chosen.objective)
         _finish(run, chosen, model.to("cpu"), tokenizer, scores, facts)
     fabric.barrier()

@@ -165,7 +165,7 @@ def run_settings(
         Tables over those of the preset.
     start : str or path, optional
         Model to start from, by name or folder; it brings its own ``[model]`` table, and its ``[objective]`` where the
-        preset has none.
+        preset has none, with the temperatures and biases it ended with where the form of the loss is the same.
 
     Raises
     ------
@@ -181,12 +181,8 @@ def run_settings(
     other = [key for key, value in asked.items() if content["model"].get(key) != value]
     if other:
         raise InputError(f"the model to start from has its own sizes: remove model.{', model.'.join(other)}")
-    known = {"objective": _objective(content["facts"])}
-    table = load_preset("encoders", "mlip", preset or FINE_TUNING)
-    return pretrain_settings(None, known, table, settings, {"model": content["model"]}), str(content["weights"])
-
-
-def _objective(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The objective that a model was trained with, at the temperatures it ended with."""
-    found = dict(facts.get("settings", {}).get("objective", {}))
-    return {key: value for key, value in (found | facts.get("temperatures", {})).items() if value is not None}
+    facts, layers = content["facts"], [load_preset("encoders", "mlip", preset or FINE_TUNING), settings]
+    known = {key: value for key, value in facts.get("settings", {}).get("objective", {}).items() if value is not None}
+    if pretrain_settings(None, {"objective": known}, *layers).objective.form == known.get("form"):
+        known |= {**facts.get("temperatures", {}), **facts.get("biases", {})}  # learned with that form of the loss
+    return pretrain_settings(None, {"objective": known}, *layers, {"model": content["model"]}), str(content["weights"])
