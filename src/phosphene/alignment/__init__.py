@@ -1,0 +1,8 @@
+"""Alignment between people: linear maps from everybody's voxels into one space, by anatomy or by function."""
+
+from __future__ import annotations
+
+from phosphene.alignment.base import TRAINING_ROLES, Aligner, AlignerSettings, PersonMap, Template
+from phosphene.alignment.registry import ALIGNERS, make_aligner
+
+__all__ = ["ALIGNERS", "TRAINING_ROLES", "Aligner", "AlignerSettings", "PersonMap", "Template", "make_aligner"]

@@ -1,0 +1,164 @@
+"""What every aligner promises: a linear map a person, saved to the bit, people added without touching the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from people_who_share import shared_study
+from safetensors.numpy import load_file, save_file
+from scipy import sparse
+
+from phosphene.alignment import ALIGNERS, Aligner, make_aligner
+from phosphene.errors import InputError, LeakageError
+from phosphene.files import read_json, write_json
+from phosphene.recordings import Study
+
+FUNCTIONAL = [name for name, cls in ALIGNERS.items() if cls.functional]
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return shared_study()
+
+
+@pytest.fixture(params=list(ALIGNERS))
+def aligner(request: pytest.FixtureRequest, study: Study) -> Aligner:
+    return make_aligner(request.param).fit(study.split("train"))
+
+
+def test_the_map_is_linear_and_uncovered_places_are_nan(aligner: Aligner, study: Study) -> None:
+    view = study.split("test")
+    for subject in view.subjects:
+        responses, person = view.responses(subject), aligner.person(subject)
+        assert aligner.matrix(subject).shape == (view.n_voxels(subject), aligner.template.size)
+        dense = person.matrix.toarray() if sparse.issparse(person.matrix) else person.matrix
+        expected = (responses.astype(np.float64) - person.mean) @ dense.astype(np.float64) + person.offset
+        aligned = aligner.transform(subject, responses)
+        assert aligned.dtype == np.float32
+        covered = aligner.covered(subject)
+        np.testing.assert_allclose(aligned[:, covered], expected[:, covered], rtol=1e-4, atol=1e-4)
+        assert np.isnan(aligned[:, ~covered]).all()
+        assert np.abs(dense[:, ~covered]).sum() == 0
+
+
+def test_saved_and_loaded_to_the_bit(aligner: Aligner, study: Study, tmp_path: Path) -> None:
+    loaded = Aligner.load(aligner.save(tmp_path / "aligner"))
+    assert type(loaded) is type(aligner)
+    assert loaded.config == aligner.config
+    assert loaded.fitted_on == aligner.fitted_on
+    assert loaded.template.voxels == aligner.template.voxels
+    assert loaded.template.digest == aligner.template.digest
+    for subject in study.subjects:
+        responses = study.split("test").responses(subject)
+        np.testing.assert_array_equal(loaded.transform(subject, responses), aligner.transform(subject, responses))
+
+
+def test_one_more_person_leaves_the_others_as_they_were(aligner: Aligner, study: Study, tmp_path: Path) -> None:
+    view = study.split("train")
+    few = make_aligner(aligner.name).fit(view.subset(["sub-01", "sub-02"]))
+    before = {s: few.transform(s, view.responses(s)) for s in few.subjects}
+    template = few.template.digest
+    few = Aligner.load(few.save(tmp_path / "few"))  # whatever adding needs has to survive the disk
+    few.add("sub-03", view)
+    assert few.subjects == ["sub-01", "sub-02", "sub-03"]
+    assert few.template.digest == template
+    for subject, expected in before.items():
+        np.testing.assert_array_equal(few.transform(subject, view.responses(subject)), expected)
+    assert np.isfinite(few.transform("sub-03", view.responses("sub-03"))[:, few.covered("sub-03")]).all()
+    with pytest.raises(InputError, match="'sub-02' is in this aligner already"):
+        few.add("sub-02", view)
+
+
+def test_the_same_data_give_the_same_maps(aligner: Aligner, study: Study) -> None:
+    again = make_aligner(aligner.name).fit(study.split("train"))
+    for subject in study.subjects:
+        one, two = (a.matrix(subject) for a in (aligner, again))
+        assert abs(one - two).max() == 0
+
+
+def test_maps_come_back_to_the_voxels(aligner: Aligner, study: Study) -> None:
+    for subject in study.subjects:
+        size, n_voxels = aligner.template.size, study.recordings[subject].n_voxels
+        native = aligner.inverse(subject, np.ones((2, size), dtype=np.float32))
+        assert native.shape == (2, n_voxels)
+        assert aligner.inverse(subject, np.ones(size)).shape == (n_voxels,)
+        # what came from the voxels is found again, as far as the map has not mixed it
+        held = np.where(aligner.covered(subject), aligner.inverse(subject, np.ones(size)) @ aligner.matrix(subject), 0)
+        assert np.isfinite(held).all()
+    with pytest.raises(InputError, match="places"):
+        aligner.inverse("sub-01", np.ones(size + 1))
+
+
+def test_wrong_input_is_named(aligner: Aligner, study: Study) -> None:
+    with pytest.raises(InputError, match=r"unknown subject.*'sub-09'.*sub-01, sub-02, sub-03"):
+        aligner.transform("sub-09", np.zeros((2, 40)))
+    with pytest.raises(InputError, match=r"responses of sub-01 must be \(trials, 40 voxels\), found shape \(2, 41\)"):
+        aligner.transform("sub-01", np.zeros((2, 41)))
+    with pytest.raises(InputError, match="unknown subject 'sub-07'"):
+        aligner.add("sub-07", study.split("train"))
+    with pytest.raises(InputError, match="not fitted"):
+        make_aligner(aligner.name).transform("sub-01", np.zeros((2, 40)))
+
+
+def test_a_changed_file_is_refused(aligner: Aligner, tmp_path: Path) -> None:
+    folder = aligner.save(tmp_path / "aligner")
+    tensors = load_file(folder / "maps.safetensors")
+    good = (folder / "maps.safetensors").read_bytes()
+    save_file({**tensors, "0/mean": tensors["0/mean"] + 1}, folder / "maps.safetensors")
+    with pytest.raises(InputError, match=r"'0/mean' is not what was written"):
+        Aligner.load(folder)
+    (folder / "maps.safetensors").write_bytes(good[:100])
+    with pytest.raises(InputError, match="not a readable safetensors file"):
+        Aligner.load(folder)
+
+
+def test_a_template_of_another_size_is_refused(aligner: Aligner, tmp_path: Path) -> None:
+    folder = aligner.save(tmp_path / "aligner")
+    lines = (folder / "template.tsv").read_text().splitlines(keepends=True)
+    (folder / "template.tsv").write_text("".join(lines[:-1]))
+    size = aligner.template.size
+    with pytest.raises(InputError, match=rf"template.tsv has {size - 1} places, the maps go onto {size}"):
+        Aligner.load(folder)
+
+
+def test_only_functional_ones_remember_stimuli(aligner: Aligner, study: Study) -> None:
+    train, test = study.split("train"), study.split("test")
+    aligner.check_apart(test.stimulus_ids, test.stimuli.hashes)
+    if not aligner.functional:
+        assert aligner.fitted_on == frozenset()
+        aligner.check_apart(train.stimulus_ids)
+        return
+    assert aligner.fitted_on == set(train.stimulus_ids.tolist())
+    with pytest.raises(LeakageError, match=rf"the {aligner.name} aligner was fitted on 1 of the 2 stimuli"):
+        aligner.check_apart(["s089", "s000"])
+    with pytest.raises(LeakageError, match="fitted on 60 of the 60"):
+        aligner.check_apart(train.stimulus_ids, train.stimuli.hashes)
+    # a name alone is not the stimulus: with another content it is another one
+    aligner.check_apart(["s000"], ["0" * 32])
+
+
+@pytest.mark.parametrize("role", ["test", "all"])
+@pytest.mark.parametrize("name", FUNCTIONAL)
+def test_functional_ones_refuse_to_look_at_held_out_stimuli(name: str, role: str, study: Study) -> None:
+    with pytest.raises(LeakageError, match=rf"functional aligner {name}.*found '{role}'"):
+        make_aligner(name).fit(study.split(role))
+    fitted = make_aligner(name).fit(study.split("train").subset(["sub-01", "sub-02"]))
+    with pytest.raises(LeakageError, match=rf"found '{role}'"):
+        fitted.add("sub-03", study.split(role))
+
+
+def test_names_and_settings_that_nobody_knows(study: Study) -> None:
+    with pytest.raises(InputError, match="unknown aligner 'poled'; did you mean 'pooled'"):
+        make_aligner("poled")
+    with pytest.raises(InputError, match="unknown setting of PooledSettings: 'widht'; did you mean 'width'"):
+        make_aligner("pooled", widht=3)
+
+
+def test_another_folder_is_no_aligner(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    write_json(tmp_path / "other" / "config.json", {"format": "phosphene-decoder"})
+    with pytest.raises(InputError, match="not the config of a phosphene aligner"):
+        Aligner.load(tmp_path / "other")
+    assert read_json(tmp_path / "other" / "config.json") == {"format": "phosphene-decoder"}
