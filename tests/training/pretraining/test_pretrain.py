@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from tiny_pairs import coloured, tiny
 
 from phosphene.encoders import encode, make_encoder
-from phosphene.encoders.mlip import MLIP, load_model
+from phosphene.encoders.mlip import MLIP, Tokenizer, load_model, save_model
 from phosphene.errors import InputError, LeakageError
 from phosphene.settings import load_preset, presets
 from phosphene.stimuli import StimulusSet, labelled
@@ -268,6 +269,32 @@ def test_every_preset_is_valid(name):
     settings = pretrain_settings(name)
     assert settings.training.steps >= 1000
     assert settings.training.batch_size >= 128
+
+
+def test_a_model_written_in_half_precision_is_what_was_scored(whole, tmp_path, monkeypatch):
+    scored, module = {}, sys.modules[pretrain.__module__]
+    finish = module._finish
+
+    def spy(run_, settings, model, *others):
+        scored.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return finish(run_, settings, model, *others)
+
+    monkeypatch.setattr(module, "_finish", spy)
+    half = run(tmp_path, training={"probe_steps": 3, "save_precision": "float16"})
+    found = weights(half)
+    assert all(torch.equal(tensor, scored[name]) for name, tensor in found.items())
+    for name, tensor in weights(whole).items():
+        assert torch.equal(found[name], tensor.half().float())
+    assert (half / "model.safetensors").stat().st_size < 0.6 * (whole / "model.safetensors").stat().st_size
+    assert "written as float16" in (half / "card.md").read_text()
+    assert "float16" not in (whole / "card.md").read_text()
+
+
+def test_a_shipped_model_of_the_pocket_preset_has_at_most_16_mb(tmp_path):
+    settings = pretrain_settings("pocket")
+    tokenizer = Tokenizer.train(["a ring"], 300)
+    save_model(tmp_path / "m", MLIP(settings.model), tokenizer, half=settings.training.save_precision == "float16")
+    assert (tmp_path / "m" / "model.safetensors").stat().st_size < 16e6
 
 
 def test_settings_that_were_refused_leave_the_folder_to_others(tmp_path):

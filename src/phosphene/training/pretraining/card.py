@@ -157,6 +157,7 @@ def model_card(settings: PretrainSettings, facts: Mapping[str, Any], scores: Seq
         f"{training.weight_decay:g}, {averaged}, precision {facts['precision']}.",
         f"* Objective: {', '.join(f'{key} {value}' for key, value in weights.items())}.",
         f"* {facts['hardware']}; {facts['seconds'] / 60:.1f} minutes.",
+        *(["* Weights are written as float16; the scores are theirs."] if training.save_precision == "float16" else []),
         f"* phosphene {__version__}, torch {torch.__version__}.",
         "",
         "## Scores",

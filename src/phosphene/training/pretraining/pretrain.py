@@ -149,6 +149,8 @@ def pretrain(
         facts = _facts(chosen, pairs, model, done, fabric, _seen_by(start))
         facts |= {"preset": preset, "seed": seed, "start": model_start}
         facts |= {"temperatures": objective.temperatures(), "biases": objective.biases()}
+        if chosen.training.save_precision == "float16":
+            model.half().float()  # scores are those of the weights that are written
         scores = pairs.probe(model.to(fabric.device), tokenizer, chosen.objective)
         _finish(run, chosen, model.to("cpu"), tokenizer, scores, facts)
     fabric.barrier()
@@ -294,4 +296,11 @@ def _finish(
     write_curve(run.path, read_curve(run.path / "log.jsonl"))
     figures = [score.to_json() for score in scores]
     write_json(run.path / "scorecard.json", {"model": facts, "scores": figures})
-    save_model(run.result, model, tokenizer, model_card(settings, facts, scores), {**facts, "scores": figures})
+    save_model(
+        run.result,
+        model,
+        tokenizer,
+        model_card(settings, facts, scores),
+        {**facts, "scores": figures},
+        half=settings.training.save_precision == "float16",
+    )

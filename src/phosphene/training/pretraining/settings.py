@@ -95,6 +95,9 @@ class PairSteps(StepSettings):
         Pictures of each probe.
     memory_gb : float
         Largest memory, in GB, for keeping decoded pictures; beyond it they are read from disk step by step.
+    save_precision : {"float32", "float16"}, optional
+        Numbers in which the model is written at the end (default: float32); ``"float16"`` takes half the space. Scores
+        are those of what is written. Checkpoints are float32 always.
     """
 
     learning_rate: float = Field(1e-3, gt=0)
@@ -107,6 +110,7 @@ class PairSteps(StepSettings):
     probe_steps: int = Field(0, ge=0)
     probe_pictures: int = Field(512, ge=2)
     memory_gb: float = Field(1.0, ge=0)
+    save_precision: Literal["float32", "float16"] | None = None
 
 
 class PretrainSettings(Settings):
