@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,12 @@ import pytest
 import torch
 from tiny_study import QUICK, tiny_study
 
-from phosphene.training import fit
+from phosphene.training import TrainingInterrupted, fit
+from phosphene.training.checkpoint import load_checkpoint
 from phosphene.training.gather import gather
 from phosphene.training.launch import started_processes
 from phosphene.training.log import read_log
+from phosphene.training.loop import _Run
 
 SETTINGS = {
     **QUICK,
@@ -32,13 +35,32 @@ SETTINGS = {
 SCRIPT = """
 import sys
 sys.path.insert(0, {here!r})
-from test_distributed import run
+from test_distributed import run, run_interrupted
 run({out!r})
+run_interrupted({out!r} + "-interrupted")
 """
 
 
 def run(out):
     return fit("tiny", *tiny_study(), out=out, training=SETTINGS)
+
+
+def run_interrupted(out):
+    """The same, but the second of two processes is asked to stop in the first epoch; then it goes on."""
+    step = _Run.step
+
+    def interrupted(self, batch):
+        value = step(self, batch)
+        if self.fabric.global_rank == 1 and self.progress.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return value
+
+    _Run.step = interrupted
+    with pytest.raises(TrainingInterrupted, match="after step 3 of "):
+        run(out)
+    assert load_checkpoint(Path(out) / "checkpoints" / "last.safetensors")[1]["step"] == 3
+    _Run.step = step
+    run(out)
 
 
 def figures(path):
@@ -79,6 +101,14 @@ def test_two_processes_end_with_the_weights_of_one(pair):
     for name, tensor in one.state_dict().items():
         torch.testing.assert_close(two.state_dict()[name], tensor, rtol=5e-3, atol=5e-4)
     assert json.loads((pair[0] / "config.json").read_text()) == json.loads((pair[1] / "config.json").read_text())
+
+
+def test_a_signal_to_one_process_stops_both_after_the_same_step(pair):
+    from phosphene.decoders import Decoder
+
+    resumed = Decoder.load(pair[1].parent / "run-interrupted" / "decoder").state_dict()
+    whole = Decoder.load(pair[1] / "decoder").state_dict()
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
 
 
 def test_one_process_gathers_nothing():

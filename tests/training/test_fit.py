@@ -216,13 +216,43 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_weights(tiny, t
         return decode(self, responses, subject) * (torch.nan if calls > 20 else 1.0)
 
     monkeypatch.setattr(Tiny, "_decode", exploding)
-    with pytest.raises(TrainingError, match=r"the loss became nan in step 11 of 28 .* last good weights are in"):
+    with pytest.raises(TrainingError, match=r"the loss became nan in step 11 of 28 .*after step 7 are in .*checkpo"):
         quick(study, targets, out=tmp_path)
     from phosphene.training.checkpoint import load_checkpoint
 
     tensors, state = load_checkpoint(tmp_path / "checkpoints" / "last.safetensors")
     assert state["step"] == 7
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+def test_after_a_loss_that_is_not_finite_the_rate_may_be_lowered(tiny, tmp_path, monkeypatch):
+    study, targets = tiny
+    decode, step = Tiny._decode, _Run.step
+
+    def exploding(self, batch):
+        if self.progress.step == 10 and self.config.learning_rate > 0.005:
+            raise self._not_finite("the loss", torch.nan)
+        return step(self, batch)
+
+    monkeypatch.setattr(_Run, "step", exploding)
+    for _ in range(2):  # the same call meets the same number
+        with pytest.raises(TrainingError, match=r"lower training\.learning_rate .* with the same run folder"):
+            quick(study, targets, out=tmp_path)
+    with pytest.raises(InputError, match=r"training\.epochs was 4, is now 5; training\.learning_rate was"):
+        quick(study, targets, out=tmp_path, learning_rate=1e-3, epochs=5)
+    decoder = quick(study, targets, out=tmp_path, learning_rate=1e-3)
+    why = "the loss became nan in step 11 of 28"
+    change = {"step": 10, "what": why, "changed": {"training.learning_rate": [0.01, 1e-3]}}
+    assert decoder.provenance["changes"] == [change]
+    assert decoder.provenance["training"]["learning_rate"] == 1e-3
+    assert {"event": "change", **change} in read_log(tmp_path / "log.jsonl")
+    with pytest.raises(InputError, match=r"training\.learning_rate was 0\.001, is now 0\.01"):
+        quick(study, targets, out=tmp_path)
+    monkeypatch.setattr(Tiny, "_decode", lambda self, responses, subject: decode(self, responses, subject) * torch.nan)
+    with pytest.raises(TrainingError, match="with the same run folder, and the run starts over"):
+        quick(study, targets, out=tmp_path / "at once")
+    with pytest.raises(TrainingError, match="32-true'; or look for extreme responses"):
+        quick(study, targets)
 
 
 def test_moving_average_is_what_is_returned(tiny, monkeypatch):

@@ -155,7 +155,7 @@ def test_a_damaged_checkpoint_is_named(tiny, tmp_path, monkeypatch):
     step = _Run.step
 
     def failing(self, batch):
-        if self.counters.step == 9:
+        if self.progress.step == 9:
             raise MemoryError
         return step(self, batch)
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import distributed
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 __all__ = ["Interruptible"]
 
@@ -25,6 +31,17 @@ class Interruptible:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)
         return self
+
+    def anywhere(self, fabric: Fabric) -> bool:
+        """Whether this process or any other was asked to stop; the same answer in all, which must all ask.
+
+        Signals reach processes at different moments: one that stops alone leaves the others waiting.
+        """
+        if fabric.world_size == 1:
+            return self.requested
+        asked = torch.tensor(float(self.requested), device=fabric.device)
+        distributed.all_reduce(asked, distributed.ReduceOp.MAX)
+        return bool(asked)
 
     def __exit__(self, *exception: object) -> None:
         self._restore()

@@ -10,7 +10,10 @@ from typing import Any
 from phosphene.errors import InputError
 from phosphene.files import write_text
 
-__all__ = ["RunLog", "read_log"]
+__all__ = ["CHANGE", "RunLog", "append", "read_log"]
+
+CHANGE = "change"
+"""Event of a line that tells of changed settings."""
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
@@ -24,6 +27,15 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     return records
 
 
+def append(path: Path, record: Mapping[str, Any]) -> None:
+    """Add one line to a log; a full disk is an `InputError`."""
+    try:
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(dict(record)) + "\n")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 class RunLog:
     """Appends lines to ``log.jsonl``; without a path it keeps quiet.
 
@@ -31,21 +43,21 @@ class RunLog:
     ----------
     path : Path, optional
     step : int
-        Step from which the run goes on; lines of later steps come from work that was lost and are removed.
+        Step from which the run goes on; lines of later steps come from work that was lost and are removed, but not
+        those that tell of changed settings.
     """
 
     def __init__(self, path: Path | None, step: int = 0) -> None:
         self.path = path
         if path is not None and path.exists():
-            kept = [record for record in read_log(path) if step and record["step"] <= step]
+            kept = [
+                record
+                for record in read_log(path)
+                if (step and record["step"] <= step) or record.get("event") == CHANGE
+            ]
             write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one line; a full disk is an `InputError`, and the last checkpoint stays."""
-        if self.path is None:
-            return
-        try:
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(dict(record)) + "\n")
-        except OSError as error:
-            raise InputError(f"cannot write {self.path}: {error.strerror or error}") from error
+        if self.path is not None:
+            append(self.path, record)

@@ -9,9 +9,15 @@ from typing import Any
 from phosphene._version import __version__
 from phosphene.errors import InputError
 from phosphene.files import read_json, write_json
+from phosphene.training.log import CHANGE, append
 from phosphene.training.settings import MACHINE_KEYS
 
-__all__ = ["RunFolder", "differences"]
+__all__ = ["CHANGEABLE", "RunFolder", "differences", "note_stop"]
+
+CHANGEABLE = frozenset({"training.learning_rate", "training.gradient_clip", "training.precision"})
+"""Settings that may change where a run stopped because a number was not finite."""
+
+_CONFIG, _STOPPED, _CHANGES = "config.json", "stopped", "changes"
 
 
 def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
@@ -33,13 +39,32 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
     >>> differences({"training": {"epochs": 3}}, {"training": {"epochs": 4, "new": None}})
     ['training.epochs was 3, is now 4']
     """
-    left, right = _flat(found), _flat(wanted)
+    return [f"{key} was {old!r}, is now {new!r}" for key, (old, new) in _changed(found, wanted).items()]
+
+
+def _changed(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Old and new value of what differs."""
+    left, right = _flat(_without_history(found)), _flat(wanted)
     ignored = {"software", "preset"} | {f"training.{key}" for key in MACHINE_KEYS}
-    return [
-        f"{key} was {left.get(key)!r}, is now {right.get(key)!r}"
+    return {
+        key: [left.get(key), right.get(key)]
         for key in sorted(left.keys() | right.keys())
         if key not in ignored and left.get(key) != right.get(key)
-    ]
+    }
+
+
+def _without_history(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key not in (_STOPPED, _CHANGES)}
+
+
+def note_stop(path: Path, step: int, what: str) -> None:
+    """Note in a run folder that its run stopped after so many steps, because a number was not finite.
+
+    The next call may then change the settings in `CHANGEABLE`; with the old ones it would meet the same number.
+    """
+    file = path / _CONFIG
+    if file.exists():
+        write_json(file, {**read_json(file), _STOPPED: {"step": step, "what": what}})
 
 
 class RunFolder:
@@ -53,6 +78,11 @@ class RunFolder:
     result : str
         Name of the folder in which the run ends.
 
+    Attributes
+    ----------
+    changes : list of dict
+        Settings that were changed after a stop: after which ``step``, ``what`` had happened, and what ``changed``.
+
     Raises
     ------
     InputError
@@ -62,17 +92,28 @@ class RunFolder:
     def __init__(self, path: Path, settings: Mapping[str, Any], result: str = "decoder") -> None:
         self.result = path / result
         self.path, self._settings = path, {"software": f"phosphene {__version__}", **settings}
+        self.changes: list[dict[str, Any]] = []
+        self._changes_now = False
         if path.exists() and not path.is_dir():
             raise InputError(f"{path} is a file; a run needs a folder")
-        self._known = (path / "config.json").exists()
-        if self._known:
-            found = read_json(path / "config.json")
-            other = differences(found, self._settings) if isinstance(found, dict) else ["config.json is no object"]
-            if other:
-                raise InputError(
-                    f"{path} holds a run with other settings: {'; '.join(other)}. "
-                    "Give another folder, or remove this one to start anew"
-                )
+        self.known = (path / _CONFIG).exists()
+        if self.known:
+            self._compare(read_json(path / _CONFIG))
+
+    def _compare(self, found: Any) -> None:
+        """Refuse another run's folder; after a stop some settings may have changed."""
+        if not isinstance(found, dict):
+            raise InputError(f"{self.path / _CONFIG} is no object: it is not that of a run")
+        self.changes = list(found.get(_CHANGES, []))
+        changed, stop = _changed(found, self._settings), found.get(_STOPPED)
+        if stop and changed and changed.keys() <= CHANGEABLE and not self.finished:
+            self.changes.append({**stop, "changed": changed})
+            self._changes_now = True
+        elif changed:
+            raise InputError(
+                f"{self.path} holds a run with other settings: {'; '.join(differences(found, self._settings))}. "
+                "Give another folder, or remove this one to start anew"
+            )
 
     @property
     def checkpoints(self) -> Path:
@@ -80,11 +121,19 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def log(self) -> Path:
+        """File of the log."""
+        return self.path / "log.jsonl"
+
+    @property
     def finished(self) -> bool:
         """Whether the run came to its end."""
-        return self._known and (self.result / "config.json").exists()
+        return self.known and (self.result / "config.json").exists()
 
     def begin(self) -> None:
-        """Write the settings, unless they are there."""
-        if not self._known:
-            write_json(self.path / "config.json", self._settings)
+        """Write the settings, unless they are there; the log tells where they were changed."""
+        if not self.known:
+            write_json(self.path / _CONFIG, self._settings)
+        elif self._changes_now:
+            append(self.log, {"event": CHANGE, **self.changes[-1]})
+            write_json(self.path / _CONFIG, {**self._settings, _CHANGES: self.changes})

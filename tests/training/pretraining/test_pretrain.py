@@ -19,6 +19,7 @@ from phosphene.errors import InputError, LeakageError
 from phosphene.settings import load_preset, presets
 from phosphene.stimuli import StimulusSet, labelled
 from phosphene.training import TrainingInterrupted
+from phosphene.training.checkpoint import load_checkpoint
 from phosphene.training.log import read_log
 from phosphene.training.loop import TrainingError
 from phosphene.training.pretraining import pretrain, pretrain_settings, run_settings
@@ -168,6 +169,50 @@ def test_a_number_that_is_none_stops_the_run_and_keeps_the_last_good_weights(who
         run(tmp_path, training={"probe_steps": 3})
     monkeypatch.setattr(_Pretraining, "_backward", backward)
     assert same(run(tmp_path, training={"probe_steps": 3}), whole)
+
+
+def test_after_a_number_that_is_none_the_rate_may_be_lowered(tmp_path, monkeypatch):
+    backward = _Pretraining._backward
+
+    def broken(self, batch, more):
+        loss, parts = backward(self, batch, more)
+        bad = self.progress.step == 4 and self.config.learning_rate > 0.005
+        return loss * torch.nan if bad else loss, parts
+
+    monkeypatch.setattr(_Pretraining, "_backward", broken)
+    for _ in range(2):  # the same call meets the same number
+        with pytest.raises(TrainingError, match=r"a lower training\.learning_rate .* goes on from there"):
+            run(tmp_path)
+    with pytest.raises(InputError, match=r"training\.batch_size was 12, is now 8; training\.learning_rate was"):
+        run(tmp_path, training={"learning_rate": 0.002, "batch_size": 8})
+    out = run(tmp_path, training={"learning_rate": 0.002, "gradient_clip": 0.5})
+    changed = {"training.gradient_clip": [1.0, 0.5], "training.learning_rate": [0.01, 0.002]}
+    change = {"step": 4, "what": "the loss became nan in step 5 of 6", "changed": changed}
+    facts = json.loads((out / "config.json").read_text())["facts"]
+    assert facts["changes"] == [change]
+    lines = [line for line in read_log(tmp_path / "log.jsonl") if line["event"] != "probe"]
+    assert [line.get("changed") for line in lines] == [None, None, changed, None]
+    assert lines[-1]["learning_rate"] < 0.002 < lines[1]["learning_rate"]
+    words = "Changed after step 4, because the loss became nan in step 5 of 6: training.gradient_clip from 1.0 to 0.5"
+    assert words in (out / "card.md").read_text()
+    with pytest.raises(InputError, match=r"training\.learning_rate was 0\.002, is now 0\.001"):  # nothing stopped it
+        run(tmp_path, training={"learning_rate": 0.001, "gradient_clip": 0.5})
+
+
+def test_weights_that_are_not_finite_are_not_kept(tmp_path, monkeypatch):
+    count = _Pretraining._count
+
+    def exploding(self, *figures):
+        count(self, *figures)
+        if self.progress.step == 3:
+            next(iter(self.plain.parameters())).data.fill_(torch.inf)
+
+    monkeypatch.setattr(_Pretraining, "_count", exploding)
+    with pytest.raises(TrainingError, match=r"in step 4 of 6 .*the weights after step 2 are in"):
+        run(tmp_path, training={"checkpoint_steps": 1})
+    tensors, state = load_checkpoint(tmp_path / "checkpoints" / "last.safetensors")
+    assert state["step"] == 2
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
 @pytest.fixture

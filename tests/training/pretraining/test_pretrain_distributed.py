@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,11 @@ import torch
 from tiny_pairs import coloured, tiny
 
 from phosphene.encoders.mlip import load_model
+from phosphene.training import TrainingInterrupted
+from phosphene.training.checkpoint import load_checkpoint
 from phosphene.training.log import read_log
 from phosphene.training.pretraining import pretrain
+from phosphene.training.pretraining.loop import _Pretraining
 
 # 11 pictures: shares of unequal size; token heads without a part in the loss; embedded whole, then in chunks
 ARMS = {
@@ -27,14 +31,35 @@ ARMS = {
 SCRIPT = """
 import sys
 sys.path.insert(0, {here!r})
-from test_pretrain_distributed import run_all
+from test_pretrain_distributed import run_all, run_interrupted
 run_all({out!r})
+run_interrupted({out!r})
 """
 
 
 def run_all(out):
     for name, tables in ARMS.items():
         pretrain(None, coloured(24), out=Path(out) / name, progress=False, settings=tiny(**tables))
+
+
+def run_interrupted(out):
+    """The first arm once more, but the second of two processes is asked to stop after two steps; then it goes on."""
+    step, settings = _Pretraining.step, tiny(**ARMS["whole"])
+
+    def interrupted(self, batches):
+        value = step(self, batches)
+        if self.fabric.global_rank == 1 and self.progress.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return value
+
+    _Pretraining.step = interrupted
+    try:
+        pretrain(None, coloured(24), out=Path(out) / "interrupted", progress=False, settings=settings)
+    except TrainingInterrupted as stop:
+        kept = load_checkpoint(Path(out) / "interrupted" / "checkpoints" / "last.safetensors")[1]["step"]
+        (Path(out) / f"stop-{os.environ['RANK']}.txt").write_text(f"{kept} {stop}")
+    _Pretraining.step = step
+    pretrain(None, coloured(24), out=Path(out) / "interrupted", progress=False, settings=settings)
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +100,11 @@ def test_the_card_counts_pictures_once(pair):
     facts = [json.loads((folder / "whole" / "scorecard.json").read_text())["model"] for folder in pair]
     assert facts[0]["pairs_seen"] == facts[1]["pairs_seen"] == 6 * 11 * 2
     assert facts[1]["hardware"].startswith("2 x ")
+
+
+def test_a_signal_to_one_process_stops_both_after_the_same_step(pair):
+    two = pair[1]
+    for rank in range(2):  # and the checkpoint is there before anybody leaves
+        assert (two / f"stop-{rank}.txt").read_text().startswith("2 pretraining stopped after step 2 of 6; the same")
+    whole, resumed = (load_model(two / arm / "model")[0].state_dict() for arm in ("whole", "interrupted"))
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())

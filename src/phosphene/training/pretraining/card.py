@@ -155,6 +155,7 @@ def model_card(settings: PretrainSettings, facts: Mapping[str, Any], scores: Seq
         f"{facts['pairs_seen']:,} pairs of picture and caption seen.",
         f"* AdamW, learning rate {training.learning_rate:g} ({training.schedule}), weight decay "
         f"{training.weight_decay:g}, {averaged}, precision {facts['precision']}.",
+        *_changes(facts),
         f"* Objective: {', '.join(f'{key} {value}' for key, value in weights.items())}.",
         f"* {facts['hardware']}; {facts['seconds'] / 60:.1f} minutes.",
         *(["* Weights are written as float16; the scores are theirs."] if training.save_precision == "float16" else []),
@@ -174,6 +175,15 @@ def model_card(settings: PretrainSettings, facts: Mapping[str, Any], scores: Seq
         *_limits(facts),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _changes(facts: Mapping[str, Any]) -> list[str]:
+    """Settings that were changed on the way; those named above are the last ones."""
+    lines = []
+    for change in facts.get("changes", ()):
+        words = ", ".join(f"{key} from {old} to {new}" for key, (old, new) in change["changed"].items())
+        lines.append(f"* Changed after step {change['step']:,}, because {change['what']}: {words}.")
+    return lines
 
 
 def _limits(facts: Mapping[str, Any]) -> list[str]:

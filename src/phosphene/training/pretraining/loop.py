@@ -6,8 +6,8 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +16,14 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from phosphene.encoders.mlip import MLIP, ImageFeatures, TextFeatures
-from phosphene.errors import InputError
-from phosphene.training import schedules
-from phosphene.training.checkpoint import (
-    load_checkpoint,
-    load_module,
-    load_optimizer,
-    module_tensors,
-    optimizer_tensors,
-    save_checkpoint,
-)
 from phosphene.training.grad_cache import cached_step
 from phosphene.training.interrupt import Interruptible
-from phosphene.training.log import RunLog
-from phosphene.training.loop import TrainingError, TrainingInterrupted, cuda_devices, reseed, save_is_due, stopped_words
-from phosphene.training.optimise import MovingAverage, adamw
 from phosphene.training.pretraining.batches import PairBatch, PairLoader
 from phosphene.training.pretraining.objective import MLIPObjective
 from phosphene.training.pretraining.settings import PairSteps
-from phosphene.training.sampling import step_seed
+from phosphene.training.runner import Progress, Runner, TrainingError, cuda_devices
 
-__all__ = ["PairStep", "Progress", "train_pairs"]
+__all__ = ["PairProgress", "PairStep", "train_pairs"]
 
 log = logging.getLogger(__name__)
 
@@ -45,25 +32,10 @@ Probe = Callable[[], dict[str, Any]]
 
 
 @dataclass
-class Progress:
-    """Everything about the progress of a run that is not a tensor.
+class PairProgress(Progress):
+    """Progress of a run with the time it took, over all sittings."""
 
-    Attributes
-    ----------
-    step : int
-        Steps done.
-    seconds : float
-        Time they took, over all sittings.
-    averaged : int
-        Updates of the averaged weights.
-    loss_sum : float
-        Of the losses since the last line of the log.
-    """
-
-    step: int = 0
     seconds: float = 0.0
-    averaged: int = 0
-    loss_sum: float = 0.0
 
 
 class PairStep(nn.Module):
@@ -94,8 +66,13 @@ class PairStep(nn.Module):
         return found
 
 
-class _Pretraining:
-    """One process's part of a run: modules, optimiser, progress, and where they are kept."""
+class _Pretraining(Runner[PairProgress]):
+    """One process's part of a pretraining run."""
+
+    plain: PairStep
+    config: PairSteps
+    prefix, what = "step", "pretraining"
+    advice = "; in a new run a higher objective.temperature helps as well"
 
     def __init__(
         self,
@@ -107,50 +84,19 @@ class _Pretraining:
         folder: Path | None,
         probe: Probe | None,
     ) -> None:
-        self.fabric, self.config, self.seed, self.folder, self.probe = fabric, config, seed, folder, probe
-        self.plain = PairStep(model, objective, config.compile)
-        self.optimizer = adamw(self.plain, config)
-        self.module, self.wrapped = fabric.setup(self.plain, self.optimizer)
-        self.average = MovingAverage(model, config.ema) if config.ema else None
-        self.progress = Progress()
-        if folder is not None and (folder / "last.safetensors").exists():
-            self._resume(folder / "last.safetensors")
-        if fabric.broadcast(self.progress.step) != self.progress.step:
-            raise InputError(f"process {fabric.global_rank} does not see the checkpoint in {folder}: share that folder")
-        path = folder.parent / "log.jsonl" if folder is not None and fabric.global_rank == 0 else None
-        self.log = RunLog(path, self.progress.step)
-        self.saved_at = self.begun_at = time.monotonic()
-        self.before = self.progress.seconds
-
-    def _resume(self, path: Path) -> None:
-        tensors, state = load_checkpoint(path)
-        load_module("step", self.plain, tensors)
-        load_optimizer(self.optimizer, tensors)
-        self.progress = Progress(**state)
-        if self.average is not None:
-            names = [(name, tensors[f"average/{name}"]) for name in self.average.averages]
-            self.average.load(names, self.progress.averaged)
-        log.info("resumed at step %d of %d", self.progress.step, self.config.steps)
+        self.probe = probe
+        plain = PairStep(model, objective, config.compile)
+        super().__init__(fabric, plain, model, config, PairProgress(), steps=config.steps, seed=seed, folder=folder)
+        self.begun_at, self.before = self.saved_at, self.progress.seconds
 
     def save(self) -> None:
         """Write the last checkpoint."""
-        self.saved_at = time.monotonic()
-        self.progress.seconds = self.before + self.saved_at - self.begun_at
-        if self.folder is None or self.fabric.global_rank != 0:
-            return
-        tensors = {**module_tensors("step", self.plain), **optimizer_tensors(self.optimizer)}
-        if self.average is not None:
-            tensors |= {f"average/{name}": tensor for name, tensor in self.average.averages.items()}
-            self.progress.averaged = self.average.updates
-        save_checkpoint(self.folder / "last.safetensors", tensors, asdict(self.progress))
+        self.progress.seconds = self.before + time.monotonic() - self.begun_at
+        super().save()
 
     def step(self, batches: Iterator[PairBatch]) -> float:
         """One optimiser step; returns the loss."""
-        step, config = self.progress.step, self.config
-        reseed(step_seed(self.seed, step, self.fabric.global_rank), self.fabric.device)
-        rate = schedules.learning_rate(step, config.steps, config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        config, rate = self.config, self._begin()
         self.wrapped.zero_grad(set_to_none=True)
         value = 0.0
         parts: dict[str, Tensor] = {}
@@ -158,10 +104,8 @@ class _Pretraining:
             loss, parts = self._backward(next(batches).to(self.fabric.device), number + 1 < config.accumulate)
             value += float(loss) / config.accumulate
             if not math.isfinite(value):
-                raise self._not_finite("the loss", value, rate)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.plain.parameters(), config.gradient_clip or math.inf))
-        if not math.isfinite(norm):
-            raise self._not_finite("the norm of the gradient", norm, rate)
+                raise self._not_finite("the loss", value)
+        norm = self._clip()
         self.wrapped.step()
         if self.average is not None:
             self.average.update()
@@ -208,37 +152,20 @@ class _Pretraining:
             progress.loss_sum = 0.0
             self.log.write({"event": "step", "step": progress.step, **figures, "seconds": round(seconds, 1)})
 
-    def _not_finite(self, what: str, value: float, rate: float) -> TrainingError:
+    def _not_finite(self, what: str, value: float) -> TrainingError:
         # nothing of this step has touched the weights: what is saved now are the last good ones
         self.save()
-        step = self.progress.step
-        kept = "" if self.folder is None else f"; the weights after step {step} are in {self.folder}/last.safetensors"
-        return TrainingError(
-            f"{what} became {value} in step {step + 1} of {self.config.steps} (learning rate {rate:.3g}, gradient_clip "
-            f"{self.config.gradient_clip:g}, precision {self.config.precision}): lower training.learning_rate, raise "
-            f"the temperature, or set training.precision = '32-true'{kept}"
-        )
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The averaged weights in place of the live ones, for evaluation."""
-        self.plain.eval()
-        if self.average is not None:
-            self.average.swap()
-        try:
-            yield
-        finally:
-            if self.average is not None:
-                self.average.swap()
-            self.plain.train()
+        return super()._not_finite(what, value)
 
     def look(self) -> None:
         """Probe the averaged weights where it is time to."""
         every, step = self.config.probe_steps, self.progress.step
         if self.probe is None or not every or step % every or step == self.config.steps or self.fabric.global_rank:
             return
+        self.plain.eval()
         with self.averaged():
             scores = self.probe()
+        self.plain.train()
         self.log.write({"event": "probe", "step": step, "scores": scores})
         words = "; ".join(f"{name} {100 * value:.1f} %" for name, value in scores.items())
         log.info("step %d of %d: %s", step, self.config.steps, words)
@@ -255,7 +182,7 @@ def train_pairs(
     folder: Path | None = None,
     probe: Probe | None = None,
     report: Report = lambda step, text: None,
-) -> Progress:
+) -> PairProgress:
     """Train a model in place, resuming from `folder` where it holds a checkpoint.
 
     Parameters
@@ -292,11 +219,7 @@ def train_pairs(
             loss = run.step(batches)
             run.look()
             report(progress.step, f"loss {loss:.3f}")
-            due = progress.step == config.steps or save_is_due(config, progress.step, run.saved_at)
-            if interrupt.requested or due:
-                run.save()
-            if interrupt.requested:
-                raise TrainingInterrupted(stopped_words("pretraining", progress.step, config.steps, folder))
+            run.after_step(interrupt, due=progress.step == config.steps)
     if run.average is not None:
         run.average.swap()
     model.to("cpu").eval()

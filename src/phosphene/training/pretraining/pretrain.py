@@ -21,7 +21,7 @@ from phosphene.stimuli import StimulusSet, check_captions, check_pictures_apart,
 from phosphene.training.launch import launch
 from phosphene.training.pretraining.batches import PairLoader, PairSource, check_lengths
 from phosphene.training.pretraining.card import hardware, model_card, read_curve, write_curve
-from phosphene.training.pretraining.loop import Progress, train_pairs
+from phosphene.training.pretraining.loop import PairProgress, train_pairs
 from phosphene.training.pretraining.objective import MLIPObjective
 from phosphene.training.pretraining.probes import Probe, Score, held_out_probes, scene_probes
 from phosphene.training.pretraining.settings import FINE_TUNING, PretrainSettings, run_settings
@@ -87,7 +87,8 @@ def pretrain(
     LeakageError
         When a held-out picture is also trained on, under whatever name and captions.
     TrainingError
-        When the loss or a gradient is not finite; the last good weights have been saved.
+        When the loss or a gradient is not finite; the last good weights have been saved. With the same run folder
+        ``learning_rate``, ``gradient_clip`` and ``precision`` may then be others.
     TrainingInterrupted
         After Ctrl-C or SIGTERM; the same call goes on.
     """
@@ -148,6 +149,7 @@ def pretrain(
     if leads:
         facts = _facts(chosen, pairs, model, done, fabric, _seen_by(start))
         facts |= {"preset": preset, "seed": seed, "start": model_start}
+        facts |= {"changes": run.changes} if run.changes else {}
         facts |= {"temperatures": objective.temperatures(), "biases": objective.biases()}
         if chosen.training.save_precision == "float16":
             model.half().float()  # scores are those of the weights that are written
@@ -261,7 +263,7 @@ def _facts(
     settings: PretrainSettings,
     pairs: _Pairs,
     model: MLIP,
-    done: Progress,
+    done: PairProgress,
     fabric: Fabric,
     before: Sequence[str],
 ) -> dict[str, Any]:
