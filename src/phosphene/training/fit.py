@@ -100,7 +100,8 @@ def fit(
         For unknown names or settings, stimuli without targets, a run folder of another run, an objective that
         compares tokens where the targets have none.
     TrainingError
-        When the loss or a gradient is not finite.
+        When the loss or a gradient is not finite. With the same run folder the learning rate, ``gradient_clip`` and
+        ``precision`` may then be others.
     """
     cls = decoder_class(name)
     view = study.split("train")
@@ -150,6 +151,8 @@ def fit(
             run.begin()
         bench = _prepare(decoder, view, targets, kind, config, seed, fabric)
         decoder.provenance |= _trained(fabric, decoder, bench, targets, kind, config, seed, run, progress and leads)
+    if run is not None and run.changes:
+        decoder.provenance["changes"] = run.changes
     decoder.provenance |= origin | {"scaling": view.scaling, "training_content": _content(view)}
     if run is not None and leads:
         decoder.save(run.result)
