@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from scipy import sparse
 
 from phosphene.errors import InputError, LeakageError, unknown
 from phosphene.files import digest
-from phosphene.recordings.recording import ROI_PREFIX
+from phosphene.recordings.recording import named_regions
 from phosphene.recordings.surfaces import MESHES
 from phosphene.settings import Settings
 from phosphene.table import Table
@@ -79,8 +80,7 @@ class Template:
     @property
     def rois(self) -> dict[str, np.ndarray]:
         """Named regions: boolean masks over places."""
-        names = [name for name in self.voxels.columns if name.startswith(ROI_PREFIX)]
-        return {name[len(ROI_PREFIX) :]: self.voxels[name].astype(bool) for name in names}
+        return named_regions(self.voxels)
 
     @cached_property
     def digest(self) -> str:
@@ -144,6 +144,10 @@ class PersonMap:
         aligned = np.asarray((responses - self.mean) @ self.matrix, dtype=np.float32) + self.offset
         aligned[:, ~self.covered] = np.nan
         return aligned
+
+
+def _parts(matrix: Matrix) -> tuple[np.ndarray, ...]:
+    return (matrix.indptr, matrix.indices, matrix.data) if sparse.issparse(matrix) else (matrix,)
 
 
 class Aligner(ABC):
@@ -260,6 +264,17 @@ class Aligner(ABC):
         """Ids of the stimuli whose responses it learned from; empty for anatomical ones."""
         return frozenset(self.content)
 
+    @property
+    def identity(self) -> str:
+        """Hash of the template and of everybody's map."""
+        arrays = [
+            np.ascontiguousarray(part).tobytes()
+            for person in self.people.values()
+            for part in (*_parts(person.matrix), person.mean, person.offset, person.covered)
+        ]
+        content = hashlib.sha256(b"".join(hashlib.sha256(array).digest() for array in arrays)).hexdigest()
+        return digest(self.name, self.template.digest, *self.people, content)
+
     def person(self, subject: str) -> PersonMap:
         """Everything about one person's map; an unknown person lists the known ones."""
         _ = self.template  # one that was not fitted says so
@@ -325,6 +340,25 @@ class Aligner(ABC):
                 f"responses of {subject} must be (trials, {person.n_voxels} voxels), found shape {responses.shape}"
             )
         return person.apply(responses)
+
+    def filled(self, subject: str, responses: np.ndarray) -> np.ndarray:
+        """`transform` for what must be finite: zero at places the person does not cover, which `places` tells."""
+        return np.nan_to_num(self.transform(subject, responses), copy=False, nan=0.0)
+
+    def places(self, subject: str) -> Table:
+        """The template's places, with a column ``covered``: whether this person says anything about them."""
+        voxels = self.template.voxels
+        columns = {name: voxels[name] for name in voxels.columns}
+        return Table({**columns, "covered": self.covered(subject)})
+
+    def space(self) -> dict[str, Any]:
+        """The template as `Recording.meta` tells a person's space."""
+        return {
+            "space": self.template.name,
+            "affine": None,
+            "volume_shape": None,
+            "n_vertices": self.template.n_vertices,
+        }
 
     def inverse(self, subject: str, maps: np.ndarray) -> np.ndarray:
         """Maps over the template brought back to a person's voxels.

@@ -16,12 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from phosphene._version import __version__
+from phosphene.decoders.aligned import AlignedInput
 from phosphene.errors import InputError, unknown
 from phosphene.files import atomic_path, read_json, write_json, write_text
 from phosphene.settings import Settings
 from phosphene.table import Table
 
 if TYPE_CHECKING:
+    from phosphene.alignment import Aligner
     from phosphene.decoders.importance import Importance
     from phosphene.encoders import Encoder, Targets
     from phosphene.recordings import StudyView
@@ -115,6 +117,8 @@ class Decoder(nn.Module, ABC):
         Study, split, seed, versions: set by `phosphene.fit`.
     voxel_tables, spaces : dict
         Each person's voxel table and space, so that maps find their way back to the brain.
+    aligner : Aligner or None
+        What takes everybody's voxels into the common space in which it decodes: see `align`.
     """
 
     name: ClassVar[str]
@@ -136,6 +140,8 @@ class Decoder(nn.Module, ABC):
         self.spaces: dict[str, dict[str, Any]] = {}
         self.subjects: dict[str, int] = {}
         self.standardisers = nn.ModuleList()
+        self.aligner: Aligner | None = None
+        self.fronts = nn.ModuleList()
         for subject, n_voxels in subjects.items():
             self._register(subject, n_voxels)
 
@@ -172,14 +178,40 @@ class Decoder(nn.Module, ABC):
         self.standardisers.append(Standardiser(n_voxels))
 
     def add_subject(self, subject: str, n_voxels: int) -> None:
-        """Add a person; what the others have is not touched."""
+        """Add a person; what the others have is not touched. An aligner in front must know them already."""
+        if self.aligner is not None:
+            n_voxels = int(self.aligner.matrix(subject).shape[1])
         self._register(subject, n_voxels)
+        if self.aligner is not None:
+            self.align(self.aligner)
         if not self.subject_free:
             self._add_input(subject, n_voxels)
 
     @abstractmethod
     def _add_input(self, subject: str, n_voxels: int) -> None:
         """Make the layers that belong to one person only."""
+
+    def align(self, aligner: Aligner) -> None:
+        """Put an aligner in front: responses come in as recorded, and are decoded in its template.
+
+        `subjects` then counts the places of the template. The aligner is saved with the decoder. Somebody who is added
+        to the aligner later is known here after another call.
+
+        Raises
+        ------
+        InputError
+            For a person the aligner does not know, or a template of another size.
+        """
+        for subject, n_places in self.subjects.items():
+            person = aligner.person(subject)
+            if person.matrix.shape[1] != n_places:
+                raise InputError(
+                    f"{subject}: this {self.name} decoder was built for {n_places} voxels, the template "
+                    f"{aligner.template.name} has {person.matrix.shape[1]} places"
+                )
+        device = next(iter(self.buffers())).device
+        self.aligner = aligner
+        self.fronts = nn.ModuleList([AlignedInput(aligner.person(subject)) for subject in self.subjects]).to(device)
 
     def set_standardiser(self, subject: str, mean: np.ndarray | Tensor, deviation: np.ndarray | Tensor) -> None:
         """Set mean and deviation ``(voxels,)`` of a person's responses, taken over training trials.
@@ -210,7 +242,8 @@ class Decoder(nn.Module, ABC):
         responses : Tensor of shape (b, voxels)
             As recorded (the decoder standardises them itself), finite.
         subject : str or None
-            Whose responses they are. None, or a person never trained on, only where the decoder is `subject_free`.
+            Whose responses they are. None, or a person never trained on, only where the decoder is `subject_free`;
+            with an aligner in front, such responses must lie in its template already.
 
         Raises
         ------
@@ -234,7 +267,8 @@ class Decoder(nn.Module, ABC):
             )
         else:
             raise unknown(f"subject of this {self.name} decoder:", subject, self.subjects)
-        n_voxels = list(self.subjects.values())[at or 0]
+        front: Any = None if at is None or self.aligner is None else self.fronts[at]
+        n_voxels = list(self.subjects.values())[at or 0] if front is None else front.n_voxels
         if responses.ndim != 2 or responses.shape[1] != n_voxels:
             raise InputError(
                 f"responses of {subject or 'a new person'} must be (trials, {n_voxels} voxels), "
@@ -244,8 +278,9 @@ class Decoder(nn.Module, ABC):
             row, column = torch.nonzero(~torch.isfinite(responses))[0].tolist()
             raise InputError(f"responses hold NaN or infinite values, the first in row {row} at voxel {column}")
         if at is not None:
-            standardised: Tensor = self.standardisers[at](responses)
-            return standardised
+            standardised: Tensor = self.standardisers[at](responses if front is None else front(responses))
+            # where somebody covers nothing, they say nothing: the mean over training trials
+            return standardised if front is None else torch.where(front.covered, standardised, 0.0)
         # a person never met: the mean over people of what was taken from the others' training trials
         means = torch.stack([s.mean for s in self.standardisers])  # type: ignore[misc]
         spreads = torch.stack([s.deviation for s in self.standardisers])  # type: ignore[misc]
@@ -298,8 +333,8 @@ class Decoder(nn.Module, ABC):
     def save(self, path: str | Path) -> Path:
         """Write the decoder as a folder of plain files, atomically.
 
-        ``config.json``, ``model.safetensors``, ``voxels/<subject>.tsv``, ``README.md`` (the model card) and the fitted
-        ``encoder/`` of its targets.
+        ``config.json``, ``model.safetensors``, ``voxels/<subject>.tsv``, ``README.md`` (the model card), the fitted
+        ``encoder/`` of its targets and, where there is one, the ``aligner/``.
         """
         path = Path(path)
         config = {
@@ -311,6 +346,7 @@ class Decoder(nn.Module, ABC):
             "subjects": self.subjects,
             "target_shape": list(self.target_shape),
             "encoder": None if self.encoder is None else self.encoder.identity,
+            "aligned": self.aligner is not None,
             "spaces": self.spaces,
             "provenance": self.provenance,
         }
@@ -323,6 +359,8 @@ class Decoder(nn.Module, ABC):
                 table.write_tsv(temporary / "voxels" / f"{subject}.tsv")
             if self.encoder is not None:
                 self.encoder.save(temporary / "encoder")
+            if self.aligner is not None:
+                self.aligner.save(temporary / "aligner")
             write_text(temporary / "README.md", self._card())
         return path
 
@@ -335,6 +373,7 @@ class Decoder(nn.Module, ABC):
         InputError
             When a file is missing or damaged, is no safetensors file, or does not fit the settings.
         """
+        from phosphene.alignment import Aligner
         from phosphene.decoders.registry import decoder_class
         from phosphene.encoders import Encoder
 
@@ -349,6 +388,8 @@ class Decoder(nn.Module, ABC):
             if table.exists():
                 decoder.arrange_voxels(subject, Table.read_tsv(table), config["spaces"].get(subject))
         decoder._load_weights(path / "model.safetensors")
+        if config.get("aligned"):
+            decoder.align(Aligner.load(path / "aligner"))
         decoder.provenance = config["provenance"]
         if config["encoder"] is not None:
             decoder.encoder = Encoder.load(path / "encoder")

@@ -51,6 +51,8 @@ def refuse_leakage(fold: Fold) -> None:
             f"the target encoder {fold.targets.encoder.label!r} was fitted on {len(leaked)} of the {len(scored)} "
             f"stimuli to be scored (split {fold.split!r}), {_such_as(leaked)}: fit it on the training part"
         )
+    if fold.decoder.aligner is not None and fold.decoder.aligner.fitted_on:
+        fold.decoder.aligner.check_apart(scored, fold.view.stimuli.hashes)
     if leaked := sorted(_seen(fold, scored, _content(fold) or {})):
         facts = fold.decoder.provenance
         raise LeakageError(

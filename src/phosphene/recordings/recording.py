@@ -14,7 +14,7 @@ from phosphene.table import Table
 if TYPE_CHECKING:
     import nibabel
 
-__all__ = ["ROI_PREFIX", "Recording", "ResponseSource", "complete_trials"]
+__all__ = ["ROI_PREFIX", "Recording", "ResponseSource", "complete_trials", "named_regions"]
 
 ROI_PREFIX = "roi_"
 _BLOCK_BYTES = 32 * 2**20
@@ -27,6 +27,12 @@ class ResponseSource(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
     def __getitem__(self, rows: Any) -> np.ndarray: ...
+
+
+def named_regions(voxels: Table) -> dict[str, np.ndarray]:
+    """Boolean masks over voxels: the columns ``roi_<NAME>`` by name."""
+    names = [name for name in voxels.columns if name.startswith(ROI_PREFIX)]
+    return {name[len(ROI_PREFIX) :]: voxels[name].astype(bool) for name in names}
 
 
 def complete_trials(trials: Table, subject: str) -> Table:
@@ -137,8 +143,7 @@ class Recording:
     @property
     def rois(self) -> dict[str, np.ndarray]:
         """Named regions: boolean masks over voxels."""
-        names = [name for name in self.voxels.columns if name.startswith(ROI_PREFIX)]
-        return {name[len(ROI_PREFIX) :]: self.voxels[name].astype(bool) for name in names}
+        return named_regions(self.voxels)
 
     def __repr__(self) -> str:
         return f"Recording({self.subject}: {self.n_trials} trials x {self.n_voxels} voxels, space {self.space})"

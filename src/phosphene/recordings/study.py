@@ -6,18 +6,18 @@ import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from phosphene.errors import InputError, unknown
 from phosphene.files import digest
-from phosphene.recordings.recording import Recording
+from phosphene.recordings.recording import Recording, named_regions
 from phosphene.recordings.scaling import SCALINGS, SessionScaler
 from phosphene.stimuli import StimulusSet
 from phosphene.table import Table
 
-__all__ = ["ALL", "Splits", "Study", "StudyView", "content_digest", "roles_of"]
+__all__ = ["ALL", "CommonSpace", "Splits", "Study", "StudyView", "content_digest", "roles_of"]
 
 log = logging.getLogger(__name__)
 
@@ -211,13 +211,33 @@ class Study:
         return self._scalers[key]
 
 
+class CommonSpace(Protocol):
+    """A way from everybody's voxels into one space, such as a fitted `phosphene.alignment.Aligner`."""
+
+    def filled(self, subject: str, responses: np.ndarray) -> np.ndarray:
+        """Responses ``(n, V_s)`` in the space, float32 ``(n, V)``; zero at places the person does not cover."""
+
+    def places(self, subject: str) -> Table:
+        """One row a place, with a boolean column ``covered``."""
+
+    def space(self) -> dict[str, Any]:
+        """What `Recording.meta` tells, of the space."""
+
+
 class StudyView:
     """What may be seen of a study in one role: its stimuli, and the trials in which they were shown.
 
     Built by `Study.split`; responses come z-scored where the study says so.
     """
 
-    def __init__(self, study: Study, role: str, ids: np.ndarray, subjects: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        study: Study,
+        role: str,
+        ids: np.ndarray,
+        subjects: Sequence[str] | None = None,
+        common: CommonSpace | None = None,
+    ) -> None:
         self.role = role
         self.split_name = study.current_split
         self.study_name = study.name
@@ -225,7 +245,7 @@ class StudyView:
         self.unit = study.unit
         self.stimulus_ids = np.asarray(ids, dtype=str)
         self.subjects = list(study.subjects if subjects is None else subjects)
-        self.__study = study
+        self.__study, self.__common = study, common
         self.__rows: dict[str, np.ndarray] = {}
 
     def __repr__(self) -> str:
@@ -260,19 +280,22 @@ class StudyView:
 
     def n_voxels(self, subject: str) -> int:
         """Voxels of this person."""
-        return self._recording(subject).n_voxels
+        recording = self._recording(subject)
+        return recording.n_voxels if self.__common is None else len(self.__common.places(subject))
 
     def voxels(self, subject: str) -> Table:
         """The person's voxel table."""
-        return self._recording(subject).voxels
+        recording = self._recording(subject)
+        return recording.voxels if self.__common is None else self.__common.places(subject)
 
     def rois(self, subject: str) -> dict[str, np.ndarray]:
         """The person's named regions: boolean masks over voxels."""
-        return self._recording(subject).rois
+        return named_regions(self.voxels(subject))
 
     def space(self, subject: str) -> dict[str, Any]:
         """Space, affine, volume shape and the like of the person's voxels, as plain values."""
-        return self._recording(subject).meta()
+        meta = self._recording(subject).meta()
+        return meta if self.__common is None else {**meta, **self.__common.space()}
 
     def trials(self, subject: str) -> Table:
         """Trial table of this role."""
@@ -284,7 +307,9 @@ class StudyView:
         wanted = self._trial_rows(subject)[slice(None) if rows is None else rows]
         block = recording.read(wanted)
         scaler = self.__study.scaler(subject)
-        return block if scaler is None else scaler.transform(block, recording.trials["session"][wanted])
+        if scaler is not None:
+            block = scaler.transform(block, recording.trials["session"][wanted])
+        return block if self.__common is None else self.__common.filled(subject, block)
 
     def blocks(self, subject: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Walk through the responses in bounded memory: pairs of row numbers of this role and responses."""
@@ -346,16 +371,20 @@ class StudyView:
                 f"{len(outside)} stimuli are not in the {self.role} part of split {self.split_name!r}, "
                 f"such as {', '.join(outside[:5])}"
             )
-        return StudyView(self.__study, self.role, ids, self.subjects)
+        return StudyView(self.__study, self.role, ids, self.subjects, self.__common)
 
     def subset(self, subjects: Sequence[str]) -> StudyView:
         """The same view of fewer people."""
         for subject in subjects:
             self._recording(subject)
-        return StudyView(self.__study, self.role, self.stimulus_ids, subjects)
+        return StudyView(self.__study, self.role, self.stimulus_ids, subjects, self.__common)
+
+    def through(self, common: CommonSpace) -> StudyView:
+        """The same view with everybody's responses in a common space; they are mapped as they are read."""
+        return StudyView(self.__study, self.role, self.stimulus_ids, self.subjects, common)
 
     def to_nifti(self, subject: str, vector: Any) -> Any:
-        """One value a voxel back to a volume."""
+        """One value a voxel (as recorded) back to a volume."""
         return self._recording(subject).to_nifti(vector)
 
 

@@ -31,6 +31,7 @@ from phosphene.training.token_alignment import require_tokens
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+    from phosphene.alignment import Aligner
     from phosphene.encoders import Targets
     from phosphene.recordings import Study, StudyView
 
@@ -54,6 +55,7 @@ def fit(
     seed: int = 0,
     out: str | Path | None = None,
     kind: str | None = None,
+    aligner: Aligner | None = None,
     progress: bool = True,
     training: Mapping[str, Any] | None = None,
     **settings: Any,
@@ -80,6 +82,9 @@ def fit(
         settings goes on from its last checkpoint; a finished one is read back.
     kind : {"tokens", "pooled"}, optional
         Which targets to predict (default: what the preset names, else pooled).
+    aligner : Aligner, optional
+        Takes everybody's responses into a common space first; it goes with the decoder. Such a decoder has one input
+        for all (``pool_subjects``) unless the settings say otherwise.
     progress : bool
         Show a progress bar, on terminals.
     training : mapping, optional
@@ -95,7 +100,7 @@ def fit(
     Raises
     ------
     LeakageError
-        When the targets' encoder was fitted on stimuli outside of the training part.
+        When the targets' encoder, or the aligner, was fitted on stimuli outside of the training part.
     InputError
         For unknown names or settings, stimuli without targets, a run folder of another run, an objective that
         compares tokens where the targets have none.
@@ -108,6 +113,12 @@ def fit(
     if subjects is not None:
         view = view.subset(list(subjects))
     _refuse_leakage(study, view, targets)
+    if aligner is not None:
+        if aligner.fitted_on:
+            outside = ~np.isin(study.stimuli.ids, view.stimulus_ids)
+            aligner.check_apart(study.stimuli.ids[outside], study.stimuli.hashes[outside])
+        settings = {"pool_subjects": True, **settings}
+        view = view.through(aligner)
     targets.rows(view.stimulus_ids[_shown(view)])  # names stimuli without targets before anything is written
     preset = preset or choose_preset(name, view, targets)
     layers = load_preset("decoders", name, preset) if preset else {}
@@ -128,6 +139,8 @@ def fit(
         decoder.arrange_voxels(subject, view.voxels(subject), view.space(subject))
     decoder.encoder = targets.encoder
     origin = _origin(decoder, study, view, targets, kind, seed)
+    if aligner is not None:
+        origin["aligner"] = aligner.identity
     if cls.closed_form and training:
         raise InputError(f"{name} is fitted in closed form; it has no training settings ({', '.join(training)})")
     run = None
@@ -153,6 +166,8 @@ def fit(
         decoder.provenance |= _trained(fabric, decoder, bench, targets, kind, config, seed, run, progress and leads)
     if run is not None and run.changes:
         decoder.provenance["changes"] = run.changes
+    if aligner is not None:
+        decoder.align(aligner)  # not before: it was trained on what the view had aligned already
     decoder.provenance |= origin | {"scaling": view.scaling, "training_content": _content(view)}
     if run is not None and leads:
         decoder.save(run.result)

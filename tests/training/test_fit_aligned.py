@@ -1,0 +1,111 @@
+"""Decoders behind an aligner: native responses in, one space for all, saved together, nothing of the test seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from phosphene import virtual
+from phosphene.alignment import make_aligner
+from phosphene.decoders import Decoder
+from phosphene.encoders import Targets, encode
+from phosphene.errors import InputError, LeakageError
+from phosphene.evaluation import evaluate
+from phosphene.recordings import Study
+from phosphene.training import fit
+
+SETTINGS: dict[str, Any] = {
+    "subjects": 3,
+    "sessions": 2,
+    "repeats": 2,
+    "stimuli": {"test": 30, "common": 60, "own": 20},
+    "person": {"voxels": 150},
+    "people": {"sub-02": {"voxels": 170}},
+}
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return virtual.study(seed=3, **SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def targets(study: Study) -> Targets:
+    train = study.split("train").stimulus_ids
+    return encode(study.stimuli, "z:gabor", fit_on=train, cache=False, progress=False)
+
+
+@pytest.mark.parametrize("name", ["ridge", "lite-mind", "mindeye-mlp"])
+def test_one_input_for_all_takes_native_responses(name: str, study: Study, targets: Targets, tmp_path: Path) -> None:
+    aligner = make_aligner("ridge").fit(study.split("train"))
+    training = {} if name == "ridge" else {"training": {"epochs": 2, "batch_size": 32}}
+    decoder = fit(name, study, targets, aligner=aligner, progress=False, **training)
+    assert decoder.subject_free
+    native = study.split("test").responses("sub-02")
+    assert native.shape[1] == 170 != aligner.template.size
+    through = study.split("test").through(aligner).responses("sub-02")
+    assert through.shape[1] == aligner.template.size
+    predicted = decoder.predict(native, "sub-02")
+    # the front does what the view does
+    decoder.aligner, fronts = None, decoder.fronts
+    np.testing.assert_allclose(decoder.predict(through, "sub-02"), predicted, rtol=1e-3, atol=1e-4)
+    decoder.aligner, decoder.fronts = aligner, fronts
+    again = Decoder.load(decoder.save(tmp_path / "decoder"))
+    np.testing.assert_array_equal(again.predict(native, "sub-02"), predicted)
+    card = evaluate(decoder, study, targets, rivals=(), n_boot=10, n_perm=10, progress=False)
+    assert card.get("two-way", "brain_to_image").value > 0.5
+
+
+def test_importance_comes_back_to_native_voxels(study: Study, targets: Targets) -> None:
+    aligner = make_aligner("ridge").fit(study.split("train"))
+    decoder = fit("ridge", study, targets, aligner=aligner, progress=False)
+    found = decoder.importance(study.split("test"), targets, "sub-02")
+    assert found.voxels.shape == (170,)
+    assert found.voxels[study.split("test").rois("sub-02")["V1"]].mean() > 0
+
+
+def test_places_a_person_does_not_cover_say_nothing(study: Study, targets: Targets) -> None:
+    aligner = make_aligner("anatomical").fit(study.split("train"))
+    decoder = fit("ridge", study, targets, aligner=aligner, progress=False)
+    front = decoder.fronts[0]
+    front.covered[:5] = False
+    seen: list[torch.Tensor] = []
+    original = decoder._decode
+    decoder._decode = lambda responses, subject: (seen.append(responses), original(responses, subject))[1]  # type: ignore[method-assign]
+    decoder.predict(study.split("test").responses("sub-01"), "sub-01")
+    assert not seen[0][:, :5].any()
+    assert seen[0][:, 5:].any()
+
+
+def test_an_aligner_that_saw_the_test_part_is_refused(study: Study, targets: Targets) -> None:
+    test, train = study.roles()["test"], study.roles()["train"]
+    swapped = study.with_splits({"swapped": {"train": test, "test": train}}).using("swapped")
+    aligner = make_aligner("ridge").fit(swapped.split("train"))
+    with pytest.raises(LeakageError, match="ridge aligner was fitted on"):
+        fit("ridge", study, targets, aligner=aligner, progress=False)
+    decoder = fit("ridge", study, targets, aligner=make_aligner("ridge").fit(study.split("train")), progress=False)
+    decoder.align(aligner)
+    with pytest.raises(LeakageError, match="ridge aligner was fitted on"):
+        evaluate(decoder, study, targets, rivals=(), n_boot=0, n_perm=0, progress=False)
+
+
+def test_a_person_without_aligned_data_is_named(study: Study, targets: Targets) -> None:
+    aligner = make_aligner("ridge").fit(study.split("train").subset(["sub-01", "sub-02"]))
+    with pytest.raises(InputError, match="'sub-03'"):
+        fit("ridge", study, targets, aligner=aligner, progress=False)
+
+
+def test_a_person_added_to_the_aligner_can_be_decoded(study: Study, targets: Targets) -> None:
+    train = study.split("train")
+    aligner = make_aligner("ridge").fit(train.subset(["sub-01", "sub-02"]))
+    decoder = fit("ridge", study, targets, subjects=["sub-01", "sub-02"], aligner=aligner, progress=False)
+    before = decoder.predict(study.split("test").responses("sub-01"), "sub-01")
+    aligner.add("sub-03", train)
+    decoder.add_subject("sub-03", 150)
+    decoder.set_standardiser("sub-03", *train.through(aligner).moments("sub-03"))
+    assert decoder.predict(study.split("test").responses("sub-03"), "sub-03").shape[0] > 0
+    np.testing.assert_array_equal(decoder.predict(study.split("test").responses("sub-01"), "sub-01"), before)
