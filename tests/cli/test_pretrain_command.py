@@ -195,6 +195,7 @@ def test_every_mistake_has_its_message(run, place, tmp_path):
         ((place / "folder", "--held-out", place / "folder", "--held-out-split", "x"), "--held-out-split goes with a"),
         ((place / "folder", "--held-out", place / "folder", "--held-out-images", place), "--held-out-images goes with"),
         (("--set", "model.image_size=30"), "patch = 4 does not divide image_size = 30"),
+        (("--tokenizer", place / "coco.json"), "not a tokenizer of the tokenizers library"),
         (("--preset", "poket"), "did you mean 'pocket'?"),
         (("--set", "trainning.steps=3"), "unknown table of settings 'trainning'"),
         ((place / "folder", "--set", "model.text_context=4"), "captions are longer than the context of 4 tokens"),

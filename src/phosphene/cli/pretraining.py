@@ -59,6 +59,10 @@ def pretrain(
     held_out_split: Annotated[
         str | None, typer.Option("--held-out-split", help="As --split, for a study given as --held-out.")
     ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option("--tokenizer", help="Take this tokenizer.json; default: trained on the captions.", metavar="FILE"),
+    ] = None,
     seed: Seed = 0,
     config: Config = None,
     assignments: Set = None,
@@ -86,6 +90,7 @@ def pretrain(
             held_out=probes,
             start=start,
             classes=labels,
+            tokenizer=tokenizer,
             seed=seed,
             progress=progress_wanted(),
             settings=settings,

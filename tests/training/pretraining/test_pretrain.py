@@ -30,7 +30,7 @@ PICTURES = coloured(24)
 
 
 def run(out, stimuli=PICTURES, seed=0, **tables):
-    options = {key: tables.pop(key) for key in ("held_out", "start", "classes") if key in tables}
+    options = {key: tables.pop(key) for key in ("held_out", "start", "classes", "tokenizer") if key in tables}
     return pretrain(None, stimuli, out=out, seed=seed, progress=False, settings=tiny(**tables), **options)
 
 
@@ -340,6 +340,52 @@ def test_a_shipped_model_of_the_pocket_preset_has_at_most_16_mb(tmp_path):
     tokenizer = Tokenizer.train(["a ring"], 300)
     save_model(tmp_path / "m", MLIP(settings.model), tokenizer, half=settings.training.save_precision == "float16")
     assert (tmp_path / "m" / "model.safetensors").stat().st_size < 16e6
+
+
+def test_a_tokenizer_can_be_given(whole, tmp_path):
+    file, training = whole / "tokenizer.json", {"steps": 1}
+    out = run(tmp_path / "a", coloured(12, seed=9), tokenizer=file, training=training)
+    assert (out / "tokenizer.json").read_text() == file.read_text()
+    assert "random weights, a given tokenizer" in (out / "card.md").read_text()
+    assert run(tmp_path / "a", coloured(12, seed=9), tokenizer=file, training=training) == out
+    with pytest.raises(InputError, match=r"tokenizer was '[0-9a-f]+', is now None"):
+        run(tmp_path / "a", coloured(12, seed=9), training=training)
+    other = tmp_path / "other.json"
+    other.write_text(Tokenizer.train(["a ring"], 300).to_json())
+    with pytest.raises(InputError, match=r"tokenizer was '[0-9a-f]+', is now '[0-9a-f]+'"):
+        run(tmp_path / "a", coloured(12, seed=9), tokenizer=other, training=training)
+
+
+def test_tokenizers_that_do_not_suit_are_refused(whole, tmp_path):
+    good = json.loads((whole / "tokenizer.json").read_text())
+    bare = {**good, "post_processor": None}
+    vocabulary = good["model"]["vocab"]
+    merged = max(vocabulary, key=vocabulary.get)
+    gaps = {**good, "model": {**good["model"], "vocab": {**vocabulary, merged: 5000}}}
+    file = tmp_path / "t.json"
+    for content, options, message in (
+        ("no tokenizer", {}, r"t\.json: not a tokenizer of the tokenizers library"),
+        (json.dumps(bare), {}, r"t\.json: the tokenizer does not put <start> and <end> around a text"),
+        (
+            json.dumps(good),
+            {"model": {"vocabulary": 270}},
+            r"t\.json has \d+ entries, more than model\.vocabulary = 270",
+        ),
+        (json.dumps(good), {"start": whole}, "the model to start from has its own tokenizer"),
+    ):
+        file.write_text(content)
+        with pytest.raises(InputError, match=message):
+            run(tmp_path / "run", tokenizer=file, **options)
+    with pytest.raises(InputError, match=r"none\.json cannot be read"):
+        run(tmp_path / "run", tokenizer=tmp_path / "none.json")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_that_lies_in_a_new_run_folder_is_not_taken(whole, tmp_path):
+    shutil.copy(whole / "tokenizer.json", tmp_path)
+    with pytest.raises(InputError, match=r"holds a tokenizer\.json and no run"):
+        run(tmp_path, training={"steps": 1})
+    assert [entry.name for entry in tmp_path.iterdir()] == ["tokenizer.json"]
 
 
 def test_settings_that_were_refused_leave_the_folder_to_others(tmp_path):

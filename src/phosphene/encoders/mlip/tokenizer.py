@@ -67,12 +67,13 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote.
+        """Read what `to_json` wrote, or another file of the tokenizers library with our marks.
 
         Raises
         ------
         InputError
-            For anything else, or where the marks do not have the numbers 0, 1, 2.
+            For anything else; where the marks do not have the numbers 0, 1, 2 or do not stand around a text; where
+            numbers are left out.
         """
         import tokenizers
 
@@ -82,6 +83,13 @@ class Tokenizer:
             raise InputError(f"not a tokenizer of the tokenizers library: {error}") from error
         if [model.token_to_id(mark) for mark in _SPECIAL] != [PAD, START, END]:
             raise InputError(f"the tokenizer does not have the marks {', '.join(_SPECIAL)} as its first entries")
+        model.no_padding()  # of its own: here the longest caption decides, and the context
+        model.no_truncation()
+        ids = model.encode("a").ids
+        if (ids[:1], ids[-1:]) != ([START], [END]):
+            raise InputError(f"the tokenizer does not put {_SPECIAL[START]} and {_SPECIAL[END]} around a text")
+        if max(model.get_vocab().values()) >= model.get_vocab_size():
+            raise InputError("the tokenizer leaves out numbers: its entries must be numbered 0, 1, 2 and so on")
         return cls(model)
 
     def to_json(self) -> str:

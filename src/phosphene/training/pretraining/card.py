@@ -135,6 +135,7 @@ def model_card(settings: PretrainSettings, facts: Mapping[str, Any], scores: Seq
         else f"{model.spectral_blocks} spectral and {model.spatial_blocks} attention blocks, {model.arrangement}"
     )
     begun = "random weights" if facts["start"] is None else f"the model with weights {facts['start']}"
+    begun += ", a given tokenizer" if facts.get("tokenizer") else ""
     name = f" {facts['preset']}" if facts["preset"] else ""
     weights = {key: value for key, value in settings.objective.model_dump(mode="json").items() if value is not None}
     batches = f" in {training.accumulate} batches" if training.accumulate > 1 else ""

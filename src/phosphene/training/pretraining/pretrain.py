@@ -45,6 +45,7 @@ def pretrain(
     held_out: StimulusSet | None = None,
     start: str | Path | None = None,
     classes: str | None = None,
+    tokenizer: str | Path | None = None,
     seed: int = 0,
     progress: bool = True,
     settings: Mapping[str, Any] | None = None,
@@ -68,6 +69,8 @@ def pretrain(
         A model to start from, by name (``"pocket"``) or folder; sizes of the model and vocabulary are its own.
     classes : str, optional
         Label column from which the captions were made: probes are then zero-shot classification instead of retrieval.
+    tokenizer : path, optional
+        A tokenizer to take, as the ``tokenizer.json`` of a model. Default: one is trained on the captions.
     seed : int
         Decides everything random: first weights, scenes, order, captions.
     progress : bool
@@ -95,6 +98,7 @@ def pretrain(
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise InputError(f"seed must be an integer from 0 to {2**32 - 1}, found {seed!r}")
     chosen, model_start = run_settings(preset, settings, start)
+    given = None if tokenizer is None else _given_tokenizer(Path(tokenizer), chosen, start)
     preset = preset or (None if start is None else FINE_TUNING)
     pairs = _pairs(chosen, stimuli, held_out, classes, seed)
     run = RunFolder(
@@ -104,7 +108,8 @@ def pretrain(
             "seed": seed,
             "start": model_start,
             "pairs": pairs.source.identity,
-            **({} if pairs.probed is None else {"probes": pairs.probed}),
+            "probes": pairs.probed,
+            "tokenizer": None if tokenizer is None else digest(Path(tokenizer).read_bytes()),
             **chosen.model_dump(mode="json"),
         },
         result="model",
@@ -112,14 +117,19 @@ def pretrain(
     if run.finished:
         log.info("%s holds this run, finished", run.path)
         return run.result
+    if start is None and not run.known and (run.path / _TOKENIZER).exists():
+        raise InputError(
+            f"{run.path} holds a {_TOKENIZER} and no run: name it as the tokenizer to take, from another folder, or "
+            "remove it"
+        )
     fabric = launch(chosen.training, unused=True)
     fabric.barrier()  # every process has looked into the run folder before the first one writes there
     leads = fabric.global_rank == 0
-    model, tokenizer = _model(chosen, start, pairs.source, run, fabric, seed)
-    check_lengths(pairs.source.corpus(), tokenizer, chosen.model.text_context, cut=chosen.data.long_captions == "cut")
+    model, words = _model(chosen, start, given, pairs.source, run, fabric, seed)
+    check_lengths(pairs.source.corpus(), words, chosen.model.text_context, cut=chosen.data.long_captions == "cut")
     loader = PairLoader(
         pairs.source,
-        tokenizer,
+        words,
         chosen.model.text_context,
         rank=fabric.global_rank,
         processes=fabric.world_size,
@@ -128,10 +138,10 @@ def pretrain(
     if leads:  # not before: settings that cannot be trained with leave the folder free for others
         run.begin()
         if start is None and not (run.path / _TOKENIZER).exists():
-            write_text(run.path / _TOKENIZER, tokenizer.to_json())
+            write_text(run.path / _TOKENIZER, words.to_json())
 
     def probe() -> dict[str, float]:
-        return {score.name: score.value for score in pairs.probe(model, tokenizer) if score.score == SCORES[0]}
+        return {score.name: score.value for score in pairs.probe(model, words) if score.score == SCORES[0]}
 
     objective = MLIPObjective(chosen.objective)
     with progress_bar("pretrain", chosen.training.steps, progress and leads) as report:
@@ -150,11 +160,12 @@ def pretrain(
         facts = _facts(chosen, pairs, model, done, fabric, _seen_by(start))
         facts |= {"preset": preset, "seed": seed, "start": model_start}
         facts |= {"changes": run.changes} if run.changes else {}
+        facts |= {} if given is None else {"tokenizer": "given"}
         facts |= {"temperatures": objective.temperatures(), "biases": objective.biases()}
         if chosen.training.save_precision == "float16":
             model.half().float()  # scores are those of the weights that are written
-        scores = pairs.probe(model.to(fabric.device), tokenizer, chosen.objective)
-        _finish(run, chosen, model.to("cpu"), tokenizer, scores, facts)
+        scores = pairs.probe(model.to(fabric.device), words, chosen.objective)
+        _finish(run, chosen, model.to("cpu"), words, scores, facts)
     fabric.barrier()
     return run.result
 
@@ -227,9 +238,27 @@ def _prompts(column: str, *parts: StimulusSet) -> dict[str, tuple[str, ...]]:
     return dict(sorted(found.items()))
 
 
+def _given_tokenizer(file: Path, settings: PretrainSettings, start: str | Path | None) -> Tokenizer:
+    """The tokenizer in a file, which must suit the model."""
+    if start is not None:
+        raise InputError(f"the model to start from has its own tokenizer: leave {file} away")
+    try:
+        tokenizer = Tokenizer.from_json(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+    if tokenizer.vocabulary > settings.model.vocabulary:
+        raise InputError(
+            f"{file} has {tokenizer.vocabulary:,} entries, more than model.vocabulary = {settings.model.vocabulary:,}"
+        )
+    return tokenizer
+
+
 def _model(
     settings: PretrainSettings,
     start: str | Path | None,
+    given: Tokenizer | None,
     source: PairSource,
     run: RunFolder,
     fabric: Fabric,
@@ -242,9 +271,11 @@ def _model(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = MLIP(settings.model)
-    file, text = run.path / _TOKENIZER, ""
+    if given is not None:
+        return model, given
+    text = ""
     if fabric.global_rank == 0:
-        if file.exists():
+        if run.known and (file := run.path / _TOKENIZER).exists():
             text = file.read_text(encoding="utf-8")
         else:
             text = Tokenizer.train(source.corpus(), settings.model.vocabulary).to_json()
