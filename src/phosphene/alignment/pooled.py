@@ -35,7 +35,7 @@ class PooledSettings(AlignerSettings):
         Whether all voxels are pooled together, or those of each region apart.
     """
 
-    width: int | None = Field(None, ge=1)
+    width: int | None = Field(default=None, ge=1)
     within: Literal["brain", "roi"] = "brain"
 
 

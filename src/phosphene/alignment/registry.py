@@ -6,12 +6,18 @@ from typing import Any
 
 from phosphene.alignment.anatomical import Anatomical
 from phosphene.alignment.base import Aligner
+from phosphene.alignment.hybrid import Hybrid
 from phosphene.alignment.pooled import Pooled
+from phosphene.alignment.procrustes import Procrustes
+from phosphene.alignment.ridge import RidgeAligner
+from phosphene.alignment.srm import Srm
 from phosphene.errors import unknown
 
 __all__ = ["ALIGNERS", "aligner_class", "make_aligner"]
 
-ALIGNERS: dict[str, type[Aligner]] = {cls.name: cls for cls in (Anatomical, Pooled)}
+ALIGNERS: dict[str, type[Aligner]] = {
+    cls.name: cls for cls in (Anatomical, RidgeAligner, Procrustes, Srm, Hybrid, Pooled)
+}
 
 
 def aligner_class(name: str) -> type[Aligner]:

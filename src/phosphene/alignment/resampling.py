@@ -48,12 +48,12 @@ class AnatomicalSettings(AlignerSettings):
 
     template: str | None = None
     method: Literal["area", "nearest"] = "area"
-    spacing: float = Field(4.0, gt=0)
-    radius: float = Field(6.0, gt=0)
+    spacing: float = Field(default=4.0, gt=0)
+    radius: float = Field(default=6.0, gt=0)
     columns: tuple[str, ...] | None = None
     affines: dict[str, list[list[float]]] = Field(default={})
     roi: tuple[str, ...] = ()
-    share: float = Field(0.5, ge=0, le=1)
+    share: float = Field(default=0.5, ge=0, le=1)
     freesurfer: str | None = None
 
 
