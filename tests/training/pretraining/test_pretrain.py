@@ -366,6 +366,7 @@ def test_tokenizers_that_do_not_suit_are_refused(whole, tmp_path):
     for content, options, message in (
         ("no tokenizer", {}, r"t\.json: not a tokenizer of the tokenizers library"),
         (json.dumps(bare), {}, r"t\.json: the tokenizer does not put <start> and <end> around a text"),
+        (json.dumps(gaps), {}, r"t\.json: the tokenizer leaves out numbers"),
         (
             json.dumps(good),
             {"model": {"vocabulary": 270}},
