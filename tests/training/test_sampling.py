@@ -73,3 +73,14 @@ def test_validation_split_keeps_units_whole():
     assert split_validation(np.array(["a", "b", "c"]), 0.5, seed=0).sum() == 2
     with pytest.raises(InputError, match="three units"):
         split_validation(np.array(["a", "b", "b"]), 0.1, seed=0)
+
+
+def test_only_units_that_may_be_are_set_aside():
+    units = np.repeat(np.arange(10), 2).astype(str)
+    every = np.ones(20, dtype=bool)
+    assert np.array_equal(split_validation(units, 0.3, 0, every), split_validation(units, 0.3, 0))
+    some = np.isin(units, ["1", "4", "7", "9"])
+    aside = split_validation(units, 0.3, 0, some)
+    assert aside.sum() == 6
+    assert not (aside & ~some).any()
+    assert np.array_equal(split_validation(units, 0.9, 0, some), some)

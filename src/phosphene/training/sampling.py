@@ -106,7 +106,7 @@ class BatchSampler:
         return drawn
 
 
-def split_validation(units: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+def split_validation(units: np.ndarray, fraction: float, seed: int, among: np.ndarray | None = None) -> np.ndarray:
     """Which stimuli are set aside for validation: whole units, drawn at random.
 
     Parameters
@@ -115,6 +115,9 @@ def split_validation(units: np.ndarray, fraction: float, seed: int) -> np.ndarra
         Unit of each stimulus: its id, or the value of a label column.
     fraction : float
         Share of the units to set aside; at least two (one has nothing to be told apart from), at least one stays.
+    seed : int
+    among : (n,) bool ndarray, optional
+        Stimuli of which whole units may be set aside (default: all); where they are too few, fewer are.
 
     Returns
     -------
@@ -127,6 +130,7 @@ def split_validation(units: np.ndarray, fraction: float, seed: int) -> np.ndarra
         raise InputError(
             f"a validation split needs three units or more, found {len(names)}; set validation_fraction = 0"
         )
-    count = min(max(2, round(fraction * len(names))), len(names) - 1)
-    chosen = _generator(_VALIDATION, seed).choice(names, count, replace=False)
+    allowed = names if among is None else np.unique(units[among])
+    count = min(max(2, round(fraction * len(names))), len(names) - 1, len(allowed))
+    chosen = _generator(_VALIDATION, seed).choice(allowed, count, replace=False)
     return np.isin(units, chosen)

@@ -447,6 +447,53 @@ def test_pictures_that_were_trained_on_are_remembered(whole, tmp_path):
     assert encode(PICTURES, make_encoder(f"mlip:{scenes}"), cache=False).fitted_on is None
 
 
+def held_ids(out):
+    """Ids of PICTURES that a run set aside."""
+    facts = json.loads((out / "config.json").read_text())["facts"]
+    assert facts["data"]["held_out_pictures"] + facts["data"]["training_pictures"] == len(PICTURES)
+    return {*PICTURES.ids.tolist()} - {*facts["data"]["fitted_on"]}
+
+
+def test_fine_tuning_is_not_probed_on_pictures_the_model_knows(whole, tmp_path, caplog):
+    known = [name for name in PICTURES.ids.tolist() if name not in held_ids(whole)]
+    # another id, other captions: known by the pixels
+    copies = StimulusSet(
+        ["q0", "q1", "q2"],
+        np.concatenate([PICTURES.pixels(PICTURES.rows(known[3:5])), coloured(1, seed=8).pixels()]),
+        [["other"], ["words"], ["new"]],
+    )
+    with pytest.raises(LeakageError, match="2 held-out pictures of 3, such as q0, q1: the model to start from"):
+        run(tmp_path, coloured(12, seed=9), start=whole, held_out=copies)
+    tuned = run(tmp_path / "tuned", coloured(12, seed=9), start=whole, held_out=coloured(4, seed=8))
+    with pytest.raises(LeakageError, match="q0, q1"):  # what the first model knew, the second one knows as well
+        run(tmp_path, coloured(12, seed=7), start=tuned, held_out=copies)
+    with pytest.raises(LeakageError, match="such as p00"):
+        run(tmp_path, coloured(12, seed=7), start=tuned, held_out=coloured(2, seed=9))
+    assert "pictures" not in json.loads((tuned.parent / "scorecard.json").read_text())["model"]
+
+
+def test_pictures_the_model_knows_are_not_set_aside(whole, tmp_path, caplog):
+    unknown = held_ids(whole)
+    assert len(unknown) == 2
+    for seed in (3, 4):
+        assert held_ids(run(tmp_path / str(seed), seed=seed, start=whole, training={"steps": 1})) == unknown
+    assert "only 2 of 24 are new" not in caplog.text
+    run(tmp_path / "few", start=whole, training={"steps": 1}, data={"held_out": 0.5})
+    assert "only 2 of 24 are new to the model to start from" in caplog.text
+    known = PICTURES.select([name for name in PICTURES.ids.tolist() if name not in unknown])
+    with pytest.raises(InputError, match="needs two that the model to start from was not trained on, found 0 among 22"):
+        run(tmp_path / "none", known, start=whole)
+
+
+def test_a_model_that_does_not_tell_its_pictures_is_fine_tuned_with_a_warning(whole, tmp_path, caplog):
+    model, tokenizer = load_model(whole)
+    facts = json.loads((whole / "config.json").read_text())["facts"]
+    del facts["pictures"]
+    save_model(tmp_path / "old", model, tokenizer, facts=facts)
+    run(tmp_path / "run", start=tmp_path / "old", training={"steps": 1})
+    assert "does not tell the pixels it was trained on" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("tables", "message"),
     [

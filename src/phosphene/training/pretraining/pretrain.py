@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 
 from phosphene.encoders.mlip import MLIP, Tokenizer, load_model, save_model
 from phosphene.encoders.mlip.encoder import find_mlip
 from phosphene.encoders.mlip.similarity import SCORES
-from phosphene.encoders.mlip.store import read_config
 from phosphene.errors import InputError
 from phosphene.files import digest, write_json, write_text
 from phosphene.stimuli import StimulusSet, check_captions, check_pictures_apart, picture_hashes
@@ -24,7 +24,8 @@ from phosphene.training.pretraining.card import hardware, model_card, read_curve
 from phosphene.training.pretraining.loop import PairProgress, train_pairs
 from phosphene.training.pretraining.objective import MLIPObjective
 from phosphene.training.pretraining.probes import Probe, Score, held_out_probes, scene_probes
-from phosphene.training.pretraining.settings import FINE_TUNING, PretrainSettings, run_settings
+from phosphene.training.pretraining.seen import SeenPictures
+from phosphene.training.pretraining.settings import FINE_TUNING, DataSettings, PretrainSettings, run_settings
 from phosphene.training.pretraining.sources import ScenePairs, StimulusPairs, at_size
 from phosphene.training.progress import progress_bar
 from phosphene.training.run_folder import RunFolder
@@ -64,7 +65,7 @@ def pretrain(
         one nothing is done again.
     held_out : StimulusSet, optional
         Pictures with captions for the probes. Default: a share of `stimuli` (``data.held_out``), equal pictures
-        together.
+        together, of those that the model to start from does not know.
     start : str or path, optional
         A model to start from, by name (``"pocket"``) or folder; sizes of the model and vocabulary are its own.
     classes : str, optional
@@ -88,7 +89,8 @@ def pretrain(
     InputError
         For wrong settings, pictures without captions, captions that are too long, a run folder of another run.
     LeakageError
-        When a held-out picture is also trained on, under whatever name and captions.
+        When a held-out picture is also trained on, here or by the model to start from, under whatever name and
+        captions.
     TrainingError
         When the loss or a gradient is not finite; the last good weights have been saved. With the same run folder
         ``learning_rate``, ``gradient_clip`` and ``precision`` may then be others.
@@ -100,7 +102,8 @@ def pretrain(
     chosen, model_start = run_settings(preset, settings, start)
     given = None if tokenizer is None else _given_tokenizer(Path(tokenizer), chosen, start)
     preset = preset or (None if start is None else FINE_TUNING)
-    pairs = _pairs(chosen, stimuli, held_out, classes, seed)
+    seen = SeenPictures() if start is None else SeenPictures.of_model(start)
+    pairs = _pairs(chosen, stimuli, held_out, classes, seed, seen)
     run = RunFolder(
         Path(out),
         {
@@ -157,7 +160,7 @@ def pretrain(
             report=report,
         )
     if leads:
-        facts = _facts(chosen, pairs, model, done, fabric, _seen_by(start))
+        facts = _facts(chosen, pairs, model, done, fabric)
         facts |= {"preset": preset, "seed": seed, "start": model_start}
         facts |= {"changes": run.changes} if run.changes else {}
         facts |= {} if given is None else {"tokenizer": "given"}
@@ -165,7 +168,7 @@ def pretrain(
         if chosen.training.save_precision == "float16":
             model.half().float()  # scores are those of the weights that are written
         scores = pairs.probe(model.to(fabric.device), words, chosen.objective)
-        _finish(run, chosen, model.to("cpu"), words, scores, facts)
+        _finish(run, chosen, model.to("cpu"), words, scores, facts, pairs.seen)
     fabric.barrier()
     return run.result
 
@@ -176,6 +179,8 @@ class _Pairs:
     probe: Probe
     facts: dict[str, Any]
     """What the card says about the data."""
+    seen: SeenPictures
+    """Every picture that the model has been trained on in the end, in earlier runs too."""
     probed: str | None = None
     """Digest of the pictures, captions and classes of the probes; None where the settings tell."""
 
@@ -186,23 +191,19 @@ def _pairs(
     held_out: StimulusSet | None,
     classes: str | None,
     seed: int,
+    seen: SeenPictures,
 ) -> _Pairs:
     data, training, size = settings.data, settings.training, settings.model.image_size
     if stimuli is None:
         if held_out is not None or classes is not None:
             raise InputError("held-out pictures and classes go with pictures to train on; scenes have their own probes")
         scenes = ScenePairs(data, training.batch_size, size, seed)
-        return _Pairs(scenes, scene_probes(data, training.probe_pictures, size), {"source": "scenes"})
+        return _Pairs(scenes, scene_probes(data, training.probe_pictures, size), {"source": "scenes"}, seen)
     check_captions(stimuli)
     stimuli = at_size(stimuli, size, training.memory_gb)
     keys = picture_hashes(stimuli)
     if held_out is None:
-        if data.held_out and (different := len(set(keys.tolist()))) < 3:
-            raise InputError(
-                f"data.held_out = {data.held_out} sets pictures aside for probes, which needs three different ones, "
-                f"found {different}; set it 0, or give held-out pictures"
-            )
-        aside = split_validation(keys, data.held_out, seed)
+        aside = _aside(keys, data, seed, seen)
         held_out, held_keys = stimuli.select(stimuli.ids[aside]), keys[aside]
         stimuli, keys = stimuli.select(stimuli.ids[~aside]), keys[~aside]
     else:
@@ -210,6 +211,7 @@ def _pairs(
         held_out = at_size(held_out, size, training.memory_gb)
         check_pictures_apart({"training": stimuli, "held-out": held_out})
         held_keys = picture_hashes(held_out)
+        seen.refuse(held_out.ids, held_keys)
     source = StimulusPairs(stimuli, data, training.batch_size, seed, keys)
     probe = Probe([])
     if len(held_out) > 1:
@@ -223,10 +225,33 @@ def _pairs(
         "captions": sum(map(len, stimuli.captions)),
         "held_out_pictures": len(held_out),
         "identity": source.identity,
-        "fitted_on": stimuli.ids.tolist(),
     }
     captions = [text for several in held_out.captions for text in (*several, "")]
-    return _Pairs(source, probe, facts, digest(*held_out.ids.tolist(), *held_keys.tolist(), *captions, classes or ""))
+    probed = digest(*held_out.ids.tolist(), *held_keys.tolist(), *captions, classes or "")
+    return _Pairs(source, probe, facts, seen.with_others(stimuli.ids.tolist(), keys.tolist()), probed)
+
+
+def _aside(keys: np.ndarray, data: DataSettings, seed: int, seen: SeenPictures) -> np.ndarray:
+    """Which pictures are set aside for probes: some of those that the model to start from does not know."""
+    if not data.held_out:
+        return np.zeros(len(keys), dtype=bool)
+    different, new = len(set(keys.tolist())), ~seen.has(keys.tolist())
+    words = f"data.held_out = {data.held_out} sets pictures aside for probes"
+    if different < 3:
+        raise InputError(
+            f"{words}, which needs three different ones, found {different}; set it 0, or give held-out pictures"
+        )
+    unknown = len(set(keys[new].tolist()))
+    if unknown < 2:
+        raise InputError(
+            f"{words}, which needs two that the model to start from was not trained on, found {unknown} among "
+            f"{different}; set it 0, or give held-out pictures"
+        )
+    if unknown < round(data.held_out * different):
+        log.warning(
+            "%s: only %d of %d are new to the model to start from, and all of them are", words, unknown, different
+        )
+    return split_validation(keys, data.held_out, seed, new)
 
 
 def _prompts(column: str, *parts: StimulusSet) -> dict[str, tuple[str, ...]]:
@@ -282,28 +307,19 @@ def _model(
     return model, Tokenizer.from_json(fabric.broadcast(text))
 
 
-def _seen_by(start: str | Path | None) -> list[str]:
-    """Ids of the pictures that a model was trained on."""
-    if start is None:
-        return []
-    seen: list[str] = read_config(find_mlip(str(start)))["facts"].get("data", {}).get("fitted_on", [])
-    return seen
-
-
 def _facts(
     settings: PretrainSettings,
     pairs: _Pairs,
     model: MLIP,
     done: PairProgress,
     fabric: Fabric,
-    before: Sequence[str],
 ) -> dict[str, Any]:
-    """How a model came to be, as plain values; `before` are the pictures that the model it began as has seen."""
+    """How a model came to be, as plain values."""
     training = settings.training
     pictures = pairs.source.batch_size * training.accumulate
     data = dict(pairs.facts)
-    if known := {*data.get("fitted_on", ()), *before}:
-        data["fitted_on"] = sorted(known)
+    if pairs.seen.ids:
+        data["fitted_on"] = pairs.seen.ids
     return {
         "data": data,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -324,6 +340,7 @@ def _finish(
     tokenizer: Tokenizer,
     scores: list[Score],
     facts: dict[str, Any],
+    seen: SeenPictures,
 ) -> None:
     """Write curve, scorecard and, last of all, the model folder."""
     write_curve(run.path, read_curve(run.path / "log.jsonl"))
@@ -334,6 +351,6 @@ def _finish(
         model,
         tokenizer,
         model_card(settings, facts, scores),
-        {**facts, "scores": figures},
+        {**facts, "scores": figures, **seen.facts()},
         half=settings.training.save_precision == "float16",
     )
