@@ -52,7 +52,9 @@ def import_nsd(
     sessions: Annotated[
         str | None, typer.Option("--sessions", help="The first N, or a list such as 1-3,7; default: all.")
     ] = None,
-    space: Annotated[str, typer.Option("--space", help="func1pt8mm or fsaverage.")] = "func1pt8mm",
+    space: Annotated[
+        str, typer.Option("--space", help="func1pt8mm, fsaverage, fsaverage6 or fsaverage5.")
+    ] = "func1pt8mm",
     mask: Annotated[
         str, typer.Option("--mask", help="An atlas, a label (V1v, streams:ventral) or whole.")
     ] = "nsdgeneral",
@@ -63,6 +65,9 @@ def import_nsd(
     image_size: Size = None,
     captions: Annotated[
         list[Path] | None, typer.Option("--captions", help="COCO caption file; may be repeated.", metavar="JSON")
+    ] = None,
+    freesurfer: Annotated[
+        Path | None, typer.Option("--freesurfer", help="Folder with fsaverage, for fsaverage6 and 5.", metavar="DIR")
     ] = None,
     json: Json = None,
 ) -> None:
@@ -80,6 +85,7 @@ def import_nsd(
         pictures=pictures,
         image_size=image_size,
         captions=captions or (),
+        freesurfer=freesurfer,
         progress=progress_wanted(),
     )
     summary(written, json)

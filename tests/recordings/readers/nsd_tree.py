@@ -94,7 +94,7 @@ def write_person(root: Path, subject: int, sessions: int, suffix: str = "hdf5") 
     return betas
 
 
-def write_surfaces(root: Path, subject: int, sessions: int) -> list[list[np.ndarray]]:
+def write_surfaces(root: Path, subject: int, sessions: int, mask: np.ndarray | None = None) -> list[list[np.ndarray]]:
     """Betas of one person on two tiny "fsaverage" surfaces, (trials, vertices) float32 a session and hemisphere."""
     rng = np.random.default_rng(subject)
     folder = root / f"nsddata_betas/ppdata/subj{subject:02d}/fsaverage/{BETAS}"
@@ -102,9 +102,9 @@ def write_surfaces(root: Path, subject: int, sessions: int) -> list[list[np.ndar
     for each in (folder, label):
         each.mkdir(parents=True, exist_ok=True)
     for side in ("lh", "rh"):
-        mask = np.zeros((VERTICES, 1, 1), dtype=np.int32)
-        mask[5:15] = 1
-        nibabel.save(nibabel.MGHImage(mask, np.eye(4)), label / f"{side}.nsdgeneral.mgz")
+        within = np.zeros((VERTICES, 1, 1), dtype=np.int32)
+        within[slice(5, 15) if mask is None else mask] = 1
+        nibabel.save(nibabel.MGHImage(within, np.eye(4)), label / f"{side}.nsdgeneral.mgz")
         nibabel.save(
             nibabel.MGHImage(np.arange(VERTICES, dtype=np.float32).reshape(-1, 1, 1), np.eye(4)),
             folder / f"{side}.ncsnr.mgh",
@@ -115,7 +115,7 @@ def write_surfaces(root: Path, subject: int, sessions: int) -> list[list[np.ndar
         for side in ("lh", "rh"):
             block = rng.normal(size=(TRIALS, VERTICES)).astype(np.float32)
             if session == 1 and side == "rh":
-                block[3, 7] = np.nan
+                block[3, 7 if mask is None else np.flatnonzero(mask)[-1]] = np.nan
             pair.append(block)
             image = nibabel.MGHImage(np.ascontiguousarray(block.T).reshape(VERTICES, 1, 1, TRIALS), np.eye(4))
             nibabel.save(image, folder / f"{side}.betas_session{session:02d}.mgh")

@@ -11,6 +11,7 @@ import pytest
 from phosphene.errors import InputError
 from phosphene.recordings import Study
 from phosphene.recordings.readers.fmriprep import import_fmriprep
+from phosphene.recordings.surfaces import MESHES
 from phosphene.table import Table
 
 SHAPE, TRIALS, VERTICES = (4, 3, 5), 6, 11
@@ -101,6 +102,30 @@ def test_surfaces_left_before_right(tmp_path: Path) -> None:
         assert recording.n_vertices == (VERTICES, VERTICES)
         assert study.recipe["people"]["sub-02"]["voxels_left_out"]["constant_in_a_session"] == 1
         assert recording.to_gifti(np.ones(recording.n_voxels))["R"].darrays[0].data.shape == (VERTICES,)
+
+
+def test_a_mislabelled_mesh_is_known_by_its_vertices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_surfaces(tmp_path / "d")
+    monkeypatch.setitem(MESHES, "fsaverage6", VERTICES)
+    with caplog.at_level("WARNING"), Study.open(import_fmriprep(tmp_path / "d", tmp_path / "s.h5")) as study:
+        assert study.recordings["sub-02"].space == "fsaverage6"
+    assert f"sub-02: the files say fsaverage5, their {VERTICES} vertices are those of fsaverage6" in caplog.text
+    caplog.clear()
+    monkeypatch.setitem(MESHES, "fsaverage6", 40_962)
+    with caplog.at_level("WARNING"), Study.open(import_fmriprep(tmp_path / "d", tmp_path / "s.h5")) as study:
+        assert study.recordings["sub-02"].space == "fsaverage5"
+    assert f"but no mesh of that family has {VERTICES} vertices" in caplog.text
+
+
+def test_hemispheres_of_two_meshes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_surfaces(tmp_path / "d")
+    monkeypatch.setitem(MESHES, "fsaverage6", VERTICES)
+    other = tmp_path / "d/sub-02/sub-02_task-see_run-1_hemi-R_space-fsaverage5_betas.func.gii"
+    surface(other, np.zeros((TRIALS, VERTICES + 1), dtype=np.float32))
+    with pytest.raises(InputError, match=rf"the hemispheres have {VERTICES} and {VERTICES + 1} vertices"):
+        import_fmriprep(tmp_path / "d", tmp_path / "s.h5")
 
 
 def test_trials_from_the_raw_folder_without_rest(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import h5py
+import nibabel
 import nsd_tree as made
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from phosphene.recordings import Study
 from phosphene.recordings.readers import nsd_layout as layout
 from phosphene.recordings.readers.nsd import import_nsd, nsd_splits
 from phosphene.recordings.readers.staging import Staged
+from phosphene.recordings.surfaces import MESHES, icosphere, neighbourhood_average
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +154,46 @@ def test_fsaverage(tree: Path, tmp_path: Path) -> None:
         assert set(person.to_gifti(np.ones(person.n_voxels))) == {"L", "R"}
 
 
+def test_coarser_surfaces_are_means_over_neighbours(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fine, coarse = icosphere(2), icosphere(1)
+    monkeypatch.setitem(MESHES, "fsaverage", len(fine))
+    monkeypatch.setitem(MESHES, "fsaverage5", len(coarse))
+    monkeypatch.setattr(made, "VERTICES", len(fine))
+    mask = fine.points[:, 2] > 0.2
+    betas = made.write_surfaces(tree, 6, sessions=2, mask=mask)
+    words = {"subjects": [6], "sessions": 2, "space": "fsaverage5", "pictures": False}
+    for name in ("SUBJECTS_DIR", "FREESURFER_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match=r"sphere of fsaverage \(lh.sphere.reg\) was not found"):
+        import_nsd(tree, tmp_path / "s.h5", **words)
+    surf = tree / "nsddata/freesurfer/fsaverage/surf"
+    surf.mkdir()
+    for side in ("lh", "rh"):
+        nibabel.freesurfer.write_geometry(str(surf / f"{side}.sphere.reg"), 100 * fine.points, fine.faces)
+    weights = neighbourhood_average(fine, coarse.points, mask).toarray()
+    kept = np.flatnonzero(weights.sum(axis=0) > 0)
+    assert 5 < len(kept) < len(coarse)
+    with Study.open(import_nsd(tree, tmp_path / "s.h5", **words)) as study:
+        person = study.recordings["sub-06"]
+        assert (person.space, person.n_vertices) == ("fsaverage5", (len(coarse), len(coarse)))
+        # one response of the right hemisphere is not a number: the vertices that need it are left out
+        lost = int((weights[-1] > 0).sum())
+        assert 1 <= lost <= 3
+        assert study.recipe["voxels_left_out"]["sub-06"]["not_finite"] == lost
+        for number, side in enumerate("LR"):
+            mine = person.voxels["hemisphere"] == side
+            vertex = person.voxels["vertex"][mine]
+            known = np.nan_to_num(np.concatenate([pair[number][:, mask] for pair in betas]))
+            expected = known @ weights[:, vertex]
+            np.testing.assert_allclose(person.read()[:, mine], expected, atol=1e-5)
+            ncsnr = np.arange(len(fine))[mask] @ weights[:, vertex]
+            np.testing.assert_allclose(person.voxels["ncsnr"][mine], ncsnr, rtol=1e-5)
+            assert person.rois["nsdgeneral"][mine].all()
+            assert len(vertex) == len(kept) - lost * (side == "R")
+
+
 def test_all_that_is_missing_is_listed_before_anything_is_read(copy: Path, tmp_path: Path) -> None:
     (copy / layout.DESIGN).unlink()
     folder = copy / layout.beta_folder(1, "func1pt8mm", layout.BETAS)
@@ -239,7 +281,7 @@ def test_a_log_that_disagrees_with_the_design_is_refused(copy: Path, tmp_path: P
     ("wrong", "told"),
     [
         ({"mask": "V9"}, "unknown mask of subj01 .* Known: .*V1d"),
-        ({"space": "mni"}, "Known: fsaverage, func1pt8mm"),
+        ({"space": "mni"}, "Known: fsaverage, fsaverage5, fsaverage6, func1pt8mm"),
         ({"subjects": [9]}, "Known: subj01"),
         ({"sessions": 0}, "sessions 1 to 40"),
     ],

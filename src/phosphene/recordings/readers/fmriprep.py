@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,9 +36,12 @@ from phosphene.recordings.readers.folder import (
 )
 from phosphene.recordings.readers.staging import Staged
 from phosphene.recordings.readers.tree import Needs
+from phosphene.recordings.surfaces import mesh_of_count
 from phosphene.table import Table
 
 __all__ = ["import_fmriprep"]
+
+log = logging.getLogger(__name__)
 
 HINT = "The layout is described in docs/readers.md."
 _BETAS = re.compile(r"_(betas|statmap)\.(nii|nii\.gz|func\.gii|shape\.gii|gii)$")
@@ -190,6 +194,7 @@ def _person(folder: Path, runs: list[_Run], space: str, scratch: Path) -> Person
     surface = "L" in runs[0].files
     if surface:
         sizes = [_surface(runs[0].files[side]).shape[1] for side in "LR"]
+        space = _true_space(folder.name, space, sizes)
         table = Table(
             {
                 "vertex": np.concatenate([np.arange(size) for size in sizes]),
@@ -224,6 +229,27 @@ def _person(folder: Path, runs: list[_Run], space: str, scratch: Path) -> Person
         "voxels_left_out": staged.dropped,
     }
     return Person(folder.name, stack_tables(tables), table.take(staged.keep), {**meta, "made_from": made_from}, staged)
+
+
+def _true_space(person: str, space: str, sizes: list[int]) -> str:
+    """The mesh by its number of vertices: names of files have said fsaverage6 of what was fsaverage.
+
+    Raises
+    ------
+    InputError
+        When the hemispheres are of two meshes.
+    """
+    meshes = [mesh_of_count(size) for size in sizes]
+    if meshes[0] != meshes[1]:
+        raise InputError(f"{person}: the hemispheres have {sizes[0]} and {sizes[1]} vertices, which are two meshes")
+    if not space.startswith("fsaverage"):
+        return space
+    if meshes[0] is None:
+        log.warning("%s: the files say %s, but no mesh of that family has %d vertices", person, space, sizes[0])
+        return space
+    if meshes[0] != space:
+        log.warning("%s: the files say %s, their %d vertices are those of %s", person, space, sizes[0], meshes[0])
+    return meshes[0]
 
 
 def _grid(folder: Path, first: Path, space: str) -> tuple[np.ndarray, Table, np.ndarray]:

@@ -30,6 +30,7 @@ from phosphene.errors import InputError, unknown
 from phosphene.files import read_json, scratch_folder
 from phosphene.recordings.readers import nsd_layout as layout
 from phosphene.recordings.readers.nsd_betas import Grid, masked_session, read_grid
+from phosphene.recordings.readers.nsd_surfaces import COARSER, Spheres, coarser_grid, find_spheres
 from phosphene.recordings.readers.progress import track
 from phosphene.recordings.readers.staging import Staged
 from phosphene.recordings.readers.tree import Needs
@@ -77,6 +78,7 @@ def import_nsd(
     pictures: bool = True,
     image_size: int | None = None,
     captions: Sequence[str | Path] = (),
+    freesurfer: str | Path | None = None,
     progress: bool = True,
 ) -> Path:
     """Read an NSD tree into one study file, session by session.
@@ -92,8 +94,9 @@ def import_nsd(
         1 to 8, or ``"subj01"``. Default: every person whose betas are there.
     sessions : int or sequence of int, optional
         The first so many sessions, or these. Default: all that were scanned.
-    space : {"func1pt8mm", "fsaverage"}
-        Native volumes of 1.8 mm, or the common surface.
+    space : {"func1pt8mm", "fsaverage", "fsaverage6", "fsaverage5"}
+        Native volumes of 1.8 mm, the common surface, or the latter made coarser while it is read: means over neighbours
+        on the sphere.
     mask : str
         Which voxels: an atlas (all its labels), a label such as ``"V1v"``, ``"streams:ventral"``, or ``"whole"``.
     betas : str
@@ -104,6 +107,9 @@ def import_nsd(
         Resize pictures to N x N (they are square).
     captions : sequence of path
         COCO caption files (``captions_train2017.json``, ``captions_val2017.json``).
+    freesurfer : str or Path, optional
+        Folder that holds ``fsaverage/surf/{lh,rh}.sphere.reg``, for fsaverage6 and 5. Default: ``nsddata/freesurfer``,
+        where they are there, else ``SUBJECTS_DIR`` or ``FREESURFER_HOME/subjects``.
     progress : bool
         Show a progress bar (only on a terminal).
 
@@ -115,11 +121,13 @@ def import_nsd(
     root = Path(path)
     if space not in layout.SPACES:
         raise unknown("space", space, layout.SPACES)
-    people, design = _survey(root, subjects, sessions, space, betas, pictures, bool(captions))
+    stored = "fsaverage" if space in COARSER else space
+    people, design = _survey(root, subjects, sessions, stored, betas, pictures, bool(captions))
+    spheres = find_spheres(root, space, freesurfer) if space in COARSER else None
     trials = {p.name: _trials(root, p, design) for p in people}
     shown = np.unique(np.concatenate([t["nsd_id"] for t in trials.values()]))
     with scratch_folder(out) as scratch:
-        read = {p.name: _stage(root, p, space, mask, scratch, progress) for p in people}
+        read = {p.name: _stage(root, p, space, mask, spheres, scratch, progress) for p in people}
         recipe = {
             "reader": "nsd",
             "betas": betas,
@@ -266,8 +274,13 @@ def _compare_behaviour(path: Path, planned: np.ndarray, rows: np.ndarray) -> Non
         )
 
 
-def _stage(root: Path, person: _Person, space: str, mask: str, scratch: Path, progress: bool) -> tuple[Grid, Staged]:
-    grid = read_grid(root, person.number, space, mask, person.ncsnr)
+def _stage(
+    root: Path, person: _Person, space: str, mask: str, spheres: Spheres | None, scratch: Path, progress: bool
+) -> tuple[Grid, Staged]:
+    grid = read_grid(root, person.number, space if spheres is None else "fsaverage", mask, person.ncsnr)
+    weights = None
+    if spheres is not None:
+        grid, weights = coarser_grid(grid, space, spheres)
     dtype, scale = _storage(person.files[0][0])
     staged = Staged(scratch / person.name, len(grid.voxels), dtype, scale)
     pairs = list(zip(person.sessions, person.files, strict=True))
@@ -275,7 +288,7 @@ def _stage(root: Path, person: _Person, space: str, mask: str, scratch: Path, pr
         if _storage(files[0]) != (dtype, scale):
             raise InputError(f"{files[0]} is stored in another way than {person.files[0][0]}")
         for block in masked_session(files, grid.masks):
-            staged.append(block, session)
+            staged.append(block if weights is None else np.asarray(block, dtype=np.float32) @ weights, session)
     staged.finish()
     if sum(staged.dropped.values()):
         log.info("%s: %s", person.name, staged.words())

@@ -41,7 +41,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 BETAS = "betas_fithrf_GLMdenoise_RR"
-SPACES = ("func1pt8mm", "fsaverage")
+SPACES = ("func1pt8mm", "fsaverage", "fsaverage6", "fsaverage5")
 SESSIONS = (40, 40, 32, 30, 40, 32, 40, 30)  # scanned sessions of subj01 to subj08
 TRIALS = 750  # of a session: 12 runs, the odd ones of 63 trials, the even ones of 62
 DESIGN = "nsddata/experiments/nsd/nsd_expdesign.mat"
