@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from phosphene.training import TrainingInterrupted
 from phosphene.training.checkpoint import load_checkpoint
 from phosphene.training.log import read_log
 from phosphene.training.loop import TrainingError
-from phosphene.training.pretraining import pretrain, pretrain_settings, run_settings
+from phosphene.training.pretraining import pretrain, pretrain_settings, run_settings, sources
 from phosphene.training.pretraining.loop import _Pretraining
 from phosphene.training.pretraining.objective import MLIPObjective
 
@@ -134,6 +135,32 @@ def test_a_signal_stops_between_two_steps(whole, tmp_path, monkeypatch):
         run(tmp_path, training={"probe_steps": 3})
     assert not (tmp_path / "model").exists()
     assert same(run(tmp_path, training={"probe_steps": 3}), whole)
+
+
+def test_a_pool_is_rendered_before_the_first_step_and_can_be_stopped(tmp_path, monkeypatch):
+    told, step, render = [], _Pretraining.step, sources.render_tensor
+    module = sys.modules[pretrain.__module__]
+
+    @contextmanager
+    def bar(title, total, show):
+        yield lambda done, text: told.append((title, done, total))
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return render(*arguments)
+
+    monkeypatch.setattr(module, "progress_bar", bar)
+    monkeypatch.setattr(sources, "_BLOCK", 8)
+    monkeypatch.setattr(sources, "render_tensor", interrupted)
+    with pytest.raises(TrainingInterrupted, match="stopped after 8 of 20 scenes were rendered"):
+        run(tmp_path, None, data={"pool": 20})
+    monkeypatch.setattr(sources, "render_tensor", render)
+    told.clear()
+    monkeypatch.setattr(_Pretraining, "step", lambda self, batches: told.append("step") or step(self, batches))
+    pooled = run(tmp_path, None, data={"pool": 20})
+    assert told[:4] == [("render", 8, 20), ("render", 16, 20), ("render", 20, 20), "step"]
+    monkeypatch.setattr(sources, "_BLOCK", 512)
+    assert same(pooled, run(tmp_path / "again", None, data={"pool": 20}))
 
 
 def test_a_finished_run_is_not_done_again(whole, monkeypatch):

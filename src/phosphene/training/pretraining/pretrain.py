@@ -18,6 +18,7 @@ from phosphene.encoders.mlip.similarity import SCORES
 from phosphene.errors import InputError
 from phosphene.files import digest, write_json, write_text
 from phosphene.stimuli import StimulusSet, check_captions, check_pictures_apart, picture_hashes
+from phosphene.training.interrupt import Interruptible
 from phosphene.training.launch import launch
 from phosphene.training.pretraining.batches import PairLoader, PairSource, check_lengths
 from phosphene.training.pretraining.card import hardware, model_card, read_curve, write_curve
@@ -29,6 +30,7 @@ from phosphene.training.pretraining.settings import FINE_TUNING, DataSettings, P
 from phosphene.training.pretraining.sources import ScenePairs, StimulusPairs, at_size
 from phosphene.training.progress import progress_bar
 from phosphene.training.run_folder import RunFolder
+from phosphene.training.runner import TrainingInterrupted
 from phosphene.training.sampling import split_validation
 
 __all__ = ["pretrain"]
@@ -142,6 +144,9 @@ def pretrain(
         run.begin()
         if start is None and not (run.path / _TOKENIZER).exists():
             write_text(run.path / _TOKENIZER, words.to_json())
+
+    if isinstance(pairs.source, ScenePairs) and chosen.data.pool:
+        _render_pool(pairs.source, chosen.data.pool, fabric, progress and leads)
 
     def probe() -> dict[str, float]:
         return {score.name: score.value for score in pairs.probe(model, words) if score.score == SCORES[0]}
@@ -305,6 +310,15 @@ def _model(
         else:
             text = Tokenizer.train(source.corpus(), settings.model.vocabulary).to_json()
     return model, Tokenizer.from_json(fabric.broadcast(text))
+
+
+def _render_pool(scenes: ScenePairs, pool: int, fabric: Fabric, progress: bool) -> None:
+    """Render the scenes that are shown again and again, unless one of the processes is asked to stop."""
+    with progress_bar("render", pool, progress) as report, Interruptible() as interrupt:
+        for done in scenes.render_pool(fabric.device):
+            report(done, "scenes")
+            if interrupt.anywhere(fabric):
+                raise TrainingInterrupted(f"stopped after {done:,} of {pool:,} scenes were rendered; nothing was kept")
 
 
 def _facts(

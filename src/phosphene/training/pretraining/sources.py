@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -141,16 +141,26 @@ class ScenePairs:
     def pixels(self, pictures: Any, part: slice, device: torch.device) -> Tensor:
         if self._order is None:
             return render_tensor(pictures.take(part), self.size, device)
-        return self._pool_pixels(device)[torch.from_numpy(pictures[part]).to(device)]
-
-    def _pool_pixels(self, device: torch.device) -> Tensor:
         if self._rendered is None:
-            pool, size = self._pool, self.size
-            self._rendered = torch.empty(len(pool), size, size, 3, dtype=torch.uint8, device=device)
-            for first in range(0, len(pool), _BLOCK):
-                part = slice(first, first + _BLOCK)
-                self._rendered[part] = render_tensor(pool.take(part), size, device)
-        return self._rendered
+            for _ in self.render_pool(device):
+                pass
+        assert self._rendered is not None
+        return self._rendered[torch.from_numpy(pictures[part]).to(device)]
+
+    def render_pool(self, device: torch.device) -> Iterator[int]:
+        """Render the pool, and tell after each part how many scenes are done; all stay on the device.
+
+        One that is not walked through to its end leaves nothing behind.
+        """
+        pool, size = self._pool, self.size
+        rendered = torch.empty(len(pool), size, size, 3, dtype=torch.uint8, device=device)
+        for first in range(0, len(pool), _BLOCK):
+            part = slice(first, first + _BLOCK)
+            rendered[part] = render_tensor(pool.take(part), size, device)
+            yield min(part.stop, len(pool))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # batches are made on a stream of their own
+        self._rendered = rendered
 
     def corpus(self) -> Iterable[str]:
         graphs = self.graphs(min(self.settings.pool or _CORPUS, _CORPUS))
