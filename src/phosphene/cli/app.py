@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from phosphene._version import __version__
-from phosphene.cli import data, decoding, demo, doctor, importing, merging, pretraining
+from phosphene.cli import alignment, data, decoding, demo, doctor, importing, merging, pretraining
 from phosphene.errors import PhospheneError
 
 __all__ = ["app", "main"]
@@ -30,6 +30,7 @@ app.add_typer(importing.importers, name="import")
 app.command()(data.check)
 app.command()(data.encode)
 app.command()(merging.fidelity)
+app.command()(alignment.align)
 app.command()(pretraining.pretrain)
 app.command()(decoding.fit)
 app.command()(decoding.evaluate)
