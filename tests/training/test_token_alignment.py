@@ -18,7 +18,7 @@ from phosphene.training import fit
 from phosphene.training import token_alignment as home
 from phosphene.training.data import StepBatch
 from phosphene.training.losses import infonce
-from phosphene.training.objective import Objective
+from phosphene.training.objective import Objective, Outputs
 from phosphene.training.settings import TrainingConfig
 from phosphene.training.token_alignment import equalised
 
@@ -68,7 +68,7 @@ def naive_scores(part, found, true):
 def test_parts_match_the_naive_form(part, mixed):
     predictions, made, weights = batch(mixed)
     objective = Objective(config(cosine_weight=0.5, **{f"{part}_weight": 0.5}), target_shape=(TOKENS, WIDTH))
-    total, parts = objective(predictions, made, 0.2)
+    total, parts = objective(Outputs(predictions, predictions), made, 0.2)
     assert list(parts) == ["cosine", part]
     found, true = predictions.unflatten(1, (TOKENS, WIDTH)), made.targets.unflatten(1, (TOKENS, WIDTH))
     to_image, to_brain = naive_scores(part, found, true)
@@ -76,7 +76,7 @@ def test_parts_match_the_naive_form(part, mixed):
     expected = _half(to_image, weights, rows=True) + _half(to_brain, weights, rows=False)
     assert float(parts[part]) == pytest.approx(expected, rel=1e-4)
     torch.testing.assert_close(total.detach(), 0.5 * parts[part] + 0.5 * parts["cosine"])
-    cosine = Objective(config(cosine_weight=0.5))(predictions, made, 0.2)[0]
+    cosine = Objective(config(cosine_weight=0.5))(Outputs(predictions, predictions), made, 0.2)[0]
     (gradient,) = torch.autograd.grad(total - cosine, predictions)
     (slow,) = torch.autograd.grad(0.5 * _fast(to_image, to_brain, weights), predictions)
     torch.testing.assert_close(gradient, slow, rtol=1e-3, atol=1e-5)
@@ -124,7 +124,7 @@ def test_the_frequency_domain_sees_what_a_large_common_part_hides():
     targets = (10 * common + 0.3 * sign * quick).flatten(1)
     made = StepBatch([], targets, torch.arange(5), None, None, (5,))
     objective = Objective(config(frequency_weight=1.0), target_shape=(8, 8))
-    right = float(objective(targets, made, 0.2)[0])
+    right = float(objective(Outputs(targets, targets), made, 0.2)[0])
     assert right < 0.5 * float(infonce(targets, targets, torch.arange(5), 0.2))
 
 
@@ -138,11 +138,13 @@ def test_weight_zero_computes_nothing_and_changes_nothing(monkeypatch):
     plain = Objective(TrainingConfig())
     zero = Objective(TrainingConfig.build({f"{part}_weight": 0.0 for part in PARTS}), target_shape=(TOKENS, WIDTH))
     assert list(zero.state_dict()) == list(plain.state_dict()) == []
-    one, other = plain(predictions, made, 0.1), zero(predictions, made, 0.1)
+    one, other = plain(Outputs(predictions, predictions), made, 0.1), zero(Outputs(predictions, predictions), made, 0.1)
     assert torch.equal(one[0], other[0])
     assert list(other[1]) == ["contrastive"]
     with pytest.raises(AssertionError, match="computed"):
-        Objective(TrainingConfig(token_weight=1.0), target_shape=(TOKENS, WIDTH))(predictions, made, 0.1)
+        Objective(TrainingConfig(token_weight=1.0), target_shape=(TOKENS, WIDTH))(
+            Outputs(predictions, predictions), made, 0.1
+        )
 
 
 def token_study():
@@ -209,6 +211,6 @@ def test_late_interaction_leaves_the_order_of_tokens_open():
     predictions, made, _ = batch()
     shuffled = predictions.unflatten(1, (TOKENS, WIDTH))[:, torch.randperm(TOKENS)].flatten(1)
     objective = Objective(config(token_weight=1.0, cosine_weight=1.0), target_shape=(TOKENS, WIDTH))
-    before, after = objective(predictions, made, 0.2)[1], objective(shuffled, made, 0.2)[1]
+    before, after = (objective(Outputs(one, one), made, 0.2)[1] for one in (predictions, shuffled))
     torch.testing.assert_close(before["token"], after["token"])
     assert before["cosine"] != after["cosine"]

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from phosphene.encoders import Encoder, Targets
     from phosphene.recordings import StudyView
 
-__all__ = ["Decoder", "DecoderConfig", "Prediction"]
+__all__ = ["ClassesConfig", "Decoder", "DecoderConfig", "Prediction"]
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +45,16 @@ class Prediction:
         Predicted tokens; None where the target is one pooled embedding.
     pooled : Tensor of shape (b, width)
         The predicted pooled embedding; of a token prediction, the mean over tokens.
+    retrieval : Tensor of the shape of the target, or None
+        What is compared with targets, from decoders that project their prediction once more for that.
+    classes : Tensor of shape (b, classes) or None
+        Logits of several labels, from decoders with a head for them.
     """
 
     tokens: Tensor | None
     pooled: Tensor
+    retrieval: Tensor | None = None
+    classes: Tensor | None = None
 
     @classmethod
     def of(cls, output: Tensor, target_shape: Sequence[int]) -> Prediction:
@@ -59,9 +65,14 @@ class Prediction:
         return cls(None, output)
 
     @property
-    def embedding(self) -> Tensor:
-        """What is compared with targets: flattened tokens ``(b, tokens * width)``, or the pooled embedding."""
+    def target(self) -> Tensor:
+        """The predicted target: flattened tokens ``(b, tokens * width)``, or the pooled embedding."""
         return self.pooled if self.tokens is None else self.tokens.flatten(1)
+
+    @property
+    def embedding(self) -> Tensor:
+        """What is compared with targets: of `retrieval` if there is one, else `target`; flat."""
+        return self.target if self.retrieval is None else self.retrieval.flatten(1)
 
 
 class DecoderConfig(Settings):
@@ -75,6 +86,21 @@ class DecoderConfig(Settings):
     """
 
     pool_subjects: bool = False
+
+
+class ClassesConfig(DecoderConfig):
+    """Settings of decoders with a head for several labels.
+
+    Attributes
+    ----------
+    class_columns : tuple of str
+        Label columns, or patterns of them, whose values are classes: see `phosphene.stimuli.multilabel`.
+    classes : tuple of str
+        The classes; left out, `phosphene.fit` takes those of the training stimuli.
+    """
+
+    class_columns: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
 
 class Standardiser(nn.Module):
@@ -250,11 +276,23 @@ class Decoder(nn.Module, ABC):
         InputError
             For an unknown person, another number of voxels, NaN or infinite responses.
         """
-        return Prediction.of(self._decode(self._standardised(responses, subject), subject), self.target_shape)
+        output = self._decode(self._standardised(responses, subject), subject)
+        return output if isinstance(output, Prediction) else Prediction.of(output, self.target_shape)
 
     @abstractmethod
-    def _decode(self, responses: Tensor, subject: str | None) -> Tensor:
-        """From checked, standardised responses ``(b, voxels)`` to ``(b, *target_shape)`` (or flat)."""
+    def _decode(self, responses: Tensor, subject: str | None) -> Tensor | Prediction:
+        """From checked, standardised responses ``(b, voxels)`` to ``(b, *target_shape)`` (or flat), or all heads."""
+
+    def stages(self) -> tuple[str, ...]:
+        """Its training runs, one after the other; settings of later ones lie under their names, over the first's."""
+        return ("training",)
+
+    def begin(self, stage: str) -> None:
+        """Prepare for one of the `stages`: freeze what it does not train, switch on what it adds."""
+
+    def penalties(self) -> dict[str, Tensor]:
+        """Weighted terms of the loss that the forward passes since the last call gave rise to, by name."""
+        return {}
 
     def _standardised(self, responses: Tensor, subject: str | None) -> Tensor:
         if subject in self.subjects:
@@ -287,17 +325,36 @@ class Decoder(nn.Module, ABC):
         return (responses - means.mean(dim=0)) / spreads.mean(dim=0)
 
     @torch.no_grad()
-    def predict(self, responses: np.ndarray, subject: str | None = None, batch_size: int = 256) -> np.ndarray:
-        """Predicted embeddings, float32 ``(trials, *target_shape)``, of an array of responses, in batches."""
+    def predict(
+        self,
+        responses: np.ndarray,
+        subject: str | None = None,
+        batch_size: int = 256,
+        what: Literal["embedding", "target", "classes"] = "embedding",
+    ) -> np.ndarray:
+        """What a decoder says of an array of responses, in batches, float32.
+
+        Parameters
+        ----------
+        responses : (trials, voxels) array
+        subject : str, optional
+        batch_size : int
+        what : {"embedding", "target", "classes"}
+            What is compared with targets and the predicted target, both ``(trials, *target_shape)``; or logits of
+            labels, ``(trials, classes)``.
+        """
         training, device = self.training, next(iter(self.buffers())).device
         self.eval()
         parts = []
         for start in range(0, max(1, len(responses)), batch_size):
             block = torch.tensor(np.asarray(responses[start : start + batch_size], dtype=np.float32), device=device)
-            prediction = self(block, subject)
-            parts.append((prediction.pooled if prediction.tokens is None else prediction.tokens).float().cpu().numpy())
+            found = getattr(self(block, subject), what)
+            if found is None:
+                raise InputError(f"this {self.name} decoder has no head for classes")
+            parts.append(found.float().cpu().numpy())
         self.train(training)
-        return np.concatenate(parts)
+        joined = np.concatenate(parts)
+        return joined if what == "classes" else joined.reshape(len(joined), *self.target_shape)
 
     def solve(self, view: StudyView, targets: Targets, kind: str, progress: bool = True) -> None:
         """Fit in closed form (only decoders with `closed_form`)."""

@@ -43,6 +43,8 @@ class StepBatch:
         Weight of the own response.
     sizes : tuple of int
         Predictions of each process; their sum is B.
+    labels : Tensor (U, classes) or None
+        Which classes the distinct stimuli have.
     """
 
     def __init__(
@@ -53,9 +55,10 @@ class StepBatch:
         partner: Tensor | None,
         share: Tensor | None,
         sizes: tuple[int, ...],
+        labels: Tensor | None = None,
     ) -> None:
         self.calls, self.targets, self.stimulus = calls, targets, stimulus
-        self.partner, self.share, self.sizes = partner, share, sizes
+        self.partner, self.share, self.sizes, self.labels = partner, share, sizes, labels
 
     def to(self, device: torch.device) -> StepBatch:
         """The same batch on a device."""
@@ -68,6 +71,7 @@ class StepBatch:
             partner=None if self.partner is None else self.partner.to(device),
             share=None if self.share is None else self.share.to(device),
             sizes=self.sizes,
+            labels=None if self.labels is None else self.labels.to(device),
         )
 
 
@@ -198,10 +202,12 @@ class PersonSamples:
 
 
 class TargetRows:
-    """Flattened targets of some stimuli, by number, in the type they are stored in."""
+    """Flattened targets of some stimuli, by number, in the type they are stored in; their classes, ``(n, classes)``."""
 
-    def __init__(self, targets: Targets, ids: Sequence[str] | np.ndarray, kind: str) -> None:
-        self.ids = np.asarray(ids, dtype=str)
+    def __init__(
+        self, targets: Targets, ids: Sequence[str] | np.ndarray, kind: str, labels: np.ndarray | None = None
+    ) -> None:
+        self.ids, self.labels = np.asarray(ids, dtype=str), labels
         self.width = int(np.prod(targets.shape(kind)))
         self._array = getattr(targets, kind)
         self._rows = targets.rows(self.ids)
@@ -321,6 +327,7 @@ class StepLoader:
             partner=torch.from_numpy(where[total:]) if mixed is not None else None,
             share=torch.from_numpy(np.concatenate(share)) if mixed is not None else None,
             sizes=tuple(sizes),
+            labels=None if self.targets.labels is None else torch.from_numpy(self.targets.labels[rows]),
         )
 
     def _responses(

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 
 from phosphene._version import __version__
-from phosphene.decoders import Decoder, make_decoder
+from phosphene.decoders import ClassesConfig, Decoder, DecoderConfig, make_decoder
 from phosphene.decoders.registry import decoder_class
 from phosphene.errors import InputError, LeakageError, unknown
 from phosphene.files import digest
-from phosphene.settings import load_preset, presets
+from phosphene.settings import load_preset, merge, presets
+from phosphene.stimuli.multilabel import find_classes, label_matrix
 from phosphene.training.data import PersonSamples, StepLoader, TargetRows, plan_memory
 from phosphene.training.launch import launch
 from phosphene.training.loop import Counters, train
@@ -123,9 +124,12 @@ def fit(
     preset = preset or choose_preset(name, view, targets)
     layers = load_preset("decoders", name, preset) if preset else {}
     kind = _kind(kind, layers.get("kind"), targets)
-    config = TrainingConfig.build(layers.get("training"), training)
-    if config.alignment:
-        require_tokens(config.alignment, targets.shape(kind))
+    configs = _stages(layers.get("training", {}), training or {})
+    config = configs["training"]
+    for one in configs.values():
+        if one.alignment:
+            require_tokens(one.alignment, targets.shape(kind))
+    settings = _with_classes(cls.Config.build(layers.get("decoder", {}), settings), settings, view)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         decoder = make_decoder(
@@ -141,11 +145,12 @@ def fit(
     origin = _origin(decoder, study, view, targets, kind, seed)
     if aligner is not None:
         origin["aligner"] = aligner.identity
+    _check_stages(decoder, configs)
     if cls.closed_form and training:
         raise InputError(f"{name} is fitted in closed form; it has no training settings ({', '.join(training)})")
     run = None
     if out is not None:
-        facts = {} if cls.closed_form else {"training": config.model_dump(mode="json")}
+        facts = {} if cls.closed_form else {name: one.model_dump(mode="json") for name, one in configs.items()}
         run = RunFolder(Path(out), {"preset": preset, **origin, **facts})
         if run.finished:
             log.info("%s holds this run, finished: read back", run.path)
@@ -162,8 +167,12 @@ def fit(
         fabric.barrier()  # every process has looked into the run folder before the first one writes there
         if run is not None and leads:
             run.begin()
-        bench = _prepare(decoder, view, targets, kind, config, seed, fabric)
-        decoder.provenance |= _trained(fabric, decoder, bench, targets, kind, config, seed, run, progress and leads)
+        for stage in decoder.stages():
+            config = configs.get(stage, configs["training"])
+            decoder.begin(stage)
+            bench = _prepare(decoder, view, targets, kind, config, seed, fabric)
+            told = _trained(fabric, decoder, bench, targets, kind, config, seed, stage, run, progress and leads)
+            decoder.provenance |= told if stage == "training" else {stage: told}
     if run is not None and run.changes:
         decoder.provenance["changes"] = run.changes
     if aligner is not None:
@@ -182,14 +191,18 @@ def _trained(
     kind: str,
     config: TrainingConfig,
     seed: int,
+    stage: str,
     run: RunFolder | None,
     progress: bool,
 ) -> dict[str, Any]:
-    """Start where the decoder has a closed form to start from, train, and tell how it went."""
-    folder = None if run is None else run.checkpoints
+    """Start at the decoder's closed form, or where its last stage ended, train, and tell how it went."""
+    first = stage == "training"
+    folder = None if run is None else run.checkpoints if first else run.path / stage / run.checkpoints.name
     fresh = folder is None or not (folder / "last.safetensors").exists()
-    warm = fresh and decoder.warm_start(bench.view, targets, kind, progress)
-    with progress_bar(f"fit {decoder.name}", bench.total_steps, progress) as report:
+    warm = fresh and (not first or decoder.warm_start(bench.view, targets, kind, progress))
+    with progress_bar(
+        f"fit {decoder.name}" if first else f"{decoder.name}, {stage}", bench.total_steps, progress
+    ) as report:
         counters = train(
             fabric,
             decoder,
@@ -203,6 +216,36 @@ def _trained(
             report=report,
         )
     return {"training": config.model_dump(mode="json"), **_outcome(counters, config)}
+
+
+def _stages(*layers: Mapping[str, Any]) -> dict[str, TrainingConfig]:
+    """Settings of the first stage, and of later ones by name: nested tables, which lie over those of the first."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = merge(merged, dict(layer))
+    nested = {name: table for name, table in merged.items() if isinstance(table, Mapping)}
+    first = {name: value for name, value in merged.items() if name not in nested}
+    configs = {"training": TrainingConfig.build(first)}
+    return configs | {name: TrainingConfig.build(first, table) for name, table in nested.items()}
+
+
+def _check_stages(decoder: Decoder, configs: Mapping[str, TrainingConfig]) -> None:
+    for name, config in configs.items():
+        if name not in decoder.stages():
+            raise unknown(f"stage of {decoder.name}:", name, decoder.stages())
+        known = decoder.config.classes if isinstance(decoder.config, ClassesConfig) else ()
+        if config.class_weight and not known:
+            raise InputError(
+                f"class_weight = {config.class_weight:g} needs a decoder with a head for classes and their columns "
+                f"(class_columns); this {decoder.name} has none"
+            )
+
+
+def _with_classes(config: DecoderConfig, settings: Mapping[str, Any], view: StudyView) -> dict[str, Any]:
+    """Settings of the decoder with the classes that training stimuli have in the columns it asks for."""
+    if not isinstance(config, ClassesConfig) or not config.class_columns or config.classes:
+        return dict(settings)
+    return {**settings, "classes": find_classes(view.stimuli.labels, config.class_columns)}
 
 
 def choose_preset(name: str, view: StudyView, targets: Targets) -> str | None:
@@ -277,11 +320,11 @@ def _prepare(
     shown = _shown(view)
     ids = view.stimulus_ids[shown]
     aside = split_validation(_units(view, config)[shown], config.validation_fraction, seed)
-    people, rows = _samples(view, ids[~aside], targets, kind, config.repeats)
+    people, rows = _samples(decoder, view, ids[~aside], targets, kind, config.repeats)
     counts = {samples.subject: len(samples) for samples in people}
     sampler = BatchSampler(counts, config.batch_size, seed, fabric.world_size)
     total_steps = config.epochs * sampler.steps_per_epoch
-    validation = _validation(view, ids[aside], targets, kind) if aside.any() else None
+    validation = _validation(decoder, view, ids[aside], targets, kind) if aside.any() else None
     sources: list[PersonSamples | TargetRows] = [*people, rows]
     if validation is not None:
         sources.extend(validation[0])
@@ -316,9 +359,9 @@ def _units(view: StudyView, config: TrainingConfig) -> np.ndarray:
 
 
 def _validation(
-    view: StudyView, ids: np.ndarray, targets: Targets, kind: str
+    decoder: Decoder, view: StudyView, ids: np.ndarray, targets: Targets, kind: str
 ) -> tuple[list[PersonSamples], TargetRows]:
-    people, rows = _samples(view, ids, targets, kind, "average")
+    people, rows = _samples(decoder, view, ids, targets, kind, "average")
     people = [samples for samples in people if len(samples) > 1]
     if not people:
         raise InputError(
@@ -328,10 +371,19 @@ def _validation(
 
 
 def _samples(
-    view: StudyView, ids: np.ndarray, targets: Targets, kind: str, repeats: Literal["single", "average"]
+    decoder: Decoder,
+    view: StudyView,
+    ids: np.ndarray,
+    targets: Targets,
+    kind: str,
+    repeats: Literal["single", "average"],
 ) -> tuple[list[PersonSamples], TargetRows]:
     part, index = view.restrict(ids), {name: row for row, name in enumerate(ids.tolist())}
-    return [PersonSamples(part, subject, index, repeats) for subject in part.subjects], TargetRows(targets, ids, kind)
+    labels, config = None, decoder.config
+    if isinstance(config, ClassesConfig) and config.classes:
+        labels = label_matrix(part.stimuli.labels, config.class_columns, config.classes).astype(np.float32)
+    people = [PersonSamples(part, subject, index, repeats) for subject in part.subjects]
+    return people, TargetRows(targets, ids, kind, labels)
 
 
 def _outcome(counters: Counters, config: TrainingConfig) -> dict[str, Any]:

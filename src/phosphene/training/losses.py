@@ -13,7 +13,18 @@ from torch.nn import functional
 
 from phosphene.training.contrast import cosines
 
-__all__ = ["bimixco", "cosine", "infonce", "mixed_targets", "mse", "pair_weights", "softclip", "weighted"]
+__all__ = [
+    "bimixco",
+    "cosine",
+    "infonce",
+    "mixed_targets",
+    "mse",
+    "multilabel",
+    "pair_weights",
+    "semantic_relations",
+    "softclip",
+    "weighted",
+]
 
 
 def weighted(to_image: Tensor, to_brain: Tensor, weights: Tensor) -> Tensor:
@@ -161,3 +172,41 @@ def mse(predictions: Tensor, aligned: Tensor, variance: Tensor | float = 1.0) ->
 def cosine(predictions: Tensor, aligned: Tensor) -> Tensor:
     """One minus the cosine of each prediction (B, D) with its target (B, D), averaged."""
     return 1.0 - functional.cosine_similarity(predictions, aligned, dim=1).mean()
+
+
+def multilabel(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy of logits with labels in [0, 1], both (B, classes), averaged over both."""
+    return functional.binary_cross_entropy_with_logits(logits, labels)
+
+
+def semantic_relations(predictions: Tensor, aligned: Tensor, temperature: Tensor | float, form: str = "kl") -> Tensor:
+    r"""How far relations between predictions are from those between their stimuli, whoever saw them.
+
+    With :math:`u_i` the target of prediction :math:`z_i`, rows over all :math:`j \ne i` of the batch,
+
+    .. math:: \frac{1}{B} \sum_i \mathrm{KL}\Big(\mathrm{softmax}_j \frac{\cos(u_i, u_j)}{\tau} \,\Big\|\,
+              \mathrm{softmax}_j \frac{\cos(z_i, z_j)}{\tau}\Big)
+
+    or, in the form "frobenius", the mean square of :math:`\cos(u_i, u_j) - \cos(z_i, z_j)`.
+
+    Parameters
+    ----------
+    predictions, aligned : Tensor (B, D)
+        Predictions, of all people of a batch, and the target of each.
+    temperature : Tensor or float
+        :math:`\tau`, of the form "kl".
+    form : {"kl", "frobenius"}
+
+    Returns
+    -------
+    Tensor ()
+    """
+    own = torch.eye(len(predictions), dtype=torch.bool, device=predictions.device)
+    wanted, found = cosines(aligned, aligned).detach(), cosines(predictions, predictions)
+    if form == "frobenius":
+        return (wanted - found)[~own].square().mean()
+    wanted = (wanted / temperature).masked_fill(own, -torch.inf).log_softmax(dim=1)
+    found = (found / temperature).masked_fill(own, -torch.inf).log_softmax(dim=1)
+    # what is masked out of both has no share in the divergence, and must not make it NaN
+    rows = torch.where(own, 0.0, wanted.exp() * (wanted - found).masked_fill(own, 0.0))
+    return rows.sum(dim=1).mean()

@@ -4,25 +4,59 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from phosphene.decoders import Decoder
+from phosphene.decoders import Decoder, Prediction
 from phosphene.training import losses
 from phosphene.training.data import StepBatch
 from phosphene.training.gather import gather
 from phosphene.training.settings import TrainingConfig
 from phosphene.training.token_alignment import TokenAlignment
 
-__all__ = ["Objective", "TrainingStep"]
+__all__ = ["Objective", "Outputs", "TrainingStep"]
 
 # 1 / temperature is kept within this range while it is learned
 _LOGIT_SCALE = (1.0, 1000.0)
 
 
+class Outputs(NamedTuple):
+    """What the predictions of a batch are scored by, row by row.
+
+    Attributes
+    ----------
+    embedding : Tensor (B, D)
+        Compared with targets.
+    target : Tensor (B, D)
+        Predicted targets; the same tensor where the decoder has one head for both.
+    classes : Tensor (B, classes) or None
+        Logits.
+    """
+
+    embedding: Tensor
+    target: Tensor
+    classes: Tensor | None = None
+
+    @classmethod
+    def of(cls, predictions: Sequence[Prediction], sizes: Sequence[int]) -> Outputs:
+        """Join the predictions of this process's calls, and those of all processes, in float32."""
+
+        def joined(rows: Sequence[Tensor]) -> Tensor:
+            return gather(torch.cat(list(rows)).float(), sizes)
+
+        target = joined([one.target for one in predictions])
+        projected = any(one.retrieval is not None for one in predictions)
+        embedding = joined([one.embedding for one in predictions]) if projected else target
+        logits = [one.classes for one in predictions if one.classes is not None]
+        return cls(embedding, target, joined(logits) if logits else None)
+
+
 class Objective(nn.Module):
-    """Weighted sum of a contrastive, a squared-error and a cosine part, and of those that compare tokens.
+    """Weighted sum of contrastive, squared-error and cosine parts, of those that compare tokens, labels, relations.
+
+    The contrastive part and relations are of the embedding that is compared, the others of the predicted target.
 
     Parameters
     ----------
@@ -47,28 +81,45 @@ class Objective(nn.Module):
             return scheduled
         return self.log_scale.clamp(math.log(_LOGIT_SCALE[0]), math.log(_LOGIT_SCALE[1])).neg().exp()
 
-    def forward(self, predictions: Tensor, batch: StepBatch, scheduled: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of all predictions (B, D) of a batch, and its unweighted parts by name."""
-        predictions, targets, config = predictions.float(), batch.targets.float(), self.config
+    def forward(self, outputs: Outputs, batch: StepBatch, scheduled: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of all predictions of a batch, and its unweighted parts by name."""
+        targets, config = batch.targets.float(), self.config
         temperature = self.temperature(scheduled)
+        pairs = losses.pair_weights(batch.stimulus, len(targets), batch.partner, batch.share).to(targets.dtype)
+        weights = self._weights()
         parts: dict[str, Tensor] = {}
-        weights = {"contrastive": config.contrastive_weight, "mse": config.mse_weight, "cosine": config.cosine_weight}
-        if config.contrastive != "none" and config.contrastive_weight:
-            parts["contrastive"] = self._contrastive(predictions, targets, batch, temperature)
-        if config.mse_weight or config.cosine_weight:
+        if "contrastive" in weights:
+            parts["contrastive"] = self._contrastive(outputs.embedding, targets, batch, temperature)
+        if weights.keys() & {"mse", "cosine", "semantic"}:
             aligned = targets[batch.stimulus]
             if batch.partner is not None and batch.share is not None:
                 aligned = losses.mixed_targets(targets, batch.stimulus, batch.partner, batch.share)
-            if config.mse_weight:
-                parts["mse"] = losses.mse(predictions, aligned, self.variance)
-            if config.cosine_weight:
-                parts["cosine"] = losses.cosine(predictions, aligned)
+        if "mse" in weights:
+            parts["mse"] = losses.mse(outputs.target, aligned, self.variance)
+        if "cosine" in weights:
+            parts["cosine"] = losses.cosine(outputs.target, aligned)
+        if "semantic" in weights:
+            relations = (config.semantic_temperature, config.semantic_form)
+            parts["semantic"] = losses.semantic_relations(outputs.embedding, aligned, *relations)
+        if "classes" in weights and outputs.classes is not None and batch.labels is not None:
+            parts["classes"] = losses.multilabel(outputs.classes, pairs @ batch.labels.float())
         if self.alignment is not None:
-            pairs = losses.pair_weights(batch.stimulus, len(targets), batch.partner, batch.share)
-            parts |= self.alignment(predictions, targets, pairs.to(predictions.dtype), temperature)
-            weights |= config.alignment
+            parts |= self.alignment(outputs.target, targets, pairs, temperature)
         total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
         return total, {name: part.detach() for name, part in parts.items()}
+
+    def _weights(self) -> dict[str, float]:
+        """Weights above 0, by part."""
+        config = self.config
+        weights = {
+            "contrastive": config.contrastive_weight if config.contrastive != "none" else 0.0,
+            "mse": config.mse_weight,
+            "cosine": config.cosine_weight,
+            "semantic": config.semantic_weight,
+            "classes": config.class_weight,
+            **config.alignment,
+        }
+        return {name: weight for name, weight in weights.items() if weight}
 
     def _contrastive(
         self, predictions: Tensor, targets: Tensor, batch: StepBatch, temperature: Tensor | float
@@ -98,8 +149,9 @@ class TrainingStep(nn.Module):
 
     def forward(self, batch: StepBatch, scheduled: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of the global batch and its parts."""
-        rows = [self._call[0](responses, subject).embedding for subject, responses in batch.calls]
-        with torch.autocast(rows[0].device.type, enabled=False):
-            predictions = gather(torch.cat(rows).float(), batch.sizes)
-            loss, parts = self.objective(predictions, batch, scheduled)
+        predictions = [self._call[0](responses, subject) for subject, responses in batch.calls]
+        with torch.autocast(batch.targets.device.type, enabled=False):
+            loss, parts = self.objective(Outputs.of(predictions, batch.sizes), batch, scheduled)
+            for name, penalty in self.decoder.penalties().items():
+                loss, parts[name] = loss + penalty, penalty.detach()
         return loss, parts

@@ -68,6 +68,12 @@ class TrainingConfig(StepSettings):
         Weights of the parts that MLIP's objective adds to the contrast of whole targets: token by token, in the
         frequency domain of the tokens, and both (see `token_alignment`). They need targets with tokens. The first
         and the last do not know the order of tokens and stand beside another part.
+    class_weight : float
+        Weight of the cross-entropy of several labels, for decoders with a head for them.
+    semantic_weight : float
+        Weight of the guidance by relations between stimuli, across the people of a batch.
+    semantic_temperature, semantic_form : float, {"kl", "frobenius"}
+        How relations are compared, see `losses.semantic_relations`.
     temperature : float
         Of the softmax over cosine similarities.
     temperature_end : float, optional
@@ -119,6 +125,10 @@ class TrainingConfig(StepSettings):
     token_weight: float = Field(0.0, ge=0)
     frequency_weight: float = Field(0.0, ge=0)
     frequency_token_weight: float = Field(0.0, ge=0)
+    class_weight: float = Field(0.0, ge=0)
+    semantic_weight: float = Field(0.0, ge=0)
+    semantic_temperature: float = Field(0.1, gt=0, le=10)
+    semantic_form: Literal["kl", "frobenius"] = "kl"
     temperature: float = Field(0.05, gt=0, le=10)
     temperature_end: float | None = Field(None, gt=0, le=10)
     learn_temperature: bool = False

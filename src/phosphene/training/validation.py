@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from phosphene.decoders import Decoder
 from phosphene.training.data import PersonSamples, StepBatch, TargetRows
-from phosphene.training.objective import Objective
+from phosphene.training.objective import Objective, Outputs
 
 __all__ = ["POOL", "retrieval", "validate"]
 
@@ -73,11 +73,13 @@ def validate(
         pools = np.array_split(np.arange(len(samples)), max(1, -(-len(samples) // POOL)))
         for pool in pools:
             responses = torch.from_numpy(samples.read(pool)).to(device)
-            predictions = decoder(responses, samples.subject).embedding.float()
-            true = torch.from_numpy(targets.read(samples.stimulus[pool])).to(device).float()
-            batch = StepBatch([], true, torch.arange(len(pool), device=device), None, None, (len(pool),))
-            sums["loss"] += float(objective(predictions, batch, temperature)[0]) * len(pool)
-            for name, value in retrieval(predictions, true).items():
+            shown = samples.stimulus[pool]
+            outputs = Outputs.of([decoder(responses, samples.subject)], (len(pool),))
+            true = torch.from_numpy(targets.read(shown)).to(device).float()
+            labels = None if targets.labels is None else torch.from_numpy(targets.labels[shown]).to(device)
+            batch = StepBatch([], true, torch.arange(len(pool), device=device), None, None, (len(pool),), labels)
+            sums["loss"] += float(objective(outputs, batch, temperature)[0]) * len(pool)
+            for name, value in retrieval(outputs.embedding, true).items():
                 sums[name] += value * len(pool)
         figures.append({name: value / len(samples) for name, value in sums.items()})
     decoder.train(training)
