@@ -5,6 +5,17 @@ from __future__ import annotations
 from phosphene.evaluation.audits import leave_cluster_out, participation_ratio
 from phosphene.evaluation.compare import Comparison, compare
 from phosphene.evaluation.evaluate import evaluate
+from phosphene.evaluation.multilabel import LabelCard, evaluate_labels
 from phosphene.evaluation.scorecard import Score, Scorecard
 
-__all__ = ["Comparison", "Score", "Scorecard", "compare", "evaluate", "leave_cluster_out", "participation_ratio"]
+__all__ = [
+    "Comparison",
+    "LabelCard",
+    "Score",
+    "Scorecard",
+    "compare",
+    "evaluate",
+    "evaluate_labels",
+    "leave_cluster_out",
+    "participation_ratio",
+]

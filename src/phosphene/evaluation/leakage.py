@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from phosphene.decoders import Decoder
 from phosphene.encoders import Targets
 from phosphene.errors import LeakageError
 from phosphene.evaluation.scoring import Fold
+from phosphene.recordings import Study, StudyView
 
-__all__ = ["doubts", "refuse_leakage", "scaled_by_what_is_scored", "scaling_notes", "with_known_fit"]
+__all__ = ["doubts", "refuse_leakage", "refuse_seen", "scaled_by_what_is_scored", "scaling_notes", "with_known_fit"]
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ def with_known_fit(fold: Fold) -> Fold:
     if remembered is None or content is None:
         return fold
     known, unsure = {name: content[name] for name in remembered if name in content}, remembered - content.keys()
-    here = frozenset(_seen(fold, fold.study.stimuli.ids, known)) | unsure
+    here = frozenset(_seen(fold.study, fold.decoder, fold.study.stimuli.ids, known)) | unsure
     old = fold.targets
     return replace(fold, targets=Targets(old.ids, old.tokens, old.pooled, old.encoder, here))
 
@@ -51,14 +53,25 @@ def refuse_leakage(fold: Fold) -> None:
             f"the target encoder {fold.targets.encoder.label!r} was fitted on {len(leaked)} of the {len(scored)} "
             f"stimuli to be scored (split {fold.split!r}), {_such_as(leaked)}: fit it on the training part"
         )
-    if fold.decoder.aligner is not None and fold.decoder.aligner.fitted_on:
-        fold.decoder.aligner.check_apart(scored, fold.view.stimuli.hashes)
-    if leaked := sorted(_seen(fold, scored, _content(fold) or {})):
-        facts = fold.decoder.provenance
+    refuse_seen(fold.study, fold.decoder, fold.view)
+
+
+def refuse_seen(study: Study, decoder: Decoder, view: StudyView) -> None:
+    """Refuse to score stimuli of a view that a decoder, or the aligner in front of it, was fitted on.
+
+    Raises
+    ------
+    LeakageError
+        Naming some of them.
+    """
+    scored, facts = view.stimulus_ids.tolist(), decoder.provenance
+    if decoder.aligner is not None and decoder.aligner.fitted_on:
+        decoder.aligner.check_apart(scored, view.stimuli.hashes)
+    if leaked := sorted(_seen(study, decoder, scored, facts.get("training_content") or {})):
         raise LeakageError(
             f"the decoder was fitted on the training part of split {facts.get('split')!r} of study "
             f"{facts.get('study')!r}, which holds {len(leaked)} of the {len(scored)} stimuli to be scored "
-            f"({fold.view.role} of {fold.split!r}), {_such_as(leaked)}"
+            f"({view.role} of {view.split_name!r}), {_such_as(leaked)}"
         )
 
 
@@ -74,7 +87,7 @@ def doubts(folds: Sequence[Fold]) -> list[str]:
                     "the scored ones could not be checked"
                 )
             continue
-        hashes = _hashes(fold)
+        hashes = _hashes(fold.study)
         named = [name for name in fold.view.stimulus_ids.tolist() if content.get(name, hashes[name]) != hashes[name]]
         if named:
             notes.append(
@@ -133,19 +146,19 @@ def _content(fold: Fold) -> Mapping[str, str] | None:
     return found
 
 
-def _hashes(fold: Fold) -> dict[str, str]:
-    stimuli = fold.study.stimuli
+def _hashes(study: Study) -> dict[str, str]:
+    stimuli = study.stimuli
     return dict(zip(stimuli.ids.tolist(), stimuli.hashes.tolist(), strict=True))
 
 
-def _seen(fold: Fold, ids: Iterable[str], content: Mapping[str, str]) -> list[str]:
+def _seen(study: Study, decoder: Decoder, ids: Iterable[str], content: Mapping[str, str]) -> list[str]:
     """Those of the stimuli that are among `content`: by name and hash, in another study by the hash of a picture alone.
 
     Equal pictures under two names of one study are left to the audit of overlap; without pictures, equal captions and
     labels do not make two stimuli one.
     """
-    hashes = _hashes(fold)
-    elsewhere = fold.decoder.provenance.get("study_digest") != fold.study.digest and fold.study.stimuli.has_pixels
+    hashes = _hashes(study)
+    elsewhere = decoder.provenance.get("study_digest") != study.digest and study.stimuli.has_pixels
     anywhere = set(content.values()) if elsewhere else set()
     return [name for name in ids if content.get(name) == hashes[name] or hashes[name] in anywhere]
 
@@ -154,7 +167,7 @@ def _alike(fold: Fold, content: Mapping[str, str]) -> list[str]:
     """Scored stimuli whose captions and labels are those of a training stimulus of another study."""
     if fold.decoder.provenance.get("study_digest") == fold.study.digest or not any(fold.study.stimuli.captions):
         return []
-    hashes, known = _hashes(fold), set(content.values())
+    hashes, known = _hashes(fold.study), set(content.values())
     return [name for name in fold.view.stimulus_ids.tolist() if hashes[name] in known]
 
 

@@ -1,0 +1,139 @@
+"""Scores of several labels: against scikit-learn, with ties and resamples; what is left out is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics
+from torch import Tensor, nn
+
+from phosphene import virtual
+from phosphene.decoders import ClassesConfig, Decoder, Prediction
+from phosphene.errors import InputError, LeakageError
+from phosphene.evaluation.multilabel import auc, average_precision, evaluate_labels, hamming
+from phosphene.files import read_json
+from phosphene.recordings import Study
+from phosphene.stimuli.multilabel import find_classes
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_as_scikit_learn_has_them_with_ties_and_weights(levels: int) -> None:
+    rng = np.random.default_rng(levels)
+    truth, scores = rng.random(60) < 0.2, rng.integers(0, levels, 60).astype(float)
+    weights = rng.multinomial(60, np.full(60, 1 / 60), size=5).astype(float)
+    for mine, theirs in ((average_precision, metrics.average_precision_score), (auc, metrics.roc_auc_score)):
+        assert mine(truth, scores)[0] == pytest.approx(theirs(truth, scores))
+        wanted = [theirs(truth, scores, sample_weight=row) for row in weights]
+        np.testing.assert_allclose(mine(truth, scores, weights), wanted)
+
+
+def test_hamming_as_scikit_learn_has_it() -> None:
+    rng = np.random.default_rng(0)
+    truth, said = rng.random((20, 5)) < 0.3, rng.random((20, 5)) < 0.3
+    assert hamming(truth, said)[0] == pytest.approx(metrics.hamming_loss(truth, said))
+
+
+def test_what_has_no_positive_is_no_number() -> None:
+    assert np.isnan(average_precision(np.zeros(3, bool), np.arange(3.0)))[0]
+    assert np.isnan(auc(np.ones(3, bool), np.arange(3.0)))[0]
+
+
+class _Head(Decoder):
+    """A linear head for classes with weights made up here."""
+
+    name = "head"
+    Config = ClassesConfig
+
+    def __init__(self, config: ClassesConfig, subjects: Any, target_shape: Any) -> None:
+        super().__init__(config, subjects, target_shape)
+        self.inputs = nn.ModuleList()
+        for subject, n_voxels in self.subjects.items():
+            self._add_input(subject, n_voxels)
+
+    def _add_input(self, subject: str, n_voxels: int) -> None:
+        self.inputs.append(nn.Linear(n_voxels, len(self.config.classes)))
+
+    def _decode(self, responses: Tensor, subject: str | None) -> Prediction:
+        pooled = torch.zeros(len(responses), self.n_outputs)
+        return Prediction(None, pooled, classes=self.inputs[self.index(str(subject))](responses))
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    sizes: dict[str, Any] = {"subjects": 2, "sessions": 1, "repeats": 1}
+    return virtual.study(seed=5, stimuli={"test": 40, "common": 150}, person={"voxels": 120, "noise": 0.3}, **sizes)
+
+
+def _head(study: Study, solved: bool) -> Decoder:
+    """A head at random, or at the least squares of the training part."""
+    view, columns = study.split("train"), ("shape_*",)
+    classes = find_classes(view.stimuli.labels, columns)
+    torch.manual_seed(0)
+    config = ClassesConfig(class_columns=columns, classes=(*classes, "never"))
+    decoder = _Head(config, {subject: view.n_voxels(subject) for subject in view.subjects}, (3,)).eval()
+    if solved:
+        from phosphene.stimuli.multilabel import label_matrix
+
+        for at, subject in enumerate(view.subjects):
+            ids, x = view.averaged(subject)
+            y = label_matrix(view.stimuli.select(ids).labels, columns, config.classes).astype(np.float32)
+            gram = x.T @ x + 100 * np.eye(x.shape[1], dtype=np.float32)
+            decoder.inputs[at].weight.data = torch.from_numpy(np.linalg.solve(gram, x.T @ (y - y.mean(0))).T)
+            decoder.inputs[at].bias.data = torch.from_numpy(y.mean(0)) - 0.5
+    return decoder
+
+
+def test_person_by_person_then_the_mean_beside_a_rival(study: Study, tmp_path: Path) -> None:
+    card = evaluate_labels(_head(study, True), study, rivals={"chance": _head(study, False)}, n_boot=200)
+    people = [card.get("mAP", subject).value for subject in study.subjects]
+    mean = card.get("mAP")
+    assert mean.value == pytest.approx(np.mean(people))
+    assert mean.low <= mean.value <= mean.high
+    assert mean.value > mean.chance + 0.05
+    assert card.get("AUC").value > 0.6
+    gain = next(row for row in card.differences if row.metric == "mAP")
+    assert gain.value == pytest.approx(mean.value - card.get("mAP", method="chance").value)
+    assert gain.low > 0
+    assert "never" in card.left_out["sub-01"]
+    assert mean.classes == len(card.facts["classes"]) - len(card.left_out["sub-01"])
+    for said in ("mAP", "left out", "head - chance"):
+        assert said in card.table()
+    assert read_json(card.save(tmp_path / "labels.json"))["scores"][0]["metric"] == "mAP"
+
+
+def test_saying_nothing_is_what_hamming_stands_beside(study: Study) -> None:
+    silent = _head(study, True)
+    for layer in silent.inputs:
+        layer.bias.data -= 100
+    score = evaluate_labels(silent, study, n_boot=0).get("Hamming")
+    assert score.value == pytest.approx(score.chance)
+
+
+def test_other_classes_cannot_be_compared(study: Study) -> None:
+    other = _Head(ClassesConfig(class_columns=("shape_*",), classes=("ball",)), {"sub-01": 120, "sub-02": 120}, (3,))
+    with pytest.raises(InputError, match="other classes"):
+        evaluate_labels(_head(study, False), study, rivals={"other": other})
+    other.config = ClassesConfig()
+    with pytest.raises(InputError, match="no head for classes"):
+        evaluate_labels(other, study)
+
+
+def test_classes_without_any_positive(study: Study) -> None:
+    config = ClassesConfig(class_columns=("shape_*",), classes=("never",))
+    with pytest.raises(InputError, match="none of the 1 classes has a positive"):
+        evaluate_labels(_Head(config, {"sub-01": 120, "sub-02": 120}, (3,)), study)
+
+
+def test_stimuli_of_training_are_refused(study: Study) -> None:
+    decoder = _head(study, False)
+    view = study.split("train")
+    decoder.provenance = {
+        "training_content": dict(zip(view.stimulus_ids.tolist(), view.stimuli.hashes.tolist(), strict=True)),
+        "study_digest": study.digest,
+    }
+    with pytest.raises(LeakageError, match="fitted on the training part"):
+        evaluate_labels(decoder, study, role="train")
