@@ -14,8 +14,8 @@ from phosphene.training.settings import MACHINE_KEYS
 
 __all__ = ["CHANGEABLE", "RunFolder", "differences", "note_stop"]
 
-CHANGEABLE = frozenset({"training.learning_rate", "training.gradient_clip", "training.precision"})
-"""Settings that may change where a run stopped because a number was not finite."""
+CHANGEABLE = frozenset({"learning_rate", "gradient_clip", "precision"})
+"""Settings of training that may change where a run stopped because a number was not finite."""
 
 _CONFIG, _STOPPED, _CHANGES = "config.json", "stopped", "changes"
 
@@ -45,12 +45,18 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
 def _changed(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Old and new value of what differs."""
     left, right = _flat(_without_history(found)), _flat(wanted)
-    ignored = {"software", "preset"} | {f"training.{key}" for key in MACHINE_KEYS}
+    ignored = {"software", "preset"} | _of_training(wanted, MACHINE_KEYS)
     return {
         key: [left.get(key), right.get(key)]
         for key in sorted(left.keys() | right.keys())
         if key not in ignored and left.get(key) != right.get(key)
     }
+
+
+def _of_training(settings: Mapping[str, Any], keys: frozenset[str]) -> set[str]:
+    """These keys with the names of all tables that describe a training: one, or one for every stage."""
+    stages = {name for name, table in settings.items() if isinstance(table, Mapping) and table.keys() >= MACHINE_KEYS}
+    return {f"{table}.{key}" for table in {"training", *stages} for key in keys}
 
 
 def _without_history(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,10 +67,20 @@ def note_stop(path: Path, step: int, what: str) -> None:
     """Note in a run folder that its run stopped after so many steps, because a number was not finite.
 
     The next call may then change the settings in `CHANGEABLE`; with the old ones it would meet the same number.
+
+    Parameters
+    ----------
+    path : Path
+        The run folder, or the folder of a stage in it.
+    step : int
+        Steps done.
+    what : str
+        What happened, in words.
     """
-    file = path / _CONFIG
-    if file.exists():
-        write_json(file, {**read_json(file), _STOPPED: {"step": step, "what": what}})
+    for file in (path / _CONFIG, path.parent / _CONFIG):
+        if file.exists():
+            write_json(file, {**read_json(file), _STOPPED: {"step": step, "what": what}})
+            return
 
 
 class RunFolder:
@@ -106,7 +122,8 @@ class RunFolder:
             raise InputError(f"{self.path / _CONFIG} is no object: it is not that of a run")
         self.changes = list(found.get(_CHANGES, []))
         changed, stop = _changed(found, self._settings), found.get(_STOPPED)
-        if stop and changed and changed.keys() <= CHANGEABLE and not self.finished:
+        allowed = _of_training(self._settings, CHANGEABLE)
+        if stop and changed and changed.keys() <= allowed and not self.finished:
             self.changes.append({**stop, "changed": changed})
             self._changes_now = True
         elif changed:
