@@ -238,7 +238,7 @@ def evaluate(eyes: Eyes, shown: Pictures, merge: MergeSettings, guide: str) -> d
             1, [len(w) for w in WORDS.values()]
         )
         for axis, (name, right) in enumerate(truth.items(), start=1):
-            alone = grid.mean(dim=[other for other in (1, 2, 3) if other != axis])
+            alone = grid.amax(dim=[other for other in (1, 2, 3) if other != axis])
             found[f"{name}, {part}"] = hits(alone, np.arange(alone.shape[1])[None] == right[:, None])
         together = np.ravel_multi_index(list(truth.values()), grid.shape[1:])
         found[f"{POOLED}, {part}"] = hits(grid.flatten(1), np.arange(144)[None] == together[:, None])

@@ -300,7 +300,7 @@ def _named(question: Question, similar: Mapping[str, Tensor]) -> list[dict[str, 
         grid = matrix.unflatten(1, tuple(question.sizes))
         for axis, (name, truth) in enumerate(question.truth.items(), start=1):
             others = [other for other in range(1, grid.ndim) if other != axis]
-            alone = grid.mean(dim=others)
+            alone = grid.amax(dim=others)
             hits.setdefault(name, {})[score] = _hits(alone, np.arange(alone.shape[1]) == truth[:, None])
         right = np.ravel_multi_index(list(question.truth.values()), tuple(question.sizes))
         hits.setdefault(_TOGETHER, {})[score] = _hits(matrix, np.arange(matrix.shape[1]) == right[:, None])

@@ -33,11 +33,11 @@ def demo(
     typer.echo("1/5  two virtual people look at procedural scenes")
     virtual.write_study(path, "demo", seed, progress=progress)
     with ph.Study.open(path) as study:
-        typer.echo("2/5  the scenes become targets: log-Gabor energy, z-scored over training scenes")
+        typer.echo("2/5  the scenes become targets: embeddings of the pocket encoder, z-scored over training scenes")
         train = study.split("train").stimulus_ids
-        targets = ph.encode(study.stimuli, "z:gabor", fit_on=train, cache=out / "cache", progress=progress)
+        targets = ph.encode(study.stimuli, "z:pocket", fit_on=train, cache=out / "cache", progress=progress)
         typer.echo(f"3/5  {decoder} learns to predict them from the responses")
-        fitted = ph.fit(decoder, study, targets, kind="pooled", seed=seed, out=out / "run", progress=progress)
+        fitted = ph.fit(decoder, study, targets, kind="tokens", seed=seed, out=out / "run", progress=progress)
         typer.echo("4/5  scored on scenes nobody has trained on, beside simple rivals")
         card = ph.evaluate(fitted, study, targets, seed=seed, progress=progress)
         card.save(json or out / "scorecard.json")

@@ -133,8 +133,8 @@ def _joined(parts: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
 class ZeroShot:
     """Pictures named by the prompt that is most similar.
 
-    Prompts are all combinations of the attributes' values. One attribute alone is named by the mean similarity of
-    the prompts with each of its values (an ensemble over the values of the others); all together by the best prompt.
+    Prompts are all combinations of the attributes' values. One attribute alone is named by the best prompt with each
+    of its values, whatever the others are; all together by the best prompt of all.
 
     Parameters
     ----------
@@ -172,7 +172,7 @@ class ZeroShot:
             axes = range(1, grid.ndim)
             for axis, (name, truth) in enumerate(self.truth.items(), start=1):
                 others = [other for other in axes if other != axis]
-                alone = grid.mean(dim=others) if others else grid
+                alone = grid.amax(dim=others) if others else grid
                 found.append(self._score(name, score, alone, truth))
             if len(self.sizes) > 1:
                 together = np.ravel_multi_index(list(self.truth.values()), self.sizes)
