@@ -203,8 +203,7 @@ class Runner(Generic[P]):
         kept = f"the weights after step {self.saved_step} are in {self.folder / 'last.safetensors'}"
         on = "starts over" if self.saved_step is None else f"goes on from there ({kept})"
         return TrainingError(
-            f"{words}: give {change} with the same run folder, and the run {on}; nothing else may change"
-            f"{self.advice}"
+            f"{words}: give {change} with the same run folder, and the run {on}; nothing else may change{self.advice}"
         )
 
     def after_step(self, interrupt: Interruptible, due: bool) -> None:
