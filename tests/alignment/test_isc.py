@@ -28,6 +28,31 @@ def test_it_is_what_a_loop_says() -> None:
             assert found[person, 0, place] == pytest.approx(np.corrcoef(x[person, :, place], mean)[0, 1])
 
 
+def test_identification_is_what_a_loop_says() -> None:
+    study = shared_study((40, 40, 40), n=60, noise=6.0, space=one_grid())
+    view = study.split("test")
+    report = inter_subject_correlation(unaligned(view), view, n_boot=0)
+    x = np.stack([view.averaged(s)[1] for s in view.subjects]).astype(np.float64)
+    x -= x.mean(axis=1, keepdims=True)
+    wins = []
+    for person in range(3):
+        others = np.delete(x, person, axis=0).mean(axis=0)
+        likeness = [[a @ b / np.linalg.norm(a) / np.linalg.norm(b) for b in others] for a in x[person]]
+        wins += [likeness[i][i] > likeness[i][j] for i in range(20) for j in range(20) if i != j]
+    assert report.identification == pytest.approx(np.mean(wins))
+
+
+def test_identification_sees_that_a_map_has_dropped_almost_everything() -> None:
+    study = shared_study((40, 44, 38), n=150, noise=0.3)
+    reports = []
+    for features in (1, FEATURES):
+        aligner = make_aligner("srm", features=(features,)).fit(study.split("train"))
+        reports.append(inter_subject_correlation(aligner, study.split("test"), n_boot=0))
+    assert min(report.row().value or 0 for report in reports) > 0.9
+    assert reports[0].identification < 0.95
+    assert reports[1].identification > 0.99
+
+
 def test_weights_repeat_stimuli() -> None:
     x = np.random.default_rng(1).normal(size=(3, 20, 4))
     weights = np.random.default_rng(2).multinomial(20, np.full(20, 0.05), size=6)

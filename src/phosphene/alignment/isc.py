@@ -8,6 +8,10 @@ Noise lowers it. Where stimuli were repeated it is held against the most that no
 reliabilities of both sides: correlations of the means over odd and over even repeats, brought to the full number of
 repeats by Spearman-Brown. A region's normalised value is the mean of r over the mean of that bound, which a few
 unreliable places cannot blow up.
+
+Correlation place by place rewards maps that keep little: everybody's first component everywhere would score high. So
+the report holds identification beside it: how often a person's pattern over all places is more like the others' mean
+pattern for the same stimulus than for another one (pairwise, chance one half), which needs many dimensions.
 """
 
 from __future__ import annotations
@@ -64,7 +68,13 @@ class IscRow:
 
 @dataclass(frozen=True)
 class IscReport:
-    """Inter-subject correlation by region, with what it was measured on."""
+    """Inter-subject correlation by region, with what it was measured on.
+
+    Attributes
+    ----------
+    identification : float
+        Share of pairs of stimuli told apart by the others' patterns over all places, mean over people; chance 0.5.
+    """
 
     label: str
     template: str
@@ -73,6 +83,7 @@ class IscReport:
     n_stimuli: int
     subjects: list[str]
     level: float
+    identification: float
     rows: list[IscRow]
 
     def row(self, roi: str = ALL_PLACES) -> IscRow:
@@ -105,21 +116,52 @@ def leave_one_out(aligned: np.ndarray, weights: np.ndarray | None = None) -> np.
     weights = np.ones((1, aligned.shape[1])) if weights is None else np.asarray(weights, dtype=np.float64)
     share = weights / weights.sum(axis=1, keepdims=True)
     x = np.asarray(aligned, dtype=np.float64)
-    known = np.isfinite(x)
-    filled = np.where(known, x, 0.0)
-    count = known.sum(axis=0) - known
-    others = (filled.sum(axis=0) - filled) / np.maximum(count, 1)
-    missing = (~known).any(axis=1) | (count == 0).any(axis=1)
     result = np.empty((x.shape[0], len(weights), x.shape[2]))
-    for person, (a, b) in enumerate(zip(filled, others, strict=True)):
-        a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+    for person, (a, b) in enumerate(zip(x, _others(x), strict=True)):
+        missing = ~(np.isfinite(a) & np.isfinite(b)).all(axis=0)
+        a, b = np.where(missing, 0.0, a - a.mean(axis=0)), np.where(missing, 0.0, b - b.mean(axis=0))
         mean_a, mean_b = share @ a, share @ b
         covariance = share @ (a * b) - mean_a * mean_b
         power = (share @ a**2 - mean_a**2) * (share @ b**2 - mean_b**2)
         floor = 1e-12 * np.maximum((a**2).mean(axis=0) * (b**2).mean(axis=0), 1e-30)
         safe = np.where(power > floor, power, np.nan)
-        result[person] = np.where(missing[person], np.nan, covariance / np.sqrt(safe))
+        result[person] = np.where(missing, np.nan, covariance / np.sqrt(safe))
     return result
+
+
+def _others(x: np.ndarray) -> np.ndarray:
+    """Mean over the others who cover a place, ``(people, n, V)``; NaN where nobody does."""
+    known = np.isfinite(x)
+    filled = np.where(known, x, 0.0)
+    count = known.sum(axis=0) - known
+    return np.where(count > 0, (filled.sum(axis=0) - filled) / np.maximum(count, 1), np.nan)
+
+
+class _Identification:
+    """Likeness of patterns over places, gathered block by block."""
+
+    def __init__(self, people: int, stimuli: int) -> None:
+        self._dot = np.zeros((people, stimuli, stimuli))
+        self._own, self._rest = np.zeros((2, people, stimuli))
+
+    def add(self, aligned: np.ndarray) -> None:
+        """Places of a block, ``(people, n, V)``; each place is centred over stimuli."""
+        x = np.asarray(aligned, dtype=np.float64)
+        for person, (a, b) in enumerate(zip(x, _others(x), strict=True)):
+            both = np.isfinite(a).all(axis=0) & np.isfinite(b).all(axis=0)
+            a, b = a[:, both] - a[:, both].mean(axis=0), b[:, both] - b[:, both].mean(axis=0)
+            self._dot[person] += a @ b.T
+            self._own[person] += np.square(a).sum(axis=1)
+            self._rest[person] += np.square(b).sum(axis=1)
+
+    def value(self) -> float:
+        """Share of pairs told apart; ties count one half."""
+        scale = np.sqrt(self._own[:, :, None] * self._rest[:, None, :])
+        cosine = self._dot / np.maximum(scale, 1e-300)
+        same = np.diagonal(cosine, axis1=1, axis2=2)[:, :, None]
+        n = cosine.shape[1]
+        wins = (same > cosine).sum() + ((same == cosine).sum() - n * len(cosine)) / 2
+        return float(wins / (len(cosine) * n * (n - 1)))
 
 
 def _reliability(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -134,12 +176,9 @@ def _reliability(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _bound(halves: np.ndarray) -> np.ndarray:
     """Most that noise leaves of each person's correlation, ``(people, places)``; halves are ``(2, people, n, V)``."""
     bound = np.empty((halves.shape[1], halves.shape[3]))
-    with np.errstate(invalid="ignore"):
-        for person in range(halves.shape[1]):
-            others = np.delete(halves, person, axis=1)
-            count = np.isfinite(others).sum(axis=1)
-            rest = np.where(count > 0, np.nansum(others, axis=1) / np.maximum(count, 1), np.nan)
-            bound[person] = np.sqrt(_reliability(*halves[:, person]) * _reliability(*rest))
+    rest = np.stack([_others(half) for half in halves])
+    for person in range(halves.shape[1]):
+        bound[person] = np.sqrt(_reliability(*halves[:, person]) * _reliability(*rest[:, person]))
     return bound
 
 
@@ -184,9 +223,11 @@ def inter_subject_correlation(
     halves = {s: half_means(view, s, ids) for s in view.subjects}
     weights = _resamples(units_of(view, ids), n_boot, seed)
     value, boot, bound = [], [], []
+    identification = _Identification(len(view.subjects), len(ids))
     for places in _blocks(aligner.template.size):
         parts = {s: aligner.person(s).take(places) for s in view.subjects}
         aligned = np.stack([parts[s].apply(means[s]) for s in view.subjects])
+        identification.add(aligned)
         value.append(leave_one_out(aligned)[:, 0])
         boot.append(leave_one_out(aligned, weights) if n_boot else np.empty((len(parts), 0, len(places))))
         both = [[parts[s].apply(half) for half in pair] for s, pair in halves.items() if pair is not None]
@@ -207,6 +248,7 @@ def inter_subject_correlation(
         n_stimuli=len(ids),
         subjects=list(view.subjects),
         level=level,
+        identification=identification.value(),
         rows=rows,
     )
 

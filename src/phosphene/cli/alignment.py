@@ -89,12 +89,15 @@ def _table(before: IscReport, after: IscReport) -> str:
         f"{len(after.subjects)} people, {level} intervals over stimuli; share of what noise leaves in brackets",
         f"  {'region':<12} {'places':>7}   {f'before ({before.template})':<32} after ({after.template})",
     ]
+    told = (
+        f"  told apart by the others' patterns, of pairs of stimuli (chance 0.5): {before.identification:.3f} before, "
+    )
     rows = [row.roi for row in after.rows] + [roi for roi in known if all(roi != row.roi for row in after.rows)]
     now = {row.roi: row for row in after.rows}
     for roi in rows:
         places = now[roi].n_places if roi in now else "-"
         lines.append(f"  {roi:<12} {places:>7}   {_words(known.get(roi)):<32} {_words(now.get(roi))}")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"{told}{after.identification:.3f} after"])
 
 
 def _words(row: IscRow | None) -> str:
