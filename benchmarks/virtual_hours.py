@@ -1,8 +1,8 @@
 """NSD-like trial counts: one virtual person, 40 sessions of 750 trials (preset `hours`), each decoder with its preset.
 
-    OMP_NUM_THREADS=1 python benchmarks/virtual_hours.py [--seeds 1] [--work FOLDER] [--out JSON]
+    OMP_NUM_THREADS=1 python benchmarks/virtual_hours.py [--seeds 1] [--encoder NAME] [--work FOLDER] [--out JSON]
 
-9,000 training scenes three times, 1,000 test scenes averaged over three repeats; targets `z:gabor`, pooled.
+9,000 training scenes three times, 1,000 test scenes averaged over three repeats; targets `z:pocket`, pooled.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ HERE = Path(__file__).parent
 DECODERS = ("ridge", "lite-mind", "mindeye-mlp")
 
 
-def run(seed: int, name: str, work: Path) -> dict[str, Any]:
+def run(seed: int, name: str, work: Path, encoder: str) -> dict[str, Any]:
     """Fit and score one decoder on one study; kept, so that a run that was stopped goes on."""
-    kept = work / f"seed-{seed}-{name}.json"
+    label = f"{seed}-{name}-{encoder.replace(':', '-')}"
+    kept = work / f"seed-{label}.json"
     if kept.exists():
         return dict(json.loads(kept.read_text()))
     path = work / f"study-{seed}.h5"
@@ -36,9 +37,9 @@ def run(seed: int, name: str, work: Path) -> dict[str, Any]:
         ph.virtual.write_study(path, "hours", seed, subjects=1, progress=False)
     with ph.Study.open(path) as study:
         train = study.split("train").stimulus_ids
-        targets = ph.encode(study.stimuli, "z:gabor", fit_on=train, cache=work / "targets", progress=False)
+        targets = ph.encode(study.stimuli, encoder, fit_on=train, cache=work / "targets", progress=False)
         start = time.perf_counter()
-        decoder = ph.fit(name, study, targets, progress=False, seed=seed, out=work / f"run-{seed}-{name}")
+        decoder = ph.fit(name, study, targets, progress=False, seed=seed, out=work / f"run-{label}")
         seconds = time.perf_counter() - start
         card = ph.evaluate(decoder, study, targets, rivals=(), progress=False)
     found: dict[str, Any] = {"seconds": round(seconds), "parameters": count_parameters(decoder).trainable}
@@ -55,6 +56,7 @@ def run(seed: int, name: str, work: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--encoder", default="z:pocket")
     parser.add_argument("--work", type=Path, default=Path("runs/virtual_hours"))
     parser.add_argument("--out", type=Path, default=HERE / "results" / "virtual_hours.json")
     arguments = parser.parse_args()
@@ -62,7 +64,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     for seed in arguments.seeds:
         for name in DECODERS:
-            found = results.setdefault(f"seed {seed}", {})[name] = run(seed, name, arguments.work)
+            found = results.setdefault(f"seed {seed}", {})[name] = run(seed, name, arguments.work, arguments.encoder)
             words = "  ".join(
                 f"{key} {score['value']:.3f} [{score['interval'][0]:.3f}, {score['interval'][1]:.3f}]"
                 for key, score in found.items()
@@ -72,7 +74,17 @@ def main() -> None:
                 f"seed {seed} {name:12} {words}  {found['parameters']:,} parameters, {found['seconds']} s", flush=True
             )
     facts = {
-        "command": shlex.join(["python", "benchmarks/virtual_hours.py", "--seeds", *map(str, arguments.seeds)]),
+        "command": shlex.join(
+            [
+                "python",
+                "benchmarks/virtual_hours.py",
+                "--seeds",
+                *map(str, arguments.seeds),
+                "--encoder",
+                arguments.encoder,
+            ]
+        ),
+        "encoder": arguments.encoder,
         "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads, CPU",
         "versions": {"phosphene": ph.__version__, "torch": torch.__version__, "python": sys.version.split()[0]},
     }

@@ -2,10 +2,11 @@
 
 Run: ``OMP_NUM_THREADS=1 python benchmarks/virtual_small.py --work FOLDER``. Every (arm, seed) is a line in
 ``FOLDER/records.jsonl`` as soon as it is done; an interrupted run goes on from there. Seed s simulates study s (new
-people, new scenes) and decides everything random of the fits. Targets are ``z:gabor``; test stimuli are scored once,
-by the weights that were best on validation stimuli inside the training part; mindeye-mlp's size is chosen there too.
-All trained arms get the same data, samples (single trials), epochs and batches; the learning rate of each network was
-chosen on the validation stimuli of another study (seed 10, not in the table).
+people, new scenes) and decides everything random of the fits. Targets are ``z:pocket``, or those of ``--encoder`` (the
+figures on Gabor energy: ``--encoder z:gabor --json benchmarks/results/virtual_small_gabor.json``). Test stimuli are
+scored once, by the weights that were best on validation stimuli inside the training part; mindeye-mlp's size is chosen
+there too. All trained arms get the same data, samples (single trials), epochs and batches; the learning rate of each
+network was chosen on the validation stimuli of another study (seed 10, not in the table), with ``z:gabor`` as targets.
 """
 
 from __future__ import annotations
@@ -51,7 +52,6 @@ from phosphene.training import losses
 
 RESULTS = Path(__file__).parent / "results" / "virtual_small.json"
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "accuracy_parameters.svg"
-ENCODER = "z:gabor"
 BUDGET = {"epochs": 12, "batch_size": 128, "repeats": "single", "patience": 0, "monitor": "top-1"}
 PUBLISHED = "lite-mind-published"
 
@@ -225,15 +225,15 @@ ABLATIONS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 # -- one fit ------------------------------------------------------------------------------------------------------
 
 
-def study_of(seed: int, work: Path) -> tuple[Study, Targets]:
+def study_of(seed: int, work: Path, encoder: str) -> tuple[Study, Targets]:
     """Virtual study and its targets, kept in the work folder."""
-    path, encoded = work / f"study-{seed}.h5", work / f"targets-{seed}"
+    path, encoded = work / f"study-{seed}.h5", work / f"targets-{seed}-{digest(encoder)[:8]}"
     if not path.exists():
         ph.virtual.study("small", seed=seed).save(path)
     study = Study.open(path)
     if not encoded.exists():
         train = study.split("train").stimulus_ids
-        ph.encode(study.stimuli, ENCODER, fit_on=train, progress=False).save(encoded)
+        ph.encode(study.stimuli, encoder, fit_on=train, progress=False).save(encoded)
     return study, Targets.open(encoded)
 
 
@@ -255,9 +255,9 @@ def direction(arm: Arm) -> Iterator[None]:
         yield
 
 
-def run(arm: Arm, seed: int, work: Path) -> list[dict[str, Any]]:
+def run(arm: Arm, seed: int, work: Path, encoder: str) -> list[dict[str, Any]]:
     """Fit and score one arm; of ridge the records of the mean and the nearest training stimulus come along."""
-    study, targets = study_of(seed, work)
+    study, targets = study_of(seed, work, encoder)
     how = arm.resolved()
     people = study.subjects[: arm.people]
     wall, cpu = time.perf_counter(), time.process_time()
@@ -279,7 +279,7 @@ def run(arm: Arm, seed: int, work: Path) -> list[dict[str, Any]]:
     card = ph.evaluate(
         decoder, study, targets, subjects=people, rivals=simple, protocols=protocols, n_perm=0, progress=False
     )
-    facts = {"group": arm.group, "key": key_of(arm, seed), "seed": seed, "kind": arm.kind, "how": how}
+    facts = {"group": arm.group, "key": key_of(arm, seed, encoder), "seed": seed, "kind": arm.kind, "how": how}
     told = {key: decoder.provenance.get(key) for key in ("best_epoch", "epochs", "validation_best")}
     records = [
         {**facts, "arm": arm.name, **scores_of(card, card.method), "parameters": sizes(decoder), **spent, **told}
@@ -311,9 +311,9 @@ def scores_of(card: Any, method: str) -> dict[str, Any]:
 # -- all of them --------------------------------------------------------------------------------------------------
 
 
-def key_of(arm: Arm, seed: int) -> str:
+def key_of(arm: Arm, seed: int, encoder: str) -> str:
     """What a record is found by: everything that decides it."""
-    return digest(json.dumps([arm.name, seed, ENCODER, arm.resolved()], sort_keys=True))[:16]
+    return digest(json.dumps([arm.name, seed, encoder, arm.resolved()], sort_keys=True))[:16]
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -325,18 +325,18 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def run_all(seeds: list[int], groups: list[str], work: Path) -> list[dict[str, Any]]:
+def run_all(seeds: list[int], groups: list[str], work: Path, encoder: str) -> list[dict[str, Any]]:
     """Every arm for every seed that is not in the work folder yet; returns the records of all."""
     path = work / "records.jsonl"
     plan = [(arm, seed) for arm in arms() if arm.group in groups for seed in seeds]
     done = {record["key"] for record in read_records(path)}
     for number, (arm, seed) in enumerate(plan, start=1):
-        if key_of(arm, seed) not in done:
+        if key_of(arm, seed, encoder) not in done:
             log.info("%d of %d: %s, seed %d", number, len(plan), arm.name, seed)
-            lines = [json.dumps(record) for record in run(arm, seed, work)]
+            lines = [json.dumps(record) for record in run(arm, seed, work, encoder)]
             with path.open("a", encoding="utf-8") as file:
                 file.write("\n" + "\n".join(lines) + "\n")
-    wanted = {key_of(arm, seed) for arm, seed in plan}
+    wanted = {key_of(arm, seed, encoder) for arm, seed in plan}
     return list({(r["arm"], r["seed"]): r for r in read_records(path) if r["key"] in wanted}.values())
 
 
@@ -346,17 +346,19 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of studies and finished records")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--groups", nargs="+", default=["main", "grid", "tokens", "linear", "ablation", "longer"])
+    parser.add_argument("--encoder", default="z:pocket")
     parser.add_argument("--json", type=Path, default=RESULTS)
     parser.add_argument("--figure", type=Path, default=FIGURE)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     torch.set_num_threads(1)
     options.work.mkdir(parents=True, exist_ok=True)
-    facts = {"machine": machine(), "threads": 1, "seeds": options.seeds, "encoder": ENCODER, "budget": BUDGET}
-    records = run_all(options.seeds, options.groups, options.work)
+    facts = {"machine": machine(), "threads": 1, "seeds": options.seeds, "encoder": options.encoder, "budget": BUDGET}
+    records = run_all(options.seeds, options.groups, options.work, options.encoder)
     facts["cpu_seconds_of_fits"] = round(sum(record.get("cpu_s", 0.0) for record in records))
     facts["wall_seconds_of_fits"] = round(sum(record.get("wall_s", 0.0) for record in records))
-    facts["command"] = f"python benchmarks/virtual_small.py --work FOLDER --seeds {' '.join(map(str, options.seeds))}"
+    seeds = " ".join(map(str, options.seeds))
+    facts["command"] = f"python benchmarks/virtual_small.py --work FOLDER --seeds {seeds} --encoder {options.encoder}"
     result = {**facts, **summarise(records)}
     write_json(options.json, result)
     print(markdown(result))
