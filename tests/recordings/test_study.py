@@ -106,3 +106,23 @@ def test_wrong_studies_are_refused(made_study):
         made_study.using("fold-0")
     with pytest.raises(InputError, match=r"unknown subject 'sub-09'.*sub-01, sub-02"):
         made_study.split("train").responses("sub-09")
+
+
+def test_first_sessions_are_all_that_is_read_and_scaled_by(made_study):
+    later = made_study.recordings["sub-01"].trials["session"] > 1
+    loud = made_study.recordings["sub-01"]
+    responses = np.array(loud.responses)
+    responses[later] = np.nan
+    people = [Recording("sub-01", responses, loud.trials, loud.voxels), made_study.recordings["sub-02"]]
+    changed = Study(made_study.stimuli, people, {"default": made_study.roles()})
+    view = changed.split("train").subset(["sub-01"]).first_sessions(1)
+    assert view.sessions("sub-01") == (1,)
+    assert set(view.trials("sub-01")["session"]) == {1}
+    np.testing.assert_allclose(view.responses("sub-01").std(axis=0), 1, atol=1e-4)
+    smaller = view.restrict(view.stimulus_ids[:5])
+    assert 0 < smaller.n_trials("sub-01") < view.n_trials("sub-01")
+    assert np.isfinite(smaller.responses("sub-01")).all()
+    with pytest.raises(InputError, match="sub-01 has 2 sessions, asked for the first 3"):
+        view.first_sessions(3)
+    with pytest.raises(InputError, match="count from 1"):
+        view.first_sessions(0)

@@ -379,6 +379,9 @@ class Decoder(nn.Module, ABC):
         """
         return False
 
+    def conclude(self, view: StudyView, targets: Targets, kind: str) -> None:
+        """Keep what later closed forms need of the trained weights; called once after the last stage."""
+
     def importance(self, view: StudyView, targets: Targets, subject: str, method: str = "auto") -> Importance:
         """Which voxels and regions carry the answer, on held-out stimuli; see `phosphene.decoders.importance`."""
         from phosphene.decoders.importance import importance

@@ -91,7 +91,7 @@ class Study:
         self.recipe = dict(recipe or {})
         self._roles = {split: roles_of(split, roles, stimuli) for split, roles in (splits or {}).items()}
         self.current_split = "default" if "default" in self._roles or not self._roles else next(iter(self._roles))
-        self._scalers: dict[tuple[str, str], SessionScaler] = {}
+        self._scalers: dict[tuple[str, str, tuple[int, ...] | None], SessionScaler] = {}
         self._stored_digest: str | None = None
         self._close: Any = None
 
@@ -195,15 +195,26 @@ class Study:
             raise unknown(f"role of split {self.current_split!r}:", role, [*known, ALL])
         return StudyView(self, role, np.array(known[role], dtype=str))
 
-    def scaler(self, subject: str) -> SessionScaler | None:
-        """What views of the current split z-score this person's responses with; None for scaling ``"none"``."""
+    def scaler(self, subject: str, sessions: tuple[int, ...] | None = None) -> SessionScaler | None:
+        """What views of the current split z-score this person's responses with; None for scaling ``"none"``.
+
+        Mean and deviation come from training trials, of `sessions` only where they are named.
+        """
         if self.scaling == "none":
             return None
-        key = (self.current_split, subject)
+        key = (self.current_split, subject, sessions)
         if key not in self._scalers:
             recording = self.recordings[subject]
             train = self.roles().get("train", []) if self.current_split in self._roles else []
-            rows = np.flatnonzero(np.isin(recording.trials["stimulus_id"], train))
+            used = np.isin(recording.trials["stimulus_id"], train)
+            if sessions is not None:
+                used &= np.isin(recording.trials["session"], sessions)
+            rows = np.flatnonzero(used)
+            if sessions is not None and len(rows) == 0:
+                raise InputError(
+                    f"{subject} has no training trials of split {self.current_split!r} in session"
+                    f"{'s' * (len(sessions) > 1)} {', '.join(map(str, sessions))}: nothing to scale by"
+                )
             scaler = SessionScaler.fit(recording, rows)
             if len(rows) == 0:
                 log.warning("%s is scaled by %s", subject, scaler.source)
@@ -237,6 +248,7 @@ class StudyView:
         ids: np.ndarray,
         subjects: Sequence[str] | None = None,
         common: CommonSpace | None = None,
+        n_sessions: int | None = None,
     ) -> None:
         self.role = role
         self.split_name = study.current_split
@@ -245,6 +257,7 @@ class StudyView:
         self.unit = study.unit
         self.stimulus_ids = np.asarray(ids, dtype=str)
         self.subjects = list(study.subjects if subjects is None else subjects)
+        self.n_sessions = n_sessions
         self.__study, self.__common = study, common
         self.__rows: dict[str, np.ndarray] = {}
 
@@ -271,8 +284,16 @@ class StudyView:
     def _trial_rows(self, subject: str) -> np.ndarray:
         recording = self._recording(subject)
         if subject not in self.__rows:
-            self.__rows[subject] = np.flatnonzero(np.isin(recording.trials["stimulus_id"], self.stimulus_ids))
+            seen = np.isin(recording.trials["stimulus_id"], self.stimulus_ids)
+            if self.n_sessions is not None:
+                seen &= np.isin(recording.trials["session"], self.sessions(subject))
+            self.__rows[subject] = np.flatnonzero(seen)
         return self.__rows[subject]
+
+    def sessions(self, subject: str) -> tuple[int, ...]:
+        """The person's sessions that this view sees, in order of time (of their numbers)."""
+        numbers = np.unique(self._recording(subject).trials["session"])
+        return tuple(int(number) for number in numbers[: self.n_sessions])
 
     def n_trials(self, subject: str) -> int:
         """Trials of this person in this role."""
@@ -306,7 +327,7 @@ class StudyView:
         recording = self._recording(subject)
         wanted = self._trial_rows(subject)[slice(None) if rows is None else rows]
         block = recording.read(wanted)
-        scaler = self.__study.scaler(subject)
+        scaler = self.__study.scaler(subject, None if self.n_sessions is None else self.sessions(subject))
         if scaler is not None:
             block = scaler.transform(block, recording.trials["session"][wanted])
         return block if self.__common is None else self.__common.filled(subject, block)
@@ -371,17 +392,33 @@ class StudyView:
                 f"{len(outside)} stimuli are not in the {self.role} part of split {self.split_name!r}, "
                 f"such as {', '.join(outside[:5])}"
             )
-        return StudyView(self.__study, self.role, ids, self.subjects, self.__common)
+        return StudyView(self.__study, self.role, ids, self.subjects, self.__common, self.n_sessions)
+
+    def first_sessions(self, count: int) -> StudyView:
+        """The same view of everybody's first sessions alone: other trials are neither read nor used for scaling.
+
+        Raises
+        ------
+        InputError
+            For fewer than one, or more than a person has.
+        """
+        if count < 1:
+            raise InputError(f"sessions count from 1, found {count}")
+        for subject in self.subjects:
+            known = len(np.unique(self._recording(subject).trials["session"]))
+            if count > known:
+                raise InputError(f"{subject} has {known} session{'s' * (known > 1)}, asked for the first {count}")
+        return StudyView(self.__study, self.role, self.stimulus_ids, self.subjects, self.__common, count)
 
     def subset(self, subjects: Sequence[str]) -> StudyView:
         """The same view of fewer people."""
         for subject in subjects:
             self._recording(subject)
-        return StudyView(self.__study, self.role, self.stimulus_ids, subjects, self.__common)
+        return StudyView(self.__study, self.role, self.stimulus_ids, subjects, self.__common, self.n_sessions)
 
     def through(self, common: CommonSpace) -> StudyView:
         """The same view with everybody's responses in a common space; they are mapped as they are read."""
-        return StudyView(self.__study, self.role, self.stimulus_ids, self.subjects, common)
+        return StudyView(self.__study, self.role, self.stimulus_ids, self.subjects, common, self.n_sessions)
 
     def to_nifti(self, subject: str, vector: Any) -> Any:
         """One value a voxel (as recorded) back to a volume."""

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import logging
-import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from phosphene._version import __version__
 from phosphene.decoders import ClassesConfig, Decoder, DecoderConfig, make_decoder
 from phosphene.decoders.registry import decoder_class
-from phosphene.errors import InputError, LeakageError, unknown
+from phosphene.errors import InputError, unknown
 from phosphene.files import digest
 from phosphene.settings import load_preset, merge, presets
-from phosphene.stimuli.multilabel import find_classes, label_matrix
-from phosphene.training.data import PersonSamples, StepLoader, TargetRows, plan_memory
+from phosphene.stimuli.multilabel import find_classes
+from phosphene.training.bench import (
+    Bench,
+    outcome,
+    prepare,
+    refuse_leakage,
+    shown_stimuli,
+    training_content,
+)
 from phosphene.training.launch import launch
-from phosphene.training.loop import Counters, train
-from phosphene.training.objective import Objective
+from phosphene.training.loop import train
 from phosphene.training.progress import progress_bar
 from phosphene.training.run_folder import RunFolder
-from phosphene.training.sampling import BatchSampler, split_validation
 from phosphene.training.settings import TrainingConfig
 from phosphene.training.token_alignment import require_tokens
 
@@ -43,7 +45,6 @@ log = logging.getLogger(__name__)
 # a study counts as NSD-like from here on: numbers in a token grid, trials of the richest person
 _LARGE_TARGET, _MANY_TRIALS = 50_000, 5_000
 _FEW_STIMULI = 200  # the preset for tiny studies
-_CURVE_POINTS = 200
 
 
 def fit(
@@ -113,14 +114,14 @@ def fit(
     view = study.split("train")
     if subjects is not None:
         view = view.subset(list(subjects))
-    _refuse_leakage(study, view, targets)
+    refuse_leakage(study, view, targets)
     if aligner is not None:
         if aligner.fitted_on:
             outside = ~np.isin(study.stimuli.ids, view.stimulus_ids)
             aligner.check_apart(study.stimuli.ids[outside], study.stimuli.hashes[outside])
         settings = {"pool_subjects": True, **settings}
         view = view.through(aligner)
-    targets.rows(view.stimulus_ids[_shown(view)])  # names stimuli without targets before anything is written
+    targets.rows(view.stimulus_ids[shown_stimuli(view)])  # names stimuli without targets before anything is written
     preset = preset or choose_preset(name, view, targets)
     layers = load_preset("decoders", name, preset) if preset else {}
     kind = _kind(kind, layers.get("kind"), targets)
@@ -170,14 +171,15 @@ def fit(
         for stage in decoder.stages():
             config = configs.get(stage, configs["training"])
             decoder.begin(stage)
-            bench = _prepare(decoder, view, targets, kind, config, seed, fabric)
+            bench = prepare(decoder, view, targets, kind, config, seed, fabric)
             told = _trained(fabric, decoder, bench, targets, kind, config, seed, stage, run, progress and leads)
             decoder.provenance |= told if stage == "training" else {stage: told}
+        decoder.conclude(bench.view, targets, kind)
     if run is not None and run.changes:
         decoder.provenance["changes"] = run.changes
     if aligner is not None:
         decoder.align(aligner)  # not before: it was trained on what the view had aligned already
-    decoder.provenance |= origin | {"scaling": view.scaling, "training_content": _content(view)}
+    decoder.provenance |= origin | {"scaling": view.scaling, "training_content": training_content(view)}
     if run is not None and leads:
         decoder.save(run.result)
     return decoder
@@ -186,7 +188,7 @@ def fit(
 def _trained(
     fabric: Fabric,
     decoder: Decoder,
-    bench: _Bench,
+    bench: Bench,
     targets: Targets,
     kind: str,
     config: TrainingConfig,
@@ -215,7 +217,7 @@ def _trained(
             warm=warm,
             report=report,
         )
-    return {"training": config.model_dump(mode="json"), **_outcome(counters, config)}
+    return {"training": config.model_dump(mode="json"), **outcome(counters, config)}
 
 
 def _stages(*layers: Mapping[str, Any]) -> dict[str, TrainingConfig]:
@@ -258,23 +260,6 @@ def choose_preset(name: str, view: StudyView, targets: Targets) -> str | None:
     return next((preset for preset in wanted if preset in known), None)
 
 
-def _shown(view: StudyView) -> np.ndarray:
-    """Which stimuli of the view somebody saw."""
-    return np.isin(view.stimulus_ids, np.concatenate([view.trials(s)["stimulus_id"] for s in view.subjects]))
-
-
-def _refuse_leakage(study: Study, view: StudyView, targets: Targets) -> None:
-    # an encoder fitted on stimuli of another study knows nothing of this one
-    within = (targets.fitted_on or frozenset()) & set(study.stimuli.ids.tolist())
-    outside = sorted(within - set(view.stimulus_ids.tolist()))
-    if outside:
-        raise LeakageError(
-            f"the encoder of these targets ({targets.encoder.label}) was fitted on {len(outside)} stimuli outside of "
-            f"the training part of split {view.split_name!r}, such as {', '.join(outside[:5])}; fit it (or pretrain "
-            "its model) on that part: fit_on=study.split('train').stimulus_ids"
-        )
-
-
 def _kind(asked: str | None, preferred: str | None, targets: Targets) -> str:
     if asked is not None and asked not in targets.kinds:
         raise unknown("kind of targets", asked, targets.kinds)
@@ -295,112 +280,4 @@ def _origin(decoder: Decoder, study: Study, view: StudyView, targets: Targets, k
         "training_stimuli": digest(*sorted(view.stimulus_ids.tolist())),
         "n_training_stimuli": len(view.stimulus_ids),
         "targets": targets.identity,
-    }
-
-
-def _content(view: StudyView) -> dict[str, str]:
-    """Content hash of every training stimulus by id: what evaluation on any study is held against."""
-    return dict(zip(view.stimulus_ids.tolist(), view.stimuli.hashes.tolist(), strict=True))
-
-
-@dataclass(frozen=True)
-class _Bench:
-    view: StudyView
-    """What is trained on: the training part without validation stimuli."""
-    objective: Objective
-    loader: StepLoader
-    validation: tuple[list[PersonSamples], TargetRows] | None
-    total_steps: int
-
-
-def _prepare(
-    decoder: Decoder, view: StudyView, targets: Targets, kind: str, config: TrainingConfig, seed: int, fabric: Fabric
-) -> _Bench:
-    """Split off validation stimuli, read what fits into memory, set the voxels' means and deviations."""
-    shown = _shown(view)
-    ids = view.stimulus_ids[shown]
-    aside = split_validation(_units(view, config)[shown], config.validation_fraction, seed)
-    people, rows = _samples(decoder, view, ids[~aside], targets, kind, config.repeats)
-    counts = {samples.subject: len(samples) for samples in people}
-    sampler = BatchSampler(counts, config.batch_size, seed, fabric.world_size)
-    total_steps = config.epochs * sampler.steps_per_epoch
-    validation = _validation(decoder, view, ids[aside], targets, kind) if aside.any() else None
-    sources: list[PersonSamples | TargetRows] = [*people, rows]
-    if validation is not None:
-        sources.extend(validation[0])
-        sources.append(validation[1])
-    step = sum(share * (4 * view.n_voxels(name) + rows.row_bytes) for name, share in sampler.shares.items())
-    budget, ahead = plan_memory(config.memory_gb, sum(source.nbytes for source in sources), step)
-    for source in sources:
-        source.hold(budget)
-    for samples in people:
-        decoder.set_standardiser(samples.subject, *samples.moments())
-    loader = StepLoader(
-        people,
-        rows,
-        sampler,
-        rank=fabric.global_rank,
-        processes=fabric.world_size,
-        mixing=(config.mixing_probability, config.mixing_beta),
-        mixing_steps=int(np.ceil(config.mixing_fraction * total_steps)),
-        ahead=ahead,
-    )
-    objective = Objective(config, rows.variance() if config.mse_weight else 1.0, targets.shape(kind))
-    return _Bench(view.restrict(ids[~aside]), objective, loader, validation, total_steps)
-
-
-def _units(view: StudyView, config: TrainingConfig) -> np.ndarray:
-    if config.validation_unit is None:
-        return view.units
-    labels = view.stimuli.labels
-    if config.validation_unit not in labels:
-        raise unknown("training.validation_unit: label column", config.validation_unit, labels.columns)
-    return labels[config.validation_unit].astype(str)
-
-
-def _validation(
-    decoder: Decoder, view: StudyView, ids: np.ndarray, targets: Targets, kind: str
-) -> tuple[list[PersonSamples], TargetRows]:
-    people, rows = _samples(decoder, view, ids, targets, kind, "average")
-    people = [samples for samples in people if len(samples) > 1]
-    if not people:
-        raise InputError(
-            f"nobody saw two of the {len(ids)} validation stimuli; raise training.validation_fraction, or set it 0"
-        )
-    return people, rows
-
-
-def _samples(
-    decoder: Decoder,
-    view: StudyView,
-    ids: np.ndarray,
-    targets: Targets,
-    kind: str,
-    repeats: Literal["single", "average"],
-) -> tuple[list[PersonSamples], TargetRows]:
-    part, index = view.restrict(ids), {name: row for row, name in enumerate(ids.tolist())}
-    labels, config = None, decoder.config
-    if isinstance(config, ClassesConfig) and config.classes:
-        labels = label_matrix(part.stimuli.labels, config.class_columns, config.classes).astype(np.float32)
-    people = [PersonSamples(part, subject, index, repeats) for subject in part.subjects]
-    return people, TargetRows(targets, ids, kind, labels)
-
-
-def _outcome(counters: Counters, config: TrainingConfig) -> dict[str, Any]:
-    """Course and end of a training run, as plain values; long courses are thinned."""
-    curves = counters.curves
-    picked = np.unique(np.linspace(0, len(curves) - 1, min(len(curves), _CURVE_POINTS)).astype(int)).tolist()
-    return {
-        "steps": counters.step,
-        "epochs": counters.curves[-1]["epoch"] if curves else 0,
-        "best_epoch": counters.best_epoch,
-        "validation_monitor": config.monitor if counters.best is not None else None,
-        "validation_best": counters.best,
-        "curves": [curves[point] for point in picked],
-        "versions": {
-            "phosphene": __version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
     }
