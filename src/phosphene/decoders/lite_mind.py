@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from phosphene.decoders.base import Decoder, DecoderConfig
-from phosphene.decoders.ridge import Ridge, RidgeConfig
+from phosphene.decoders.ridge_start import start_at_mean, start_at_ridge
 from phosphene.nn.patches import PatchEmbedding, voxel_order
 from phosphene.nn.readout import LinearPath, PooledReadout, TokenReadout
 from phosphene.nn.residual import ChannelMixer, DropPath
@@ -175,34 +174,7 @@ class LiteMind(Decoder):
         """
         config: Any = self.config
         if self.linear is None or config.linear_start != "ridge":
-            mean, _ = _moments(view.stimulus_ids, targets, kind)
-            with torch.no_grad():
-                self.readout.bias.copy_(torch.from_numpy(mean).view_as(self.readout.bias))
-            return True
-        settings = RidgeConfig(pool_subjects=config.pool_subjects, target_rank=self.linear.rank)
-        ridge = Ridge(settings, self.subjects, self.target_shape).to(self.readout.bias.device)
-        ridge.solve(view, targets, kind, progress)
-        # its weights are for responses standardised in its own way, over the trials of this view
-        self.standardisers.load_state_dict(ridge.standardisers.state_dict())
-        fitted = dict(ridge.named_buffers())
-        people = range(len(self.inputs))
-        components = fitted["components"]
-        if not len(components):
-            components = torch.eye(self.n_outputs, device=components.device)
-        self.linear.start(components, [fitted[f"weight_{at}"] for at in people])
-        intercept = torch.stack([fitted[f"intercept_{at}"] for at in people]).mean(dim=0)
-        with torch.no_grad():
-            self.readout.bias.copy_(intercept.view_as(self.readout.bias))
-            self.readout.out.weight.mul_(config.branch_scale * _moments(view.stimulus_ids, targets, kind)[1])
+            start_at_mean(self.readout, view, targets, kind)
+        else:
+            start_at_ridge(self, self.linear, self.readout, config.branch_scale, view, targets, kind, progress)
         return True
-
-
-def _moments(ids: np.ndarray, targets: Targets, kind: str) -> tuple[np.ndarray, float]:
-    """Mean of each target, and the deviation over stimuli (root of the mean variance), read in blocks."""
-    total, squares = np.zeros(targets.shape(kind)), 0.0
-    for start in range(0, len(ids), 256):
-        block = targets.of(ids[start : start + 256], kind).astype(np.float64)
-        total += block.sum(axis=0)
-        squares += float((block**2).sum())
-    mean = total / len(ids)
-    return mean, float(np.sqrt(max(squares / len(ids) / mean.size - float((mean**2).mean()), 0.0)))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from phosphene.decoders.base import Decoder, DecoderConfig
 from phosphene.nn.residual import ResidualBlock, TokenProjector
 
-__all__ = ["MindEyeMLP", "MindEyeMLPConfig"]
+__all__ = ["MindEyeMLP", "MindEyeMLPConfig", "input_layer"]
 
 
 class MindEyeMLPConfig(DecoderConfig):
@@ -40,6 +40,11 @@ class MindEyeMLPConfig(DecoderConfig):
     projector: int = Field(2048, ge=0)
 
 
+def input_layer(n_voxels: int, width: int, dropout: float) -> nn.Sequential:
+    """From the voxels of a person, or of a common space, into the width of the backbone."""
+    return nn.Sequential(nn.Linear(n_voxels, width), nn.LayerNorm(width), nn.GELU(), nn.Dropout(dropout))
+
+
 class MindEyeMLP(Decoder):
     """The MindEye1 backbone with its projector under the decoder contract."""
 
@@ -57,14 +62,7 @@ class MindEyeMLP(Decoder):
 
     def _add_input(self, subject: str, n_voxels: int) -> None:
         config: Any = self.config
-        self.inputs.append(
-            nn.Sequential(
-                nn.Linear(n_voxels, config.width),
-                nn.LayerNorm(config.width),
-                nn.GELU(),
-                nn.Dropout(config.input_dropout),
-            )
-        )
+        self.inputs.append(input_layer(n_voxels, config.width, config.input_dropout))
 
     def _decode(self, responses: Tensor, subject: str | None) -> Tensor:
         at = 0 if self.subject_free else self.index(str(subject))
