@@ -24,6 +24,7 @@ from phosphene.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from phosphene.alignment import Aligner
     from phosphene.decoders import Decoder
     from phosphene.encoders import Targets
     from phosphene.evaluation import Scorecard
@@ -35,7 +36,7 @@ Run = Annotated[Path, typer.Argument(help="A run folder (or folder of folds) wri
 
 
 def fit(
-    decoder: Annotated[str, typer.Argument(help="ridge, mindeye-mlp, lite-mind.", metavar="DECODER")],
+    decoder: Annotated[str, typer.Argument(help="ridge, lite-mind, mindeye-mlp ...", metavar="DECODER")],
     study: StudyFile,
     targets: Annotated[str, typer.Option("--targets", help="An encoder by name, or a folder written by encode.")],
     out: Annotated[Path, typer.Option("--out", help="Run folder; an unfinished run in it is resumed.", metavar="DIR")],
@@ -43,6 +44,12 @@ def fit(
     split: Splits = None,
     preset: Annotated[str | None, typer.Option("--preset", help="A preset of the decoder.")] = None,
     subject: Subjects = None,
+    align: Annotated[
+        str | None,
+        typer.Option(
+            "--align", help="Into one space first: a folder written by align, or a method, fitted on the training part."
+        ),
+    ] = None,
     seed: Seed = 0,
     config: Config = None,
     assignments: Set = None,
@@ -66,11 +73,22 @@ def fit(
                 seed=seed,
                 out=folder,
                 kind=kind,
+                aligner=None if align is None else _aligner(align, part, subject),
                 progress=progress_wanted(),
                 training=training,
                 **settings,
             )
             typer.echo(f"{folder / 'decoder'}: {fitted.name} for {len(fitted.subjects)} people, split {name}")
+
+
+def _aligner(name: str, study: Study, subjects: list[str] | None) -> Aligner:
+    """An aligner from a folder, or fitted now."""
+    from phosphene.alignment import Aligner, make_aligner
+
+    if (Path(name) / "config.json").exists():
+        return Aligner.load(name)
+    view = study.split("train")
+    return make_aligner(name).fit(view if subjects is None else view.subset(subjects))
 
 
 def _targets(name: str, study: Study) -> Targets:
@@ -184,11 +202,37 @@ def evaluate(
     """Score a fitted decoder on held-out stimuli: both directions, chance, intervals, null and rivals."""
     from phosphene.recordings import Study
 
+    decoders = _fitted(run, split)
     with Study.open(study) as opened:
-        card = _evaluated(_fitted(run, split), opened, role, rivals, repeats, seed, csls, subject, protocols, unit)
-    typer.echo(card.table())
-    if json is not None:
-        card.save(json)
+        card = _evaluated(decoders, opened, role, rivals, repeats, seed, csls, subject, protocols, unit)
+        typer.echo(card.table())
+        if json is not None:
+            card.save(json)
+        _labels(decoders, opened, role, repeats, seed, subject, json)
+
+
+def _labels(
+    decoders: dict[str, Decoder],
+    study: Study,
+    role: str,
+    repeats: int | None,
+    seed: int,
+    subjects: list[str] | None,
+    json: Path | None,
+) -> None:
+    """Score the classes of decoders with a head for them; ``<json>_labels.json`` stands beside the other scores."""
+    from phosphene.decoders import ClassesConfig
+    from phosphene.evaluation import evaluate_labels
+
+    for split, decoder in decoders.items():
+        if not isinstance(decoder.config, ClassesConfig) or not decoder.config.classes:
+            continue
+        part = study.using(split) if split in study.split_names else study
+        card = evaluate_labels(decoder, part, role=role, subjects=subjects, repeats=repeats, seed=seed)
+        typer.echo(card.table())
+        if json is not None:
+            suffix = f"_labels_{split}" if len(decoders) > 1 else "_labels"
+            card.save(json.with_name(f"{json.stem}{suffix}.json"))
 
 
 def report(
