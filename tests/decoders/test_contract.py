@@ -25,6 +25,18 @@ TESTED = {
     ],
     "ridge": [{}],
     "shared-response": [{"folds": 2}],
+    "wills-aligner": [
+        {"pool_subjects": False, "width": 24, "blocks": 2, "projector": 0, "linear_rank": 4},
+        {
+            "pool_subjects": False,
+            "trunk": "lite-mind",
+            "patches": 5,
+            "width": 8,
+            "hidden": 16,
+            "heads": 4,
+            "projector": 0,
+        },
+    ],
 }
 CASES = [(name, settings, shape) for name, variants in TESTED.items() for settings in variants for shape in SHAPES]
 TRAINED = [case for case in CASES if not DECODERS[case[0]].closed_form]

@@ -250,6 +250,9 @@ class Decoder(nn.Module, ABC):
         standardiser.mean.copy_(torch.as_tensor(mean, dtype=torch.float32))
         standardiser.deviation.copy_(torch.where(spread > 0, spread, torch.ones_like(spread)))
 
+    def meet(self, subject: str, voxels: Table) -> None:
+        """Be told of a person's own voxels, as recorded, before any aligner; for decoders that look at anatomy."""
+
     def arrange_voxels(self, subject: str, voxels: Table, space: Mapping[str, Any] | None = None) -> None:
         """Tell the decoder where a person's voxels lie; kept for maps, and for decoders that order voxels."""
         n_voxels = list(self.subjects.values())[self.index(subject)]

@@ -13,6 +13,7 @@ from phosphene.decoders.lite_mind import LiteMind
 from phosphene.decoders.mindeye_mlp import MindEyeMLP
 from phosphene.decoders.ridge import Ridge
 from phosphene.decoders.shared_response import SharedResponse
+from phosphene.decoders.wills_aligner import WillsAligner
 from phosphene.errors import unknown
 from phosphene.settings import load_preset
 
@@ -23,6 +24,7 @@ DECODERS: dict[str, type[Decoder]] = {
     "mindeye-mlp": MindEyeMLP,
     "ridge": Ridge,
     "shared-response": SharedResponse,
+    "wills-aligner": WillsAligner,
 }
 
 

@@ -82,9 +82,19 @@ class Bench:
 
 
 def prepare(
-    decoder: Decoder, view: StudyView, targets: Targets, kind: str, config: TrainingConfig, seed: int, fabric: Fabric
+    decoder: Decoder,
+    view: StudyView,
+    targets: Targets,
+    kind: str,
+    config: TrainingConfig,
+    seed: int,
+    fabric: Fabric,
+    standardise: bool = True,
 ) -> Bench:
-    """Split off validation stimuli, read what fits into memory, set the voxels' means and deviations."""
+    """Split off validation stimuli, read what fits into memory, set the voxels' means and deviations.
+
+    The latter not for a later stage (`standardise` false): what comes in is then what its first one was trained on.
+    """
     shown = shown_stimuli(view)
     ids = view.stimulus_ids[shown]
     aside = split_validation(_units(view, config)[shown], config.validation_fraction, seed)
@@ -101,8 +111,9 @@ def prepare(
     budget, ahead = plan_memory(config.memory_gb, sum(source.nbytes for source in sources), step)
     for source in sources:
         source.hold(budget)
-    for samples in people:
-        decoder.set_standardiser(samples.subject, *samples.moments())
+    if standardise:
+        for samples in people:
+            decoder.set_standardiser(samples.subject, *samples.moments())
     loader = StepLoader(
         people,
         rows,

@@ -115,6 +115,7 @@ def fit(
     if subjects is not None:
         view = view.subset(list(subjects))
     refuse_leakage(study, view, targets)
+    native = view
     if aligner is not None:
         if aligner.fitted_on:
             outside = ~np.isin(study.stimuli.ids, view.stimulus_ids)
@@ -141,17 +142,19 @@ def fit(
             **settings,
         )
     for subject in view.subjects:
+        decoder.meet(subject, native.voxels(subject))
         decoder.arrange_voxels(subject, view.voxels(subject), view.space(subject))
     decoder.encoder = targets.encoder
     origin = _origin(decoder, study, view, targets, kind, seed)
     if aligner is not None:
         origin["aligner"] = aligner.identity
-    _check_stages(decoder, configs)
+    _check_stages(decoder, configs, training or {})
     if cls.closed_form and training:
         raise InputError(f"{name} is fitted in closed form; it has no training settings ({', '.join(training)})")
     run = None
     if out is not None:
-        facts = {} if cls.closed_form else {name: one.model_dump(mode="json") for name, one in configs.items()}
+        staged = {name: one for name, one in configs.items() if name in decoder.stages() and not cls.closed_form}
+        facts = {name: one.model_dump(mode="json") for name, one in staged.items()}
         run = RunFolder(Path(out), {"preset": preset, **origin, **facts})
         if run.finished:
             log.info("%s holds this run, finished: read back", run.path)
@@ -171,7 +174,7 @@ def fit(
         for stage in decoder.stages():
             config = configs.get(stage, configs["training"])
             decoder.begin(stage)
-            bench = prepare(decoder, view, targets, kind, config, seed, fabric)
+            bench = prepare(decoder, view, targets, kind, config, seed, fabric, standardise=stage == "training")
             told = _trained(fabric, decoder, bench, targets, kind, config, seed, stage, run, progress and leads)
             decoder.provenance |= told if stage == "training" else {stage: told}
         decoder.conclude(bench.view, targets, kind)
@@ -231,9 +234,10 @@ def _stages(*layers: Mapping[str, Any]) -> dict[str, TrainingConfig]:
     return configs | {name: TrainingConfig.build(first, table) for name, table in nested.items()}
 
 
-def _check_stages(decoder: Decoder, configs: Mapping[str, TrainingConfig]) -> None:
+def _check_stages(decoder: Decoder, configs: Mapping[str, TrainingConfig], asked: Mapping[str, Any]) -> None:
+    """Refuse stages that were asked for and are not there; a preset may know more than the settings leave."""
     for name, config in configs.items():
-        if name not in decoder.stages():
+        if name not in decoder.stages() and isinstance(asked.get(name), Mapping):
             raise unknown(f"stage of {decoder.name}:", name, decoder.stages())
         known = decoder.config.classes if isinstance(decoder.config, ClassesConfig) else ()
         if config.class_weight and not known:

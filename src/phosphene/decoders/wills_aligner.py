@@ -1,0 +1,329 @@
+"""Wills Aligner: people brought onto one template, one shared trunk, and a mixture of brain experts for what differs.
+
+The three parts (anatomical alignment, mixture of brain experts, training in two stages) are those of Bao et al. (AAAI
+2025, arXiv 2404.13282). No code and no settings of theirs were at hand: docs/wills_aligner.md tells what is stated by
+the paper, and what is our choice.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from phosphene.decoders.base import Decoder, Prediction
+from phosphene.decoders.brain_experts import Anatomies, anatomy_vector, attach_experts, expert_places, use_of_experts
+from phosphene.decoders.ridge_start import start_at_mean, start_at_ridge
+from phosphene.decoders.trunks import TRUNKS
+from phosphene.decoders.wills_aligner_config import WillsAlignerConfig
+from phosphene.errors import InputError
+from phosphene.nn.adapter import AdapterBank, Person
+from phosphene.nn.adapter_file import base_digest
+from phosphene.nn.attach import add_person, detach
+from phosphene.nn.experts import Gates
+from phosphene.nn.freezing import train_only
+from phosphene.nn.readout import LinearPath, TokenReadout
+from phosphene.nn.residual import TokenProjector
+from phosphene.nn.router import Router, balance
+from phosphene.table import Table
+
+if TYPE_CHECKING:
+    from phosphene.encoders import Targets
+    from phosphene.recordings import StudyView
+
+__all__ = ["WillsAligner", "WillsAlignerConfig"]
+
+LOOKED_AT = 256  # trials of each person from which the use of experts is told
+
+
+class WillsAligner(Decoder):
+    """One trunk for all people, heads for tokens, retrieval and classes, and experts for what is individual.
+
+    A new decoder is the shared model alone. `begin` of the second stage attaches experts and router.
+    """
+
+    name = "wills-aligner"
+    Config = WillsAlignerConfig
+
+    def __init__(self, config: WillsAlignerConfig, subjects: Mapping[str, int], target_shape: Sequence[int]) -> None:
+        super().__init__(config, subjects, target_shape)
+        self.trunk = TRUNKS[config.trunk](config)
+        rank = min(config.linear_rank, self.n_outputs)
+        self.linear = LinearPath(rank, self.n_outputs) if rank else None
+        self.out = self.trunk.head(self.target_shape)
+        self.projector = TokenProjector(self.target_shape[-1], config.projector) if config.projector else None
+        n_classes = len(config.classes)
+        self.class_head = self.trunk.head((n_classes,)) if n_classes else None
+        self.class_path = nn.Linear(rank, n_classes, bias=False) if n_classes and rank else None
+        for subject, n_voxels in list(self.subjects.items())[: 1 if self.subject_free else None]:
+            self._add_input(subject, n_voxels)
+        self.register_parameter("fill", None)
+        self.anatomies: Anatomies | None = None
+        self.person, self.gates = Person(), Gates()
+        self.router: Router | None = None
+        self.individual = True
+        self._anatomies: dict[str, np.ndarray] = {}
+        self._routed: list[Tensor] = []
+        self._base: str | None = None
+        # experts are drawn when the second stage begins; what they are is decided here, with the other weights
+        self._draw = int(torch.randint(2**31, ()))
+
+    # -- people -------------------------------------------------------------------------------------------------
+
+    def _add_input(self, subject: str, n_voxels: int) -> None:
+        self.trunk.add(n_voxels)
+        if self.linear is not None:
+            self.linear.add(n_voxels)
+
+    def add_subject(self, subject: str, n_voxels: int) -> None:
+        """Add a person: gates begin as those of somebody without an id, a private expert at nothing."""
+        super().add_subject(subject, n_voxels)
+        if self.anatomies is not None:
+            self.anatomies.add()
+        if self.router is None:
+            return
+        if self.router.of_person is not None:
+            self.router.people[self.router.add_subject()].data.zero_()
+        if self.config.private:
+            add_person(self, subject)
+
+    def own(self, subject: str) -> list[str]:
+        """Names of the parameters that belong to one person alone, once there are experts."""
+        if self.router is None:
+            return []
+        place = f"router.people.{self.index(subject)}"
+        banks = [(n, each) for n, each in self.named_modules() if isinstance(each, AdapterBank)]
+        private = tuple(f"{name}.{bank.keys[subject]}." for name, bank in banks if subject in bank.keys)
+        names = [name for name, _ in self.named_parameters()]
+        return [name for name in names if name == place or (private and name.startswith(private))]
+
+    def meet(self, subject: str, voxels: Table) -> None:
+        """Look at the anatomy of a person's own voxels, where the router is to know it."""
+        if "anatomy" not in self.config.router:
+            return
+        try:
+            found = anatomy_vector(voxels, self.config.anatomy)
+        except InputError as error:
+            raise InputError(f"{subject}: {error}") from error
+        first = next(iter(self._anatomies.values()), found)
+        if len(found) != len(first):
+            raise InputError(f"{subject} has other named regions than the others: their anatomies cannot be compared")
+        self._anatomies[subject] = found
+        if self.anatomies is not None:
+            self.anatomies.set(self.index(subject), found)
+
+    def arrange_voxels(self, subject: str, voxels: Table, space: Mapping[str, Any] | None = None) -> None:
+        """Keep the voxel table, and which of its places the person covers (column ``covered``)."""
+        super().arrange_voxels(subject, voxels, space)
+        if "covered" in voxels and not voxels["covered"].all():
+            covered = torch.from_numpy(voxels["covered"].astype(bool))
+            self.register_buffer(f"covered_{self.index(subject)}", covered, persistent=False)
+
+    # -- computing ----------------------------------------------------------------------------------------------
+
+    def _decode(self, responses: Tensor, subject: str | None) -> Prediction:
+        known = self.index(subject) if subject in self.subjects else None
+        responses = self._filled(responses, known)
+        at = 0 if self.subject_free else int(known or 0)
+        gates = self._route(responses, known, at)
+        if gates is not None and self.training and torch.is_grad_enabled():
+            self._routed.append(gates)
+        with self.person.using(subject if self.individual else None), self.gates.using(gates):
+            return self._heads(responses, at)
+
+    def _heads(self, responses: Tensor, at: int) -> Prediction:
+        hidden = self.trunk(responses, at)
+        output: Tensor = self.out(hidden).view(len(responses), *self.target_shape)
+        logits = None if self.class_head is None else self.class_head(hidden)
+        if self.linear is not None:
+            scores = self.linear.people[at](responses)
+            output = output + (scores @ self.linear.basis).view_as(output)
+            logits = logits if self.class_path is None else logits + self.class_path(scores)
+        found = Prediction.of(output, self.target_shape)
+        retrieval = None if self.projector is None else self.projector(output)
+        return Prediction(found.tokens, found.pooled, retrieval, logits)
+
+    def _filled(self, responses: Tensor, known: int | None) -> Tensor:
+        covered = None if known is None else getattr(self, f"covered_{known}", None)
+        return responses if covered is None or self.fill is None else torch.where(covered, responses, self.fill)
+
+    def _route(self, responses: Tensor, known: int | None, at: int) -> Tensor | None:
+        """Gates of a batch, ``(b, K)``, ``(1, K)`` where nothing tells its trials apart, or for each latent token."""
+        if self.router is None or not self.individual:
+            return None
+        config: Any = self.config
+        data = None
+        if "data" in config.router:
+            with torch.no_grad(), self.person.using(None), self.gates.using(None):
+                hidden = self.trunk(responses, at)
+                data = (self.trunk.tokens if config.gate == "per-token" else self.trunk.summary)(hidden)
+        rows = len(responses) if self.training and config.id_dropout else 1
+        subject = torch.full((rows,), -1 if known is None else known, device=responses.device)
+        gates: Tensor = self.router(subject, data, None if self.anatomies is None else self.anatomies(known))
+        return gates
+
+    def routing(self, responses: Tensor, subject: str | None = None) -> Tensor:
+        """Gates of trials in evaluation: ``(b, K)``, ``(b, tokens, K)``, or ``(1, K)`` where they are one for all."""
+        if self.router is None:
+            raise InputError(f"this {self.name} decoder has no experts (yet): its second stage attaches them")
+        known = self.index(str(subject)) if subject in self.subjects else None
+        training = self.training
+        self.eval()
+        with torch.no_grad():
+            filled = self._filled(self._standardised(responses, subject), known)
+            gates = self._route(filled, known, 0 if self.subject_free else int(known or 0))
+        self.train(training)
+        assert gates is not None
+        return gates
+
+    @contextmanager
+    def commonality(self) -> Iterator[None]:
+        """What the first stage learned, and nothing individual: experts are off inside the ``with`` block."""
+        before, self.individual = self.individual, False
+        try:
+            yield
+        finally:
+            self.individual = before
+
+    # -- stages -------------------------------------------------------------------------------------------------
+
+    def stages(self) -> tuple[str, ...]:
+        """``"training"``, of what is common; ``"stage2"``, of what is individual."""
+        return ("training",) if self.config.stage2 == "none" else ("training", "stage2")
+
+    def begin(self, stage: str) -> None:
+        """First stage: everything there is, with a value for places that somebody does not cover. Second: experts."""
+        if stage == "training":
+            if any(hasattr(self, f"covered_{at}") for at in range(len(self.subjects))):
+                self.fill = nn.Parameter(torch.zeros(next(iter(self.subjects.values()))))
+            return
+        if self.router is None:
+            with torch.random.fork_rng([]):
+                torch.manual_seed(self._draw)
+                self._attach(len(self.subjects))
+        train_only(self, own=["*.parts.own.*"] if self.config.private else [])
+        self._base = base_digest(self)
+
+    def _attach(self, n_people: int) -> None:
+        config: Any = self.config
+        if config.anatomy and self.anatomies is None:
+            self.anatomies = Anatomies.of([self._anatomies.get(subject) for subject in self.subjects])
+        names = expert_places(self, config.insert, "trunk.blocks." if config.gate == "per-token" else "")
+        attach_experts(self, names, config, self.gates, self.person if config.private else None, self._reach)
+        if config.private:
+            for subject in self.subjects:
+                add_person(self, subject)
+        if isinstance(self.out, TokenReadout):
+            self.out.piece = 2**31  # gates of a batch are for the whole of it
+        self.router = Router(
+            n_people if "person" in config.router else 0,
+            config.experts,
+            data=self.trunk.width if "data" in config.router else None,
+            anatomy=None if self.anatomies is None else self.anatomies.width,
+            temperature=config.temperature,
+            kind=config.gate,
+            top=config.top,
+            id_dropout=config.id_dropout,
+        ).train(self.training)
+
+    def _reach(self, count: int) -> None:
+        """Come by every layer once."""
+        for at, n_voxels in enumerate(list(self.subjects.values())[: 1 if self.subject_free else None]):
+            self._heads(torch.zeros(count, n_voxels), at)
+
+    def penalties(self) -> dict[str, Tensor]:
+        """The balance term, over the gates of all people since the last call."""
+        routed, self._routed = self._routed, []
+        if not routed or not self.config.balance_weight:
+            return {}
+        gates = torch.cat([each.flatten(0, -2) for each in routed])
+        return {"balance": self.config.balance_weight * balance(gates, self.config.balance_sharpness)}
+
+    def warm_start(self, view: StudyView, targets: Targets, kind: str, progress: bool = True) -> bool:
+        """Start at the targets' mean, or at the ridge solution in the linear path."""
+        if self.linear is None:
+            start_at_mean(self.out, view, targets, kind)
+        else:
+            start_at_ridge(self, self.linear, self.out, self.config.branch_scale, view, targets, kind, progress)
+        return True
+
+    def conclude(self, view: StudyView, targets: Targets, kind: str) -> None:
+        """Tell how experts are used, warn of a collapse by name, and make sure that the trunk is as it was."""
+        if self.router is None:
+            return
+        if base_digest(self) != self._base:
+            raise RuntimeError("the second stage changed weights of the first, which are frozen in it")
+        gates = {}
+        for subject in view.subjects:
+            n_trials = view.n_trials(subject)
+            rows = np.unique(np.linspace(0, n_trials - 1, min(n_trials, LOOKED_AT)).astype(int))
+            found = self.routing(torch.from_numpy(view.responses(subject, rows)), subject)
+            gates[subject] = found.reshape(len(found), -1, found.shape[-1]).mean(dim=1).expand(len(rows), -1)
+        self.provenance["experts"] = {**use_of_experts(gates, self.name), "base": self._base}
+
+    # -- one person ---------------------------------------------------------------------------------------------
+
+    def merged(self, subject: str) -> WillsAligner:
+        """A plain decoder of one person, without experts: what they add is added to the weights.
+
+        Raises
+        ------
+        InputError
+            Where gates depend on the trial and not on the person alone, or for somebody unknown.
+        """
+        place = self.index(subject)
+        if self.router is not None and "data" in self.config.router:
+            raise InputError(
+                "the gates of this decoder depend on every trial (router with 'data'): no single set of weights is one "
+                "person's; train it with router = ('person',) or ('person', 'anatomy')"
+            )
+        whole = copy.deepcopy(self).eval()
+        with whole.person.using(subject), whole.gates.using(whole._route(torch.zeros(1, 1), place, 0)):
+            detach(whole, merge=True)
+        whole.router = None
+        settings = {"stage2": "none", "private": False, "router": ("person",), "anatomy": (), "gate": "dense"}
+        config = WillsAlignerConfig.build(self.config.model_dump(), settings)
+        alone = WillsAligner(config, {subject: self.subjects[subject]}, self.target_shape)
+        if (table := self.voxel_tables.get(subject)) is not None:
+            alone.arrange_voxels(subject, table, self.spaces[subject])
+        state = _of_one(whole.state_dict(), place, self.subject_free)
+        alone._make_room(state)
+        alone.load_state_dict(state)
+        alone.encoder = self.encoder
+        alone.provenance = {**copy.deepcopy(self.provenance), "merged": subject}
+        if self.aligner is not None:
+            front = copy.copy(self.aligner)
+            front.people = {subject: self.aligner.person(subject)}
+            alone.align(front)
+        return alone.eval()
+
+    def _make_room(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take on what the stages of the saved decoder added."""
+        if "anatomies.vectors" in tensors:
+            self.anatomies = Anatomies(tensors["anatomies.vectors"])
+        if "fill" in tensors:
+            self.fill = nn.Parameter(torch.zeros_like(tensors["fill"]))
+        if any(name.startswith("router.") for name in tensors):
+            self._attach(len(self.subjects))
+
+
+def _of_one(state: Mapping[str, Tensor], place: int, shared: bool) -> dict[str, Tensor]:
+    """The entries that one person needs, as those of the only person."""
+    kept = {}
+    for name, tensor in state.items():
+        for lead in ("standardisers.", "trunk.inputs.", "linear.people."):
+            if name.startswith(lead):
+                number, _, rest = name[len(lead) :].partition(".")
+                wanted = 0 if shared and lead != "standardisers." else place
+                if int(number) == wanted:
+                    kept[f"{lead}0.{rest}"] = tensor
+                break
+        else:
+            if not name.startswith("anatomies."):
+                kept[name] = tensor
+    return kept

@@ -1,0 +1,115 @@
+"""Settings of wills-aligner."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from phosphene.decoders.base import ClassesConfig
+from phosphene.decoders.lite_mind import LiteMindConfig
+from phosphene.nn.router import RouterKind
+
+__all__ = ["WillsAlignerConfig"]
+
+_SPECTRAL = ("patches", "filters", "hidden", "heads", "queries")
+
+
+class WillsAlignerConfig(ClassesConfig):
+    """Settings of wills-aligner.
+
+    Attributes
+    ----------
+    trunk : {"mlp", "lite-mind"}
+        What people share: the MindEye input and residual blocks, or Lite-Mind's way through the spectrum.
+    width, blocks : int
+        Of the trunk.
+    input_dropout, dropout : float
+        After the input layer ("mlp") or of voxels ("lite-mind"); in the blocks.
+    patches, filters, hidden, heads, queries : int
+        Of the trunk "lite-mind", see `LiteMindConfig`.
+    projector : int
+        Hidden width of the projector whose output is compared with targets; 0 compares the predicted targets.
+    linear_rank : int
+        Rank of a linear path beside the trunk, which starts at the ridge solution of all people; 0 has none.
+    branch_scale : float
+        Size of the trunk's output beside that path when training starts.
+    stage2 : {"plain", "meta", "none"}
+        How experts are trained: as the trunk was; in episodes of sessions; there are none.
+    experts, rank : int
+    alpha : float
+        An expert's change is multiplied by ``alpha / rank``.
+    insert : tuple of str
+        Linear layers that get experts, see `phosphene.decoders.brain_experts.expert_places`.
+    private : bool
+        Give each person an expert of their own beside the shared ones.
+    router : tuple of {"person", "data", "anatomy"}
+        What the gates depend on, summed: an embedding of the person, the trunk's feature of the trial, and the
+        columns `anatomy`.
+    anatomy : tuple of str
+        Columns of people's own voxel tables, e.g. ``("curvature", "sulc")``.
+    gate : {"dense", "top-k", "per-token"}
+        All experts; the `top` strongest; all, anew for each latent token (trunk "lite-mind", router with "data";
+        experts then stand in the blocks).
+    top : int
+    temperature : float
+        Of the gates.
+    id_dropout : float
+        Share of samples whose person the router is not told in training.
+    balance_weight, balance_sharpness : float
+        Of the balance term, see `phosphene.nn.router.balance`.
+    inner_steps : int
+        For "meta": gradient steps on what is a person's own, on the support sessions.
+    inner_rate : float
+        Their learning rate.
+    """
+
+    pool_subjects: bool = True
+    trunk: Literal["mlp", "lite-mind"] = "mlp"
+    width: int = Field(2048, ge=1)
+    blocks: int = Field(4, ge=1)
+    input_dropout: float = Field(0.5, ge=0, lt=1)
+    dropout: float = Field(0.15, ge=0, lt=1)
+    patches: int = Field(16, ge=3)
+    filters: int = Field(4, ge=2)
+    hidden: int = Field(128, ge=1)
+    heads: int = Field(16, ge=1)
+    queries: int = Field(4, ge=1)
+    projector: int = Field(2048, ge=0)
+    linear_rank: int = Field(0, ge=0)
+    branch_scale: float = Field(0.1, gt=0)
+    stage2: Literal["plain", "meta", "none"] = "plain"
+    experts: int = Field(8, ge=1)
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0)
+    insert: tuple[str, ...] = Field(("all",), min_length=1)
+    private: bool = False
+    router: tuple[Literal["person", "data", "anatomy"], ...] = Field(("person",), min_length=1)
+    anatomy: tuple[str, ...] = ()
+    gate: RouterKind = "dense"
+    top: int = Field(2, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    id_dropout: float = Field(0.2, ge=0, lt=1)
+    balance_weight: float = Field(0.01, ge=0)
+    balance_sharpness: float = Field(0.5, ge=0, le=1)
+    inner_steps: int = Field(3, ge=1)
+    inner_rate: float = Field(0.1, gt=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.trunk == "lite-mind":
+            LiteMindConfig.build({key: getattr(self, key) for key in ("width", *_SPECTRAL)})
+        else:
+            fields = type(self).model_fields
+            strange = [key for key in _SPECTRAL if getattr(self, key) != fields[key].default]
+            if strange:
+                raise ValueError(f"{', '.join(strange)} belong to the trunk lite-mind, found trunk 'mlp'")
+        if ("anatomy" in self.router) != bool(self.anatomy):
+            raise ValueError("anatomy names the columns for a router with 'anatomy': give both or neither")
+        if self.gate == "per-token" and (self.trunk != "lite-mind" or "data" not in self.router):
+            raise ValueError("gate 'per-token' needs latent tokens (trunk 'lite-mind') and a router with 'data'")
+        if self.gate == "top-k" and self.top > self.experts:
+            raise ValueError(f"top must be at most the number of experts {self.experts}, found {self.top}")
+        if self.stage2 == "meta" and "person" not in self.router and not self.private:
+            raise ValueError("stage2 'meta' adapts what is a person's own: a router with 'person', or private = true")
+        return self
