@@ -15,7 +15,7 @@ from phosphene.alignment.anatomical import Anatomical
 from phosphene.alignment.base import Aligner, AlignerSettings, PersonMap, Template
 from phosphene.alignment.resampling import AnatomicalSettings
 from phosphene.alignment.shared import mean_responses, shared_stimuli, units_of
-from phosphene.alignment.solvers import inner_folds
+from phosphene.alignment.solvers import inner_folds, thin_svd
 from phosphene.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -58,22 +58,40 @@ class Target:
 
 @dataclass(frozen=True)
 class Lesson:
-    """One person's mean responses ``(n, V_s)`` to shared stimuli, centred, and the inner folds over them."""
+    """One person's mean responses to shared stimuli, centred, and the inner folds over them.
+
+    Attributes
+    ----------
+    mean : (V_s,) ndarray
+    centred : (n, r) ndarray
+        Coordinates in the space that the responses span (all methods depend on inner products alone); r is at most n.
+    basis : (V_s, r) ndarray
+        Orthonormal columns; centred responses are ``centred @ basis.T``.
+    units : (n,) ndarray
+    folds : list of (train, validation) rows
+    """
 
     mean: np.ndarray
     centred: np.ndarray
+    basis: np.ndarray
     units: np.ndarray
     folds: list[tuple[np.ndarray, np.ndarray]]
 
     @classmethod
     def of(cls, responses: np.ndarray, units: np.ndarray, folds: int) -> Lesson:
-        """Centre responses and split their units."""
-        x = responses.astype(np.float64)
-        return cls(x.mean(axis=0), x - x.mean(axis=0), units, inner_folds(units, folds))
+        """Centre responses ``(n, V_s)`` and split their units."""
+        mean = responses.mean(axis=0, dtype=np.float64)
+        left, values, right = thin_svd(responses - mean)
+        return cls(mean, left * values, right, units, inner_folds(units, folds))
 
     def part(self, rows: np.ndarray) -> Lesson:
         """The same of some of the stimuli, with inner folds of its own."""
-        return Lesson.of(self.centred[rows], self.units[rows], len(self.folds))
+        x, units = self.centred[rows], self.units[rows]
+        return Lesson(self.mean, x - x.mean(axis=0), self.basis, units, inner_folds(units, len(self.folds)))
+
+    def mapped(self, weights: np.ndarray, offset: np.ndarray) -> PersonMap:
+        """The map of weights ``(r, V)`` on the coordinates; it says something about every place."""
+        return PersonMap.of(self.basis @ weights, self.mean, offset, np.ones(weights.shape[1], dtype=bool))
 
 
 def common_target(view: StudyView, responses: Mapping[str, np.ndarray], reference: str | None) -> Target:
@@ -160,11 +178,6 @@ class Functional(Aligner):
 
     def _set_response(self, response: np.ndarray) -> None:
         self._response = response.astype(np.float32)
-
-
-def mapped(lesson: Lesson, weights: np.ndarray, offset: np.ndarray) -> PersonMap:
-    """A dense map that says something about every place."""
-    return PersonMap.of(weights, lesson.mean, offset, np.ones(weights.shape[1], dtype=bool))
 
 
 def limited(candidates: Iterable[int], lessons: Iterable[np.ndarray], others: Iterable[int] = ()) -> list[int]:

@@ -107,7 +107,7 @@ class Hybrid(Functional):
         offset = response.mean(axis=0, dtype=np.float64)
         if weight == 0:
             return place
-        functional = self._functional(lesson, response - offset)
+        functional = lesson.basis @ self._functional(lesson, response - offset)
         share = np.where(place.covered, weight, 1.0)
         anatomical = place.matrix @ sparse.diags_array(1 - share)
         return PersonMap.of(
@@ -118,6 +118,7 @@ class Hybrid(Functional):
         )
 
     def _functional(self, lesson: Lesson, response: np.ndarray) -> np.ndarray:
+        """Weights ``(r, V)`` on the coordinates of the lesson."""
         x, folds = lesson.centred, lesson.folds
         if self.config.method == "ridge":
             return ridge_map(x, response, choose(ridge_path, x, response, folds, self.config.penalties))

@@ -14,7 +14,7 @@ from pydantic import Field
 from scipy import sparse
 
 from phosphene.alignment.base import Matrix, PersonMap
-from phosphene.alignment.functional import Functional, FunctionalSettings, Lesson, common_target, limited, mapped
+from phosphene.alignment.functional import Functional, FunctionalSettings, Lesson, common_target, limited
 from phosphene.alignment.solvers import choose, procrustes_map, procrustes_path
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Procrustes(Functional):
                 people[subject] = PersonMap.of(sparse.eye_array(target.template.size, format="csr"))
             else:
                 lesson = lessons[subject]
-                people[subject] = mapped(lesson, procrustes_map(lesson.centred, response, chosen[subject]), offset)
+                people[subject] = lesson.mapped(procrustes_map(lesson.centred, response, chosen[subject]), offset)
         self._set(target.template, people)
 
     def _choose(self, lesson: Lesson, response: np.ndarray) -> int:
@@ -76,7 +76,7 @@ class Procrustes(Functional):
     def _map(self, subject: str, view: StudyView, lesson: Lesson, response: np.ndarray) -> PersonMap:
         offset = response.mean(axis=0, dtype=np.float64)
         components = self._choose(lesson, response - offset)
-        return mapped(lesson, procrustes_map(lesson.centred, response - offset, components), offset)
+        return lesson.mapped(procrustes_map(lesson.centred, response - offset, components), offset)
 
     def _backward(self, person: PersonMap) -> Matrix:
         """The transpose over the squared scale: the inverse within the components that are rotated."""

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import sparse
 
 from phosphene.alignment.base import PersonMap
-from phosphene.alignment.functional import Functional, FunctionalSettings, Lesson, common_target, mapped
+from phosphene.alignment.functional import Functional, FunctionalSettings, Lesson, common_target
 from phosphene.alignment.solvers import choose, ridge_map, ridge_path
 
 if TYPE_CHECKING:
@@ -60,4 +60,4 @@ class RidgeAligner(Functional):
     def _map(self, subject: str, view: StudyView, lesson: Lesson, response: np.ndarray) -> PersonMap:
         offset = response.mean(axis=0, dtype=np.float64)
         penalty = choose(ridge_path, lesson.centred, response - offset, lesson.folds, self.config.penalties)
-        return mapped(lesson, ridge_map(lesson.centred, response - offset, penalty), offset)
+        return lesson.mapped(ridge_map(lesson.centred, response - offset, penalty), offset)

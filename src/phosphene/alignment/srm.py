@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from phosphene.alignment.base import Matrix, PersonMap, Template
-from phosphene.alignment.functional import Functional, FunctionalSettings, Lesson, limited, mapped
+from phosphene.alignment.functional import Functional, FunctionalSettings, Lesson, limited
 from phosphene.alignment.solvers import choose_features, orthonormal_map, shared_response
 from phosphene.table import Table
 
@@ -54,11 +54,11 @@ class Srm(Functional):
         self._set_response(shared)
         template = Template(f"srm-{features}", Table({"feature": np.arange(features)}))
         pairs = zip(lessons.items(), maps, strict=True)
-        self._set(template, {s: mapped(lesson, weights, np.zeros(features)) for (s, lesson), weights in pairs})
+        self._set(template, {s: lesson.mapped(weights, np.zeros(features)) for (s, lesson), weights in pairs})
 
     def _map(self, subject: str, view: StudyView, lesson: Lesson, response: np.ndarray) -> PersonMap:
         offset = response.mean(axis=0, dtype=np.float64)
-        return mapped(lesson, orthonormal_map(lesson.centred, response - offset), offset)
+        return lesson.mapped(orthonormal_map(lesson.centred, response - offset), offset)
 
     def _backward(self, person: PersonMap) -> Matrix:
         """The transpose: the columns of the map are orthonormal."""
