@@ -23,6 +23,10 @@ TESTED = {
         {"width": 24, "blocks": 2, "projector": 16},
         {"width": 24, "blocks": 1, "projector": 0},
     ],
+    "mindtuner": [
+        {"width": 24, "blocks": 2, "projector": 16, "start_rank": 5},
+        {"width": 24, "blocks": 1, "projector": 0, "start_rank": 5},
+    ],
     "ridge": [{}],
     "shared-response": [{"folds": 2}],
     "wills-aligner": [
@@ -81,10 +85,12 @@ def test_shapes_and_embedding(case):
             if len(shape) == 2:
                 assert prediction.tokens.shape == (n, *shape)
                 torch.testing.assert_close(prediction.pooled, prediction.tokens.mean(dim=1))
-                assert torch.equal(prediction.embedding, prediction.tokens.flatten(1))
+                assert torch.equal(prediction.target, prediction.tokens.flatten(1))
             else:
                 assert prediction.tokens is None
-                assert torch.equal(prediction.embedding, prediction.pooled)
+                assert torch.equal(prediction.target, prediction.pooled)
+            compared = prediction.target if prediction.retrieval is None else prediction.retrieval.flatten(1)
+            assert torch.equal(prediction.embedding, compared)
             assert prediction.pooled.shape == (n, shape[-1])
             assert bool(torch.isfinite(prediction.embedding).all())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -145,6 +145,8 @@ class Decoder(nn.Module, ABC):
         Each person's voxel table and space, so that maps find their way back to the brain.
     aligner : Aligner or None
         What takes everybody's voxels into the common space in which it decodes: see `align`.
+    apart : dict
+        What is known of people who were added with adapters; they are saved in files of their own.
     """
 
     name: ClassVar[str]
@@ -165,6 +167,7 @@ class Decoder(nn.Module, ABC):
         self.voxel_tables: dict[str, Table] = {}
         self.spaces: dict[str, dict[str, Any]] = {}
         self.subjects: dict[str, int] = {}
+        self.apart: dict[str, dict[str, Any]] = {}
         self.standardisers = nn.ModuleList()
         self.aligner: Aligner | None = None
         self.fronts = nn.ModuleList()
@@ -397,7 +400,7 @@ class Decoder(nn.Module, ABC):
         """Write the decoder as a folder of plain files, atomically.
 
         ``config.json``, ``model.safetensors``, ``voxels/<subject>.tsv``, ``README.md`` (the model card), the fitted
-        ``encoder/`` of its targets and, where there is one, the ``aligner/``.
+        ``encoder/`` of its targets and, where there are some, the ``aligner/`` and ``people/`` who were adapted to.
         """
         path = Path(path)
         config = {
@@ -406,35 +409,55 @@ class Decoder(nn.Module, ABC):
             "software": f"phosphene {__version__}",
             "decoder": self.name,
             "settings": self.config.model_dump(mode="json"),
-            "subjects": self.subjects,
+            "subjects": {subject: n for subject, n in self.subjects.items() if subject not in self.apart},
             "target_shape": list(self.target_shape),
             "encoder": None if self.encoder is None else self.encoder.identity,
             "aligned": self.aligner is not None,
-            "spaces": self.spaces,
+            "spaces": {subject: space for subject, space in self.spaces.items() if subject not in self.apart},
             "provenance": self.provenance,
         }
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self._base_state().items()}
         with atomic_path(path) as temporary:
             temporary.mkdir()
             write_json(temporary / "config.json", config)
             save_file(tensors, temporary / "model.safetensors")
             for subject, table in self.voxel_tables.items():
+                if subject in self.apart:
+                    continue
                 table.write_tsv(temporary / "voxels" / f"{subject}.tsv")
             if self.encoder is not None:
                 self.encoder.save(temporary / "encoder")
             if self.aligner is not None:
                 self.aligner.save(temporary / "aligner")
+            self._save_people(temporary)
             write_text(temporary / "README.md", self._card())
         return path
 
+    def _base_state(self) -> dict[str, Tensor]:
+        """What ``model.safetensors`` holds: everything but what belongs to people who are kept apart."""
+        return self.state_dict()
+
+    def _save_people(self, path: Path) -> None:
+        """Write the people who are kept apart into a decoder's folder."""
+
+    def _load_people(self, path: Path, without: Collection[str]) -> None:
+        """Bring the people back who are kept apart in a decoder's folder."""
+
     @classmethod
-    def load(cls, path: str | Path) -> Decoder:
+    def load(cls, path: str | Path, *, without: Collection[str] = ()) -> Decoder:
         """Read a decoder folder; nothing in it is executed.
+
+        Parameters
+        ----------
+        path : path
+        without : collection of str
+            Adapted people (in ``people/``) who are to be left there.
 
         Raises
         ------
         InputError
-            When a file is missing or damaged, is no safetensors file, or does not fit the settings.
+            When a file is missing or damaged, is no safetensors file, does not fit the settings, or is the adapter of
+            another base model.
         """
         from phosphene.alignment import Aligner
         from phosphene.decoders.registry import decoder_class
@@ -461,6 +484,7 @@ class Decoder(nn.Module, ABC):
                     f"{path / 'encoder'} is not the encoder this decoder was fitted to "
                     f"(found {decoder.encoder.identity}, needed {config['encoder']})"
                 )
+        decoder._load_people(path, without)
         return decoder.eval()
 
     def _load_weights(self, path: Path) -> None:

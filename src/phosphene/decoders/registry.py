@@ -11,6 +11,7 @@ from typing import Any
 from phosphene.decoders.base import Decoder
 from phosphene.decoders.lite_mind import LiteMind
 from phosphene.decoders.mindeye_mlp import MindEyeMLP
+from phosphene.decoders.mindtuner import MindTuner
 from phosphene.decoders.ridge import Ridge
 from phosphene.decoders.shared_response import SharedResponse
 from phosphene.decoders.wills_aligner import WillsAligner
@@ -22,6 +23,7 @@ __all__ = ["DECODERS", "decoder_class", "make_decoder"]
 DECODERS: dict[str, type[Decoder]] = {
     "lite-mind": LiteMind,
     "mindeye-mlp": MindEyeMLP,
+    "mindtuner": MindTuner,
     "ridge": Ridge,
     "shared-response": SharedResponse,
     "wills-aligner": WillsAligner,

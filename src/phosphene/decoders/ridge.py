@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from phosphene.encoders import Targets
     from phosphene.recordings import StudyView
 
-__all__ = ["Ridge", "RidgeConfig", "inner_folds", "ridge_path", "ridge_weights"]
+__all__ = ["Ridge", "RidgeConfig", "fit_ridge", "inner_folds", "ridge_path", "ridge_weights"]
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +111,51 @@ def ridge_weights(x: Tensor, y: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor
     return weights, offset - centre @ weights
 
 
+def fit_ridge(
+    x: Tensor, y: Tensor, units: np.ndarray, config: RidgeConfig, who: str = "ridge"
+) -> tuple[Tensor, Tensor, float]:
+    """Ridge with penalties chosen by inner folds over units.
+
+    Parameters
+    ----------
+    x : Tensor of shape (trials, voxels)
+    y : Tensor of shape (trials, targets)
+    units : (trials,) ndarray
+        Rows of one unit stay on one side of a fold.
+    config : RidgeConfig
+    who : str
+        Named in errors.
+
+    Returns
+    -------
+    weights : Tensor of shape (voxels, targets)
+    intercepts : Tensor of shape (targets,)
+    penalty : float
+        The median one, in units of the mean squared norm of a response.
+
+    Raises
+    ------
+    InputError
+        For responses that do not vary, or fewer than two units.
+    """
+    scale = float((x - x.mean(dim=0)).square().sum(dim=1).mean())
+    if scale <= _CONSTANT * x.shape[1]:
+        raise InputError(
+            f"{who}: nothing can be learnt from responses that do not vary: {len(x)} training stimuli, "
+            f"{x.shape[1]} voxel{'s' * (x.shape[1] > 1)}, each with one value throughout"
+        )
+    penalties = [scale * p for p in config.penalties]
+    error = torch.zeros(len(penalties), y.shape[1], dtype=x.dtype, device=x.device)
+    for train, validation in inner_folds(units, config.folds):
+        predicted = ridge_path(x[train], y[train], x[validation], penalties)
+        error += (predicted - y[validation]).square().sum(dim=1)
+    if config.penalty == "shared":
+        error = error.sum(dim=1, keepdim=True).expand_as(error)
+    chosen = torch.tensor(penalties, dtype=x.dtype, device=x.device)[error.argmin(dim=0)]
+    weight, intercept = ridge_weights(x, y, chosen)
+    return weight, intercept, float(chosen.median()) / scale
+
+
 class Ridge(Decoder):
     """Closed-form linear decoder; repeats of a stimulus are averaged before fitting."""
 
@@ -183,27 +228,12 @@ class Ridge(Decoder):
         y, components, offset = self._reduced(y)
         unit_of = dict(zip(view.stimulus_ids.tolist(), view.units.tolist(), strict=True))
         units = np.array([unit_of[name] for name in ids.tolist()])
-        scale = float((x - x.mean(dim=0)).square().sum(dim=1).mean())
-        if scale <= _CONSTANT * x.shape[1]:
-            raise InputError(
-                f"{who}: nothing can be learnt from responses that do not vary: {len(x)} training stimuli, "
-                f"{x.shape[1]} voxel{'s' * (x.shape[1] > 1)}, each with one value throughout"
-            )
-        penalties = [scale * p for p in config.penalties]
-        error = torch.zeros(len(penalties), y.shape[1], dtype=dtype, device=device)
-        for train, validation in inner_folds(units, config.folds):
-            predicted = ridge_path(x[train], y[train], x[validation], penalties)
-            error += (predicted - y[validation]).square().sum(dim=1)
-        if config.penalty == "shared":
-            error = error.sum(dim=1, keepdim=True).expand_as(error)
-        chosen = torch.tensor(penalties, dtype=dtype, device=device)[error.argmin(dim=0)]
-        weight, intercept = ridge_weights(x, y, chosen)
+        weight, intercept, middle = fit_ridge(x, y, units, config, who)
         if components is not None:
             self.register_buffer("components", components.float().contiguous())
             intercept = intercept @ components + offset
         self.register_buffer(f"weight_{at}", weight.float().contiguous())
         self.register_buffer(f"intercept_{at}", intercept.float())
-        middle = float(chosen.median()) / scale
         self.provenance["penalty"][who] = middle
         log.info("ridge, %s: %d rows, median penalty %.3g of the mean squared norm", who, len(ids), middle)
 

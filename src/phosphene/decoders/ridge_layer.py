@@ -1,0 +1,140 @@
+"""Closed forms of input layers: from voxels to scores of the targets' components, and from these into a network.
+
+Scores are ``z = P (y - mean) / sigma``, with P (k, D) the first principal components of the training targets as rows
+and sigma their deviations. Kept with the decoder, so that people who come later need no data of those before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from phosphene.decoders.ridge import RidgeConfig, fit_ridge
+from phosphene.errors import InputError
+
+if TYPE_CHECKING:
+    from phosphene.encoders import Targets
+    from phosphene.recordings import StudyView
+
+__all__ = ["Components", "RidgeLayer", "principal_components"]
+
+_BLOCK = 256
+_MOST_STIMULI, _MOST_NUMBERS = 4096, 2 * 10**8  # of targets held at once
+_LEAST = 1e-6  # variance of a component, relative to the first
+
+
+class Components(NamedTuple):
+    """Principal components of targets: mean (D,), components (k, D), deviations (k,)."""
+
+    centre: Tensor
+    components: Tensor
+    deviation: Tensor
+
+
+def principal_components(view: StudyView, targets: Targets, kind: str, rank: int) -> Components:
+    """First principal components of the targets of the stimuli somebody saw (of some of them where there are many).
+
+    Raises
+    ------
+    InputError
+        For targets that do not vary.
+    """
+    seen = np.unique(np.concatenate([view.trials(subject)["stimulus_id"] for subject in view.subjects]))
+    width = int(np.prod(targets.shape(kind)))
+    most = max(rank + 1, min(_MOST_STIMULI, _MOST_NUMBERS // width))
+    picked = seen[np.unique(np.linspace(0, len(seen) - 1, min(len(seen), most)).astype(int))]
+    y = torch.from_numpy(targets.of(picked, kind).reshape(len(picked), -1))
+    centre = y.mean(dim=0)
+    y = (y - centre).double() if y.numel() <= 10**7 else y - centre
+    small = y.T @ y if y.shape[1] <= len(y) else y @ y.T
+    values, vectors = torch.linalg.eigh(small)
+    values, vectors = values.flip(0)[:rank], vectors.flip(1)[:, :rank]
+    keep = values > _LEAST * values[0].clamp_min(1e-30)
+    if not keep.any() or float(values[0]) <= 1e-12 * y.numel():
+        raise InputError(f"the targets of the {len(picked)} training stimuli do not vary: nothing can be learnt")
+    values, vectors = values[keep], vectors[:, keep]
+    components = vectors.T if y.shape[1] <= len(y) else (y.T @ vectors / values.sqrt()).T
+    return Components(centre.float(), components.float().contiguous(), (values / len(y)).sqrt().float())
+
+
+class RidgeLayer(nn.Module):
+    """What the closed form of an input layer needs: components of the targets, and their lift into the network.
+
+    Parameters
+    ----------
+    n_outputs : int
+        Numbers in a target.
+    """
+
+    most = 4096
+    """Responses of each person from which the lift is learnt."""
+    centre: Tensor
+    components: Tensor
+    deviation: Tensor
+    lift: Tensor
+    offset: Tensor
+
+    def __init__(self, n_outputs: int) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(n_outputs))
+        self.register_buffer("components", torch.empty(0, n_outputs))
+        for name in ("deviation", "lift", "offset"):
+            self.register_buffer(name, torch.empty(0))
+
+    def set(self, basis: Components, lift: Tensor, offset: Tensor) -> None:
+        """Set components, and the map from scores into the network, ``(width, k)`` and ``(width,)``."""
+        self.centre, self.components, self.deviation = basis
+        self.lift, self.offset = lift, offset
+
+    def make_room(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give buffers the shapes they have in a file."""
+        for name, tensor in tensors.items():
+            self.register_buffer(name, torch.empty(tensor.shape))
+
+    def scores(self, ids: np.ndarray, targets: Targets, kind: str) -> Tensor:
+        """Scores of stimuli, ``(n, k)``; targets are read in blocks."""
+        parts = [
+            (torch.from_numpy(targets.of(ids[at : at + _BLOCK], kind)).flatten(1) - self.centre) @ self.components.T
+            for at in range(0, len(ids), _BLOCK)
+        ]
+        return torch.cat(parts) / self.deviation
+
+    def solve(
+        self, ids: Sequence[np.ndarray], x: Tensor, view: StudyView, targets: Targets, kind: str, who: str
+    ) -> tuple[Tensor, Tensor]:
+        """Weight ``(width, V)`` and bias ``(width,)`` of an input layer, from responses x ``(n, V)`` to stimuli."""
+        weight, intercept = self._ridge(ids, x, view, targets, kind, who)
+        return self.lift @ weight.T, self.lift @ intercept + self.offset
+
+    def _ridge(
+        self, ids: Sequence[np.ndarray], x: Tensor, view: StudyView, targets: Targets, kind: str, who: str
+    ) -> tuple[Tensor, Tensor]:
+        names = np.concatenate(ids)
+        unit_of = dict(zip(view.stimulus_ids.tolist(), view.units.tolist(), strict=True))
+        units = np.array([unit_of[name] for name in names.tolist()])
+        # double precision while it is cheap; penalties near zero need it
+        dtype = torch.float64 if min(x.shape) <= 3000 else torch.float32
+        z = self.scores(names, targets, kind).to(dtype)
+        weight, intercept, _ = fit_ridge(x.to(dtype), z, units, RidgeConfig(), who)
+        return weight.float(), intercept.float()
+
+    def learn_lift(
+        self, ids: Sequence[np.ndarray], hidden: Tensor, view: StudyView, targets: Targets, kind: str
+    ) -> None:
+        """Find the lift that turns scores into a trained network's activations, ``(n, width)``.
+
+        The activations are regressed on the scores that are linear in them, not on the true ones: these would be
+        attenuated twice, once here and once by the ridge solution of the person who is added.
+        """
+        weight, intercept = self._ridge(ids, hidden, view, targets, kind, "the trained input layers")
+        said = (hidden @ weight + intercept).double()
+        mean, centre = said.mean(dim=0), hidden.double().mean(dim=0)
+        said, h = said - mean, hidden.double() - centre
+        gram = said.T @ said
+        gram.diagonal().add_(1e-2 * gram.diagonal().mean())
+        lift = torch.linalg.solve(gram, said.T @ h).T
+        self.lift, self.offset = lift.float().contiguous(), (centre - lift @ mean).float()
