@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from phosphene.reporting.page import Chart, Curve
 
-__all__ = ["curve_svg", "number", "p_value", "percentage", "spoken", "ticks"]
+__all__ = ["curve_svg", "number", "p_value", "percentage", "share", "spoken", "ticks"]
 
 _NBSP = "\u00a0"
 # plot area of a curve, in the units of its view box
@@ -58,6 +58,17 @@ def p_value(p: float) -> str:
     ('0.033', '< 0.001')
     """
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def share(value: float) -> float:
+    """Position of a correlation along its bar, in percent; below zero is drawn as zero.
+
+    Examples
+    --------
+    >>> share(0.4137), share(-0.1)
+    (41.4, 0.0)
+    """
+    return round(100 * min(max(value, 0.0), 1.0), 1)
 
 
 def spoken(chart: Chart, index: int) -> str:

@@ -14,6 +14,7 @@ from typing import Literal
 __all__ = [
     "ALL",
     "GROUPS",
+    "AlignmentBar",
     "Audit",
     "Bar",
     "BrainMap",
@@ -213,6 +214,18 @@ class RegionBar:
 
 
 @dataclass(frozen=True)
+class AlignmentBar:
+    """Inter-subject correlation of one region: before and after alignment, and its share of what noise leaves."""
+
+    region: str
+    places: int
+    before: float | None
+    after: float
+    interval: tuple[float, float] | None = None
+    reachable: float | None = None
+
+
+@dataclass(frozen=True)
 class BrainMap:
     """Where the answer comes from in one person's brain."""
 
@@ -276,6 +289,8 @@ class Page:
     brain_note: str = ""
     brain_absent: str = ""
     brain_ramp: str = ""
+    alignment: tuple[AlignmentBar, ...] = ()
+    alignment_note: str = ""
     audits: tuple[Audit, ...] = ()
     audits_absent: str = ""
     command: str = ""

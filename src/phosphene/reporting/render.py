@@ -56,6 +56,7 @@ def _environment() -> Environment:
     )
     environment.globals.update(
         curve_svg=figures.curve_svg,
+        share=figures.share,
         spoken=figures.spoken,
         # both are our own files, not data: they go in as they stand
         style=Markup(_asset("style.css")),

@@ -10,6 +10,7 @@ import numpy as np
 
 from phosphene.errors import InputError
 from phosphene.reporting import account, brain, gallery, story
+from phosphene.reporting.alignment import alignment_bars
 from phosphene.reporting.origins import importance_maps
 from phosphene.reporting.page import Page
 from phosphene.reporting.render import write
@@ -105,6 +106,7 @@ def compose(
     people = account.recorded(study, scorecard)
     brains, brain_note, brain_absent = importance_maps(decoders, study, targets, scorecard, importance)
     lines = account.curves(first.provenance)
+    alignment, alignment_note = alignment_bars(decoders, study, scorecard)
     return Page(
         title=title or f"{scorecard.method} on {study.name}",
         headline=told.headline,
@@ -128,6 +130,8 @@ def compose(
         brain_note=brain_note,
         brain_absent=brain_absent,
         brain_ramp=brain.RAMP,
+        alignment=alignment,
+        alignment_note=alignment_note,
         audits=account.audits(scorecard),
         command=command or "",
         versions=account.versions(scorecard),
