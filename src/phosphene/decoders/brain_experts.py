@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from phosphene.errors import InputError
 from phosphene.nn.adapter import AdaptedLinear, AdapterBank, LowRank, Person
-from phosphene.nn.attach import attach, batch_axes, matching
+from phosphene.nn.attach import attach, batch_axes, matches, matching
 from phosphene.nn.experts import Experts, Gates
 from phosphene.nn.router import collapsed, information
 from phosphene.recordings.recording import named_regions
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 _SEES_RESPONSES = ("trunk.inputs.", "linear.people.")
 
 
-def expert_places(module: nn.Module, words: Sequence[str], within: str = "") -> list[str]:
+def expert_places(module: nn.Module, words: Sequence[str], within: str = "*") -> list[str]:
     """Names of the linear layers that get experts.
 
     Parameters
@@ -36,7 +36,7 @@ def expert_places(module: nn.Module, words: Sequence[str], within: str = "") -> 
         ``"all"`` layers; the ``"first"``, which see responses; ``"last-N"``, the last N of the trunk; or patterns of
         names, as in `phosphene.nn.attach.matching`.
     within : str
-        How names must begin.
+        A pattern that all of them must fit.
 
     Raises
     ------
@@ -61,11 +61,11 @@ def expert_places(module: nn.Module, words: Sequence[str], within: str = "") -> 
             chosen |= set([name for name in known if name.startswith("trunk.")][-int(word[5:]) :])
         else:
             chosen |= set(matching(module, [word]))
-    places = [name for name in known if name in chosen and name.startswith(within)]
+    places = [name for name in known if name in chosen and matches(name, [within])]
     if not places:
         raise InputError(
             f"insert = {', '.join(words)} leaves no linear layer for experts"
-            + (f" among those of {within}*" if within else "")
+            + (f" among {within}" if within != "*" else "")
             + f"; there are: {', '.join(known)}"
         )
     return places
@@ -170,9 +170,7 @@ class Anatomies(nn.Module):
         """From everybody's vector; none may be missing."""
         known = [vector for vector in vectors if vector is not None]
         if len(known) < len(vectors):
-            raise InputError(
-                f"the router needs everybody's anatomy; it has that of {len(known)} of {len(vectors)} people"
-            )
+            raise InputError(f"the router needs the anatomy of all {len(vectors)} people, it has {len(known)}")
         return cls(torch.from_numpy(np.stack(known)))
 
     @property

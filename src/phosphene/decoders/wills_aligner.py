@@ -190,6 +190,11 @@ class WillsAligner(Decoder):
         finally:
             self.individual = before
 
+    @property
+    def common(self) -> str:
+        """Digest of what people share and the first stage learned: no second stage changes it."""
+        return base_digest(self, apart=["anatomies.*"])
+
     # -- stages -------------------------------------------------------------------------------------------------
 
     def stages(self) -> tuple[str, ...]:
@@ -207,13 +212,13 @@ class WillsAligner(Decoder):
                 torch.manual_seed(self._draw)
                 self._attach(len(self.subjects))
         train_only(self, own=["*.parts.own.*"] if self.config.private else [])
-        self._base = base_digest(self)
+        self._base = self.common
 
     def _attach(self, n_people: int) -> None:
         config: Any = self.config
         if config.anatomy and self.anatomies is None:
             self.anatomies = Anatomies.of([self._anatomies.get(subject) for subject in self.subjects])
-        names = expert_places(self, config.insert, "trunk.blocks." if config.gate == "per-token" else "")
+        names = expert_places(self, config.insert, "trunk.blocks.*.mixer.*" if config.gate == "per-token" else "*")
         attach_experts(self, names, config, self.gates, self.person if config.private else None, self._reach)
         if config.private:
             for subject in self.subjects:
@@ -256,7 +261,7 @@ class WillsAligner(Decoder):
         """Tell how experts are used, warn of a collapse by name, and make sure that the trunk is as it was."""
         if self.router is None:
             return
-        if base_digest(self) != self._base:
+        if self.common != self._base:
             raise RuntimeError("the second stage changed weights of the first, which are frozen in it")
         gates = {}
         for subject in view.subjects:
