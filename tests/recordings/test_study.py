@@ -122,7 +122,21 @@ def test_first_sessions_are_all_that_is_read_and_scaled_by(made_study):
     smaller = view.restrict(view.stimulus_ids[:5])
     assert 0 < smaller.n_trials("sub-01") < view.n_trials("sub-01")
     assert np.isfinite(smaller.responses("sub-01")).all()
-    with pytest.raises(InputError, match="sub-01 has 2 sessions, asked for the first 3"):
+    with pytest.raises(InputError, match="sub-01 has 2 sessions; asked for the first 3"):
         view.first_sessions(3)
-    with pytest.raises(InputError, match="count from 1"):
+    with pytest.raises(InputError, match="asked for the first 0"):
         view.first_sessions(0)
+
+
+def test_part_of_a_session_is_its_first_trials(made_study):
+    whole = made_study.split("all").subset(["sub-01"])
+    one = whole.first_sessions(1).n_trials("sub-01")
+    half = whole.first_sessions(0.5)
+    assert half.n_trials("sub-01") == round(one / 2)
+    assert half.sessions("sub-01") == (1,)
+    assert whole.first_sessions(1.5).n_trials("sub-01") > one
+    early = half.trials("sub-01")["stimulus_id"].tolist()
+    assert early == whole.trials("sub-01")["stimulus_id"].tolist()[: len(early)]
+    # the mean and deviation of a part are taken from that part
+    train = made_study.split("train").subset(["sub-01"]).first_sessions(0.5)
+    np.testing.assert_allclose(train.responses("sub-01").mean(axis=0), 0, atol=1e-4)

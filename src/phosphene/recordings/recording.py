@@ -148,6 +148,31 @@ class Recording:
     def __repr__(self) -> str:
         return f"Recording({self.subject}: {self.n_trials} trials x {self.n_voxels} voxels, space {self.space})"
 
+    def early(self, sessions: float) -> np.ndarray:
+        """Which trials were recorded first, ``(trials,)`` bool: those of so many sessions, in order of time.
+
+        Parameters
+        ----------
+        sessions : float
+            2.5 takes the first two and the first half of the third.
+
+        Raises
+        ------
+        InputError
+            For none or fewer, or more than there are.
+        """
+        session = self.trials["session"]
+        numbers = np.unique(session)
+        if not 0 < sessions <= len(numbers):
+            known = f"{len(numbers)} session{'s' * (len(numbers) > 1)}"
+            raise InputError(f"{self.subject} has {known}; asked for the first {sessions:g}")
+        whole = int(sessions)
+        taken = np.isin(session, numbers[:whole])
+        if sessions > whole:
+            rows = np.flatnonzero(session == numbers[whole])
+            taken[rows[: max(1, round((sessions - whole) * len(rows)))]] = True
+        return taken
+
     def read(self, rows: Any = None, voxels: Any = None) -> np.ndarray:
         """Read trials, float32 ``(n, voxels)``, in the order asked for.
 

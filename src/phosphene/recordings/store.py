@@ -400,7 +400,7 @@ def _read(file: h5py.File, path: Path) -> Study:
     )
     for split, people in file.get("scaling", {}).items():
         for subject, group in people.items():
-            study._scalers[split, subject] = SessionScaler(
+            study._scalers[split, subject, None] = SessionScaler(
                 group["sessions"][...], group["mean"][...], group["deviation"][...], str(group.attrs["source"])
             )
     return study

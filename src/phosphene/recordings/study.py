@@ -91,7 +91,7 @@ class Study:
         self.recipe = dict(recipe or {})
         self._roles = {split: roles_of(split, roles, stimuli) for split, roles in (splits or {}).items()}
         self.current_split = "default" if "default" in self._roles or not self._roles else next(iter(self._roles))
-        self._scalers: dict[tuple[str, str, tuple[int, ...] | None], SessionScaler] = {}
+        self._scalers: dict[tuple[str, str, float | None], SessionScaler] = {}
         self._stored_digest: str | None = None
         self._close: Any = None
 
@@ -195,25 +195,25 @@ class Study:
             raise unknown(f"role of split {self.current_split!r}:", role, [*known, ALL])
         return StudyView(self, role, np.array(known[role], dtype=str))
 
-    def scaler(self, subject: str, sessions: tuple[int, ...] | None = None) -> SessionScaler | None:
+    def scaler(self, subject: str, n_sessions: float | None = None) -> SessionScaler | None:
         """What views of the current split z-score this person's responses with; None for scaling ``"none"``.
 
-        Mean and deviation come from training trials, of `sessions` only where they are named.
+        Mean and deviation come from training trials, where `n_sessions` is given from those of the first sessions.
         """
         if self.scaling == "none":
             return None
-        key = (self.current_split, subject, sessions)
+        key = (self.current_split, subject, n_sessions)
         if key not in self._scalers:
             recording = self.recordings[subject]
             train = self.roles().get("train", []) if self.current_split in self._roles else []
             used = np.isin(recording.trials["stimulus_id"], train)
-            if sessions is not None:
-                used &= np.isin(recording.trials["session"], sessions)
+            if n_sessions is not None:
+                used &= recording.early(n_sessions)
             rows = np.flatnonzero(used)
-            if sessions is not None and len(rows) == 0:
+            if n_sessions is not None and len(rows) == 0:
                 raise InputError(
-                    f"{subject} has no training trials of split {self.current_split!r} in session"
-                    f"{'s' * (len(sessions) > 1)} {', '.join(map(str, sessions))}: nothing to scale by"
+                    f"{subject} has no training trials of split {self.current_split!r} in the first {n_sessions:g} "
+                    "sessions: nothing to scale by"
                 )
             scaler = SessionScaler.fit(recording, rows)
             if len(rows) == 0:
@@ -248,7 +248,7 @@ class StudyView:
         ids: np.ndarray,
         subjects: Sequence[str] | None = None,
         common: CommonSpace | None = None,
-        n_sessions: int | None = None,
+        n_sessions: float | None = None,
     ) -> None:
         self.role = role
         self.split_name = study.current_split
@@ -286,14 +286,16 @@ class StudyView:
         if subject not in self.__rows:
             seen = np.isin(recording.trials["stimulus_id"], self.stimulus_ids)
             if self.n_sessions is not None:
-                seen &= np.isin(recording.trials["session"], self.sessions(subject))
+                seen &= recording.early(self.n_sessions)
             self.__rows[subject] = np.flatnonzero(seen)
         return self.__rows[subject]
 
     def sessions(self, subject: str) -> tuple[int, ...]:
         """The person's sessions that this view sees, in order of time (of their numbers)."""
-        numbers = np.unique(self._recording(subject).trials["session"])
-        return tuple(int(number) for number in numbers[: self.n_sessions])
+        recording = self._recording(subject)
+        seen = recording.trials["session"]
+        numbers = np.unique(seen if self.n_sessions is None else seen[recording.early(self.n_sessions)])
+        return tuple(int(number) for number in numbers)
 
     def n_trials(self, subject: str) -> int:
         """Trials of this person in this role."""
@@ -327,7 +329,7 @@ class StudyView:
         recording = self._recording(subject)
         wanted = self._trial_rows(subject)[slice(None) if rows is None else rows]
         block = recording.read(wanted)
-        scaler = self.__study.scaler(subject, None if self.n_sessions is None else self.sessions(subject))
+        scaler = self.__study.scaler(subject, self.n_sessions)
         if scaler is not None:
             block = scaler.transform(block, recording.trials["session"][wanted])
         return block if self.__common is None else self.__common.filled(subject, block)
@@ -394,20 +396,21 @@ class StudyView:
             )
         return StudyView(self.__study, self.role, ids, self.subjects, self.__common, self.n_sessions)
 
-    def first_sessions(self, count: int) -> StudyView:
+    def first_sessions(self, count: float) -> StudyView:
         """The same view of everybody's first sessions alone: other trials are neither read nor used for scaling.
+
+        Parameters
+        ----------
+        count : float
+            Sessions; of a part of one, the first trials are seen.
 
         Raises
         ------
         InputError
-            For fewer than one, or more than a person has.
+            For none, or more than somebody has.
         """
-        if count < 1:
-            raise InputError(f"sessions count from 1, found {count}")
         for subject in self.subjects:
-            known = len(np.unique(self._recording(subject).trials["session"]))
-            if count > known:
-                raise InputError(f"{subject} has {known} session{'s' * (known > 1)}, asked for the first {count}")
+            self._recording(subject).early(count)
         return StudyView(self.__study, self.role, self.stimulus_ids, self.subjects, self.__common, count)
 
     def subset(self, subjects: Sequence[str]) -> StudyView:
