@@ -193,7 +193,8 @@ def neighbourhood_average(
     """Weights of a mean over neighbours, from vertices of one sphere to points on it.
 
     Every source vertex belongs to the nearest target (half way between two or three, to each in equal parts); a target
-    is the mean of the sources that belong to it, weighted by their areas. A target that none belongs to (a finer mesh) takes its nearest source.
+    is the mean of the sources that belong to it, weighted by their areas. A target that none belongs to (a finer mesh)
+    takes its nearest source.
 
     Parameters
     ----------
