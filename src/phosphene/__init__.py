@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from phosphene.reporting import report as report
     from phosphene.stimuli import StimulusSet as StimulusSet
     from phosphene.training import DecoderRegressor as DecoderRegressor
+    from phosphene.training import adapt as adapt
     from phosphene.training import fit as fit
 
 # name -> the room it lives in; imported on first use, so that `import phosphene` is instant
@@ -32,6 +33,7 @@ _DOORS = {
     "StimulusSet": "stimuli",
     "Study": "recordings",
     "Targets": "encoders",
+    "adapt": "training",
     "encode": "encoders",
     "evaluate": "evaluation",
     "fit": "training",

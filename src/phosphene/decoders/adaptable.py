@@ -133,6 +133,22 @@ class AdaptableDecoder(Decoder):
             self._add_skips(subject, self.subjects[subject], adapter)
         self.apart[subject] = {"arm": arm, "adapter": adapter.model_dump(mode="json")}
 
+    def take_shared(self, other: AdaptableDecoder) -> None:
+        """Copy another decoder's shared weights, and nothing that belongs to people.
+
+        Raises
+        ------
+        InputError
+            Where the other is built differently.
+        """
+        state, left_out = other.state_dict(), adapter_names(other)
+        shared = {n: each for n, each in state.items() if n not in left_out and not matches(n, self.of_people)}
+        self._make_room(shared)
+        here = {name: each.shape for name, each in self.state_dict().items() if not matches(name, self.of_people)}
+        if here != {name: each.shape for name, each in shared.items()}:
+            raise InputError(f"the shared weights of this {other.name} decoder do not fit: it is built differently")
+        self.load_state_dict(shared, strict=False)
+
     def _add_lora(self, subject: str, adapter: AdapterConfig) -> None:
         linears = {
             name: each

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from phosphene.training.adapt import ARMS, adapt
 from phosphene.training.estimator import DecoderRegressor
 from phosphene.training.fit import fit
 from phosphene.training.loop import TrainingError, TrainingInterrupted
 from phosphene.training.settings import TrainingConfig
 
-__all__ = ["DecoderRegressor", "TrainingConfig", "TrainingError", "TrainingInterrupted", "fit"]
+__all__ = ["ARMS", "DecoderRegressor", "TrainingConfig", "TrainingError", "TrainingInterrupted", "adapt", "fit"]

@@ -1,0 +1,340 @@
+"""`adapt`: a new person for a decoder of other people, from as little as one session."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from phosphene.decoders.adaptable import ADAPTER_ARMS, AdaptableDecoder, AdapterConfig
+from phosphene.decoders.base import Decoder
+from phosphene.errors import InputError, unknown
+from phosphene.nn.freezing import adapter_names, frozen, train_only, trainable
+from phosphene.settings import load_preset, merge, presets
+from phosphene.training.bench import (
+    Bench,
+    outcome,
+    prepare,
+    refuse_leakage,
+    shown_stimuli,
+    training_content,
+)
+from phosphene.training.launch import launch
+from phosphene.training.loop import train
+from phosphene.training.progress import progress_bar
+from phosphene.training.run_folder import RunFolder
+from phosphene.training.settings import TrainingConfig
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from phosphene.encoders import Targets
+    from phosphene.recordings import Study, StudyView
+
+__all__ = ["ARMS", "WHOLE_ARMS", "adapt", "parameter_table"]
+
+log = logging.getLogger(__name__)
+
+WHOLE_ARMS = ("full", "from-scratch")
+"""Arms that train the shared weights too: their result is a model of the new person alone."""
+
+ARMS = (*ADAPTER_ARMS, *WHOLE_ARMS)
+
+_LARGE_TARGET = 50_000  # numbers in a target from which on the decoder counts as one of NSD size
+
+
+def adapt(
+    decoder: Decoder | str | Path,
+    study: Study,
+    targets: Targets,
+    subject: str,
+    *,
+    sessions: float | None = None,
+    arm: str = "both",
+    out: str | Path | None = None,
+    seed: int = 0,
+    preset: str | None = None,
+    progress: bool = True,
+    training: Mapping[str, Any] | None = None,
+    **adapter: Any,
+) -> Decoder:
+    """Add a person to a trained decoder, from the training part of a study.
+
+    The person's input layer starts in closed form; then what the arm names is trained, with some of the person's own
+    training stimuli set aside for validation, and the best weights are kept (the closed form, if none are better).
+
+    Parameters
+    ----------
+    decoder : Decoder or path
+        Of other people; given as a `Decoder`, it is not changed. Given as a folder, and without `out`, the person is
+        added to that folder: everything new lies in ``people/<subject>/``, nothing else in it is touched.
+    study : Study
+        Holds the person's recording; its current split is used, the person's training trials alone.
+    targets : Targets
+        Of the decoder's encoder.
+    subject : str
+    sessions : float, optional
+        Only the first so many sessions, in order of time; z-scoring takes nothing from later ones (default: all). Of a
+        part of a session the first trials are used.
+    arm : {"both", "lora", "skip-lora", "ridge-only", "full", "from-scratch"}
+        What is trained beside the person's input layer: LoRA on the shared linear layers, Skip-LoRA from the voxels,
+        both, or neither. ``"full"`` trains all shared weights and ``"from-scratch"`` new ones: their result knows the
+        new person **alone**.
+    out : path, optional
+        Run folder; the decoder is written to ``decoder/`` in it. An unfinished run with the same settings goes on from
+        its last checkpoint; a finished one is read back.
+    seed : int
+        Decides everything random.
+    preset : str, optional
+        Settings of adapters and training (tables ``[adapter]`` and ``[adapting]``). Default: ``"nsd"`` for targets of
+        50,000 numbers or more, else ``"small"``.
+    progress : bool
+        Show a progress bar, on terminals.
+    training : mapping, optional
+        Settings of `TrainingConfig` over those of the preset.
+    **adapter
+        Settings of `AdapterConfig` over those of the preset.
+
+    Returns
+    -------
+    Decoder
+        Of everybody before and the new person (of the new person alone for ``"full"`` and ``"from-scratch"``), in eval
+        mode. What happened is in ``decoder.apart[subject]`` (in ``decoder.provenance`` where the person is alone):
+        ``"trained"`` counts parameters, ``"seconds"`` and ``"start_seconds"`` the time of all and of the closed form.
+
+    Raises
+    ------
+    InputError
+        For an unknown person or arm, a person the decoder knows, no training trials, more sessions than there are,
+        targets of another encoder, decoders that cannot be adapted, a folder of another run.
+    LeakageError
+        When the targets' encoder was fitted on stimuli outside of the training part.
+    """
+    if arm not in ARMS:
+        raise unknown("arm", arm, ARMS)
+    home = None if isinstance(decoder, Decoder) else Path(decoder)
+    if home is not None and out is None and arm in WHOLE_ARMS:
+        raise InputError(
+            f"arm {arm!r} makes a model of {subject} alone, which is no part of {home}: name a run folder (out)"
+        )
+    base = _adaptable(decoder if isinstance(decoder, Decoder) else Decoder.load(decoder, without=[subject]), targets)
+    view = _scarce(base, study, targets, subject, sessions)
+    config, settings = _settings(base, arm, preset, training or {}, adapter)
+    plan = _Plan(subject, arm, seed, view, targets, config, settings)
+    facts = plan.facts(base, study)
+    run = _run_folder(home, out, subject, {**facts, "training": config.model_dump(mode="json")})
+    if run is not None and run.finished:
+        log.info("%s holds this run, finished: read back", run.path)
+        return Decoder.load(home if home is not None and out is None else run.result)
+    start = time.perf_counter()
+    fabric = launch(config)
+    leads = fabric.global_rank == 0
+    fabric.barrier()  # every process has looked into the run folder before the first one writes there
+    if run is not None and leads:
+        run.begin()
+    work = plan.decoder(base)
+    told = plan.carry_out(work, fabric, run, progress and leads)
+    told |= facts | {"n_trials": view.n_trials(subject), "scaling": view.scaling}
+    told |= {"seconds": time.perf_counter() - start, "training_content": training_content(view)}
+    if base.aligner is not None:
+        work.align(base.aligner)
+    if arm in WHOLE_ARMS:
+        work.provenance = {**told, "decoder": work.name, "subjects": dict(work.subjects)}
+    else:
+        work.know_person(subject, {**work.apart[subject], **told})
+    if run is not None and leads:
+        if home is not None and out is None:
+            work.save_person(run.result, subject)
+        else:
+            work.save(run.result)
+        shutil.rmtree(run.checkpoints, ignore_errors=True)  # of the whole network: the result is a small part of it
+    return work
+
+
+def _adaptable(decoder: Decoder, targets: Targets) -> AdaptableDecoder:
+    if not isinstance(decoder, AdaptableDecoder):
+        raise InputError(f"{decoder.name} has no shared weights to which a person could be adapted; mindtuner has")
+    if decoder.encoder is not None:
+        targets.require(decoder.encoder, f"this {decoder.name} decoder")
+    if targets.shape(decoder.target_kind) != decoder.target_shape:
+        raise InputError(
+            f"the decoder predicts {decoder.target_kind} of shape {decoder.target_shape}, the targets have "
+            f"{targets.shape(decoder.target_kind)}"
+        )
+    return decoder
+
+
+def _scarce(base: AdaptableDecoder, study: Study, targets: Targets, subject: str, sessions: float | None) -> StudyView:
+    """The person's part of the training data: some sessions, and the stimuli shown in them."""
+    if subject in base.subjects:
+        raise InputError(
+            f"subject {subject!r} is in this {base.name} decoder already ({', '.join(base.subjects)}); "
+            "if this is another person, give them another name"
+        )
+    if subject not in study.subjects:
+        raise unknown(f"subject of study {study.name!r}:", subject, study.subjects)
+    everything = study.split("train")
+    refuse_leakage(study, everything, targets)
+    view = everything.subset([subject])
+    if base.aligner is not None:
+        base.aligner.person(subject)  # names who is not aligned
+        view = view.through(base.aligner)
+    if sessions is not None:
+        view = view.first_sessions(sessions)
+    if view.n_trials(subject) == 0:
+        within = "" if sessions is None else f" in the first {sessions:g} session{'s' * (sessions > 1)}"
+        raise InputError(
+            f"{subject} has no trials in the training part of split {view.split_name!r}{within}: "
+            "there is nothing to adapt to"
+        )
+    view = view.restrict(view.stimulus_ids[shown_stimuli(view)])
+    targets.rows(view.stimulus_ids)
+    return view
+
+
+def _settings(
+    base: AdaptableDecoder, arm: str, preset: str | None, training: Mapping[str, Any], adapter: Mapping[str, Any]
+) -> tuple[TrainingConfig, AdapterConfig]:
+    """Settings of the preset, those of the arm over the others', those that were given over both."""
+    if preset is None:
+        wanted = "nsd" if int(np.prod(base.target_shape)) >= _LARGE_TARGET else "small"
+        preset = wanted if wanted in presets("decoders", base.name) else None
+    layers = load_preset("decoders", base.name, preset) if preset else {}
+    table = layers.get("adapting", {})
+    plain = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
+    config = TrainingConfig.build(merge(plain, table.get(arm, {})), training)
+    return config, AdapterConfig.build(layers.get("adapter", {}), adapter)
+
+
+def _run_folder(home: Path | None, out: str | Path | None, subject: str, facts: Mapping[str, Any]) -> RunFolder | None:
+    if out is not None:
+        return RunFolder(Path(out), facts)
+    return None if home is None else RunFolder(home / "people" / subject, facts, result="adapter")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One adaptation: who, how, and from what."""
+
+    subject: str
+    arm: str
+    seed: int
+    view: StudyView
+    targets: Targets
+    config: TrainingConfig
+    adapter: AdapterConfig
+
+    def facts(self, base: AdaptableDecoder, study: Study) -> dict[str, Any]:
+        """What it was started with, as plain values."""
+        return {
+            "subject": self.subject,
+            "arm": self.arm,
+            "n_sessions": self.view.n_sessions,
+            "sessions": list(self.view.sessions(self.subject)),
+            "seed": self.seed,
+            "study": study.name,
+            "study_digest": study.digest,
+            "split": self.view.split_name,
+            "kind": base.target_kind,
+            "targets": self.targets.identity,
+            "base": base.base,
+            "adapter": self.adapter.model_dump(mode="json") if self.arm in ADAPTER_ARMS else {},
+            "n_training_stimuli": len(self.view.stimulus_ids),
+        }
+
+    def decoder(self, base: AdaptableDecoder) -> AdaptableDecoder:
+        """A copy with the person in it, or a network of the person alone; without the aligner.
+
+        The view has aligned the responses already.
+        """
+        n_voxels = self.view.n_voxels(self.subject)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            if self.arm in WHOLE_ARMS:
+                work = type(base)(base.config, {self.subject: n_voxels}, base.target_shape)
+                work.encoder = base.encoder
+                if self.arm == "full":
+                    work.take_shared(base)
+            else:
+                work = copy.deepcopy(base)
+                work.aligner, work.fronts = None, nn.ModuleList()
+                work.adopt(self.subject, n_voxels, self.arm, self.adapter)
+        work.arrange_voxels(self.subject, self.view.voxels(self.subject), self.view.space(self.subject))
+        return work
+
+    def carry_out(
+        self, work: AdaptableDecoder, fabric: Fabric, run: RunFolder | None, progress: bool
+    ) -> dict[str, Any]:
+        """Train what the arm names; what else changes is an error."""
+        bench = prepare(work, self.view, self.targets, work.target_kind, self.config, self.seed, fabric)
+        if self.arm in WHOLE_ARMS:
+            work.requires_grad_(True)
+            told = self._train(work, bench, fabric, run, progress)
+            work.conclude(bench.view, self.targets, work.target_kind)
+        else:
+            people = {whose for whose, _ in adapter_names(work).values()}
+            train_only(work, self.subject if self.subject in people else None, work.own(self.subject))
+            with frozen(work, work.own(self.subject)):
+                told = self._train(work, bench, fabric, run, progress)
+        report = trainable(work, work.of_people)
+        counts = {name: sum(getattr(report, name).values()) for name in ("adapters", "own", "base")}
+        return {**told, "trained": {**counts, "shared": report.shared, "share": report.share}}
+
+    def _train(
+        self, work: AdaptableDecoder, bench: Bench, fabric: Fabric, run: RunFolder | None, progress: bool
+    ) -> dict[str, Any]:
+        """Start in closed form, unless a checkpoint is there; train; tell how it went."""
+        folder = None if run is None else run.checkpoints
+        fresh, seconds = folder is None or not (folder / "last.safetensors").exists(), 0.0
+        if fresh:
+            start = time.perf_counter()
+            if self.arm == "from-scratch":
+                work.warm_start(bench.view, self.targets, work.target_kind, progress)
+            else:
+                work.start_person(self.subject, bench.view, self.targets, work.target_kind)
+            seconds = time.perf_counter() - start
+            log.info("%s: input layer in closed form in %.1f s", self.subject, seconds)
+        with progress_bar(f"{work.name}: {self.subject}, {self.arm}", bench.total_steps, progress) as report:
+            counters = train(
+                fabric,
+                work,
+                bench.objective,
+                bench.loader,
+                bench.validation,
+                self.config,
+                seed=self.seed,
+                folder=folder,
+                warm=fresh,
+                report=report,
+            )
+        return {
+            "training": self.config.model_dump(mode="json"),
+            "start_seconds": seconds,
+            **outcome(counters, self.config),
+        }
+
+
+def parameter_table(facts: Mapping[str, Any]) -> str:
+    """What was trained of a network and what that is in shared parameters, as a few lines of text.
+
+    Parameters
+    ----------
+    facts : mapping
+        ``decoder.apart[subject]``, or ``decoder.provenance`` of a model of one person.
+    """
+    trained = facts["trained"]
+    rows = [
+        ("adapters", f"{trained['adapters']:,}", f"{trained['share']:.2%} of {trained['shared']:,} shared"),
+        ("own input layer", f"{trained['own']:,}", "not shared with anybody"),
+        ("shared weights", f"{trained['base']:,}", "trained too" if trained["base"] else "frozen"),
+    ]
+    return "\n".join(f"  {name:<16} {count:>14}  {words}" for name, count, words in rows)
