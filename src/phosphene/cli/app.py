@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from phosphene._version import __version__
-from phosphene.cli import alignment, data, decoding, demo, doctor, importing, merging, pretraining
+from phosphene.cli import adapting, alignment, data, decoding, demo, doctor, importing, merging, pretraining
 from phosphene.errors import PhospheneError
 
 __all__ = ["app", "main"]
@@ -33,6 +33,7 @@ app.command()(merging.fidelity)
 app.command()(alignment.align)
 app.command()(pretraining.pretrain)
 app.command()(decoding.fit)
+app.command()(adapting.adapt)
 app.command()(decoding.evaluate)
 app.command()(decoding.decode)
 app.command()(decoding.report)

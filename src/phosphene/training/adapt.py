@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from phosphene.encoders import Targets
     from phosphene.recordings import Study, StudyView
 
-__all__ = ["ARMS", "WHOLE_ARMS", "adapt", "parameter_table"]
+__all__ = ["ARMS", "WHOLE_ARMS", "adapt", "parameter_table", "scarce_view"]
 
 log = logging.getLogger(__name__)
 
@@ -180,14 +180,26 @@ def _scarce(base: AdaptableDecoder, study: Study, targets: Targets, subject: str
             f"subject {subject!r} is in this {base.name} decoder already ({', '.join(base.subjects)}); "
             "if this is another person, give them another name"
         )
-    if subject not in study.subjects:
-        raise unknown(f"subject of study {study.name!r}:", subject, study.subjects)
-    everything = study.split("train")
-    refuse_leakage(study, everything, targets)
-    view = everything.subset([subject])
+    refuse_leakage(study, study.split("train"), targets)
+    view = scarce_view(study, subject, sessions)
     if base.aligner is not None:
         base.aligner.person(subject)  # names who is not aligned
         view = view.through(base.aligner)
+    targets.rows(view.stimulus_ids)
+    return view
+
+
+def scarce_view(study: Study, subject: str, sessions: float | None = None) -> StudyView:
+    """The training trials of one person, of the first sessions alone where these are named.
+
+    Raises
+    ------
+    InputError
+        For an unknown person, more sessions than there are, or no trials at all.
+    """
+    if subject not in study.subjects:
+        raise unknown(f"subject of study {study.name!r}:", subject, study.subjects)
+    view = study.split("train").subset([subject])
     if sessions is not None:
         view = view.first_sessions(sessions)
     if view.n_trials(subject) == 0:
@@ -196,9 +208,7 @@ def _scarce(base: AdaptableDecoder, study: Study, targets: Targets, subject: str
             f"{subject} has no trials in the training part of split {view.split_name!r}{within}: "
             "there is nothing to adapt to"
         )
-    view = view.restrict(view.stimulus_ids[shown_stimuli(view)])
-    targets.rows(view.stimulus_ids)
-    return view
+    return view.restrict(view.stimulus_ids[shown_stimuli(view)])
 
 
 def _settings(

@@ -1,0 +1,145 @@
+"""Command `adapt`: a new person for a decoder of other people."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from phosphene.cli.options import Config, Json, Seed, Set, StudyFile, given_settings, progress_wanted
+from phosphene.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from phosphene.encoders import Targets
+    from phosphene.recordings import Study
+
+__all__ = ["adapt", "person_named"]
+
+
+def adapt(
+    decoder: Annotated[
+        Path, typer.Argument(help="A decoder of other people, or the run folder it lies in.", metavar="DECODER")
+    ],
+    study: StudyFile,
+    subject: Annotated[str, typer.Option("--subject", help="The new person: sub-09, or just 9.", metavar="NAME")],
+    sessions: Annotated[
+        float | None, typer.Option("--sessions", help="Use the first so many sessions only; default: all.")
+    ] = None,
+    arm: Annotated[
+        str, typer.Option("--arm", help="both, lora, skip-lora, ridge-only, full or from-scratch.", metavar="NAME")
+    ] = "both",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Run folder with a decoder of everybody; default: the person is added to DECODER, in people/NAME. An "
+            "unfinished run is resumed.",
+            metavar="DIR",
+        ),
+    ] = None,
+    targets: Annotated[
+        Path | None, typer.Option("--targets", help="A folder written by encode; default: encoded now.", metavar="DIR")
+    ] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Split by name; default: the first.")] = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="A preset of the decoder.")] = None,
+    seed: Seed = 0,
+    config: Config = None,
+    assignments: Set = None,
+    json: Json = None,
+) -> None:
+    """Adapt a decoder to a new person from little data; what it says of the others stays as it is."""
+    from phosphene.files import write_json
+    from phosphene.recordings import Study
+    from phosphene.training import adapt as run
+    from phosphene.training.adapt import WHOLE_ARMS, parameter_table
+
+    folder = _decoder_folder(decoder)
+    training, adapter = _settings(config, assignments)
+    with Study.open(study) as opened:
+        if split is not None:
+            opened = opened.using(split)
+        name = person_named(subject, opened.subjects)
+        adapted = run(
+            folder,
+            opened,
+            _targets(targets, folder, opened, name, sessions),
+            name,
+            sessions=sessions,
+            arm=arm,
+            out=out,
+            seed=seed,
+            preset=preset,
+            progress=progress_wanted(),
+            training=training,
+            **adapter,
+        )
+    alone = arm in WHOLE_ARMS
+    facts = adapted.provenance if alone else adapted.apart[name]
+    place = folder / "people" / name / "adapter" if out is None else out / "decoder"
+    typer.echo(_told(adapted.name, name, facts))
+    typer.echo(parameter_table(facts))
+    others = "of this person alone" if alone else f"with {', '.join(each for each in adapted.subjects if each != name)}"
+    typer.echo(f"{place}: {name} {others}")
+    if json is not None:
+        kept = {key: value for key, value in facts.items() if key not in ("training_content", "curves")}
+        write_json(json, {**kept, "place": str(place), "subjects": list(adapted.subjects)})
+
+
+def person_named(word: str, subjects: Sequence[str]) -> str:
+    """The person meant by a name, or by the number at the end of one.
+
+    Examples
+    --------
+    >>> person_named("9", ["sub-01", "sub-09"]), person_named("subj09", ["sub-09"])
+    ('sub-09', 'sub-09')
+    """
+    if word in subjects:
+        return word
+    number = re.fullmatch(r"(?:sub(?:j(?:ect)?)?)?[-_ ]?0*(\d+)", word.strip(), flags=re.IGNORECASE)
+    same = [name for name in subjects if number and re.search(rf"(?<!\d)0*{number.group(1)}$", name)]
+    if len(same) != 1:
+        raise unknown("subject", word, subjects)
+    return same[0]
+
+
+def _decoder_folder(path: Path) -> Path:
+    for folder in (path, path / "decoder"):
+        if (folder / "model.safetensors").exists():
+            return folder
+    raise InputError(f"{path} holds no fitted decoder (looked for model.safetensors and decoder/model.safetensors)")
+
+
+def _settings(config: Path | None, assignments: Sequence[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings in two tables: ``[training]`` (of the adaptation) and ``[adapter]``."""
+    settings = given_settings(config, assignments)
+    for key in settings:
+        if key not in ("training", "adapter"):
+            raise unknown("table of settings", key, ["training", "adapter"])
+    return settings.get("training", {}), settings.get("adapter", {})
+
+
+def _targets(given: Path | None, folder: Path, study: Study, subject: str, sessions: float | None) -> Targets:
+    """Targets from a folder, or of what the person saw, by the decoder's own encoder."""
+    from phosphene.encoders import Encoder, Targets, encode
+    from phosphene.training.adapt import scarce_view
+
+    if given is not None:
+        return Targets.open(given)
+    if not (folder / "encoder").exists():
+        raise InputError(f"{folder} was saved without its encoder: give targets with --targets")
+    view = scarce_view(study, subject, sessions)
+    return encode(view.stimuli, Encoder.load(folder / "encoder"), progress=progress_wanted())
+
+
+def _told(decoder: str, name: str, facts: dict[str, Any]) -> str:
+    best = facts["validation_best"]
+    validated = "" if best is None else f", validation {facts['validation_monitor']} {best:.3f}"
+    sessions = f"{len(facts['sessions'])} session{'s' * (len(facts['sessions']) > 1)}"
+    return (
+        f"{decoder} adapted to {name} ({facts['arm']}) from {facts['n_trials']} trials of {sessions}: closed form "
+        f"{facts['start_seconds']:.1f} s, in all {facts['seconds']:.1f} s, best after epoch {facts['best_epoch']}"
+        f"{validated}; trained:"
+    )
