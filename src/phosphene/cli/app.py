@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from phosphene._version import __version__
-from phosphene.cli import adapting, alignment, data, decoding, demo, doctor, importing, merging, pretraining
+from phosphene.cli import adapting, alignment, data, decoding, demo, doctor, efficiency, importing, merging, pretraining
 from phosphene.errors import PhospheneError
 
 __all__ = ["app", "main"]
@@ -34,6 +34,7 @@ app.command()(alignment.align)
 app.command()(pretraining.pretrain)
 app.command()(decoding.fit)
 app.command()(adapting.adapt)
+app.command()(efficiency.efficiency)
 app.command()(decoding.evaluate)
 app.command()(decoding.decode)
 app.command()(decoding.report)

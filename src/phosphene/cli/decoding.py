@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from phosphene.evaluation import Scorecard
     from phosphene.recordings import Study
 
-__all__ = ["compare", "decode", "evaluate", "fit", "report"]
+__all__ = ["compare", "decode", "evaluate", "fit", "report", "targets_of"]
 
 Run = Annotated[Path, typer.Argument(help="A run folder (or folder of folds) written by fit.", metavar="RUN")]
 
@@ -67,7 +67,7 @@ def fit(
             fitted = run(
                 decoder,
                 part,
-                _targets(targets, part),
+                targets_of(targets, part),
                 preset=preset,
                 subjects=subject,
                 seed=seed,
@@ -91,7 +91,7 @@ def _aligner(name: str, study: Study, subjects: list[str] | None) -> Aligner:
     return make_aligner(name).fit(view if subjects is None else view.subset(subjects))
 
 
-def _targets(name: str, study: Study) -> Targets:
+def targets_of(name: str, study: Study) -> Targets:
     """Targets from a folder, or encoded now; encoders that learn are fitted on the training part of the split."""
     from phosphene.encoders import Targets, encode, make_encoder
 

@@ -1,0 +1,77 @@
+"""`phosphene efficiency`: curves over the data of a new person, and over the people trained on before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from phosphene.cli.adapting import person_named
+from phosphene.cli.decoding import targets_of
+from phosphene.cli.options import Config, Set, StudyFile, given_settings, progress_wanted
+
+__all__ = ["efficiency"]
+
+Number = TypeVar("Number", int, float)
+
+
+def efficiency(
+    study: StudyFile,
+    subject: Annotated[str, typer.Option("--subject", help="The new person.", metavar="NAME")],
+    targets: Annotated[str, typer.Option("--targets", help="An encoder by name, or a folder written by encode.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of all runs; what is in it is not done again.")],
+    decoder: Annotated[str, typer.Option("--decoder", help="A decoder that can be adapted.")] = "mindtuner",
+    preset: Annotated[str | None, typer.Option("--preset", help="A preset of the decoder.")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="tokens or pooled.")] = None,
+    sessions: Annotated[
+        str, typer.Option("--sessions", help="Of the new person; 0.5 is half of the first session.")
+    ] = "0.1667,0.5,1,2,10,40",
+    people: Annotated[str, typer.Option("--people", help="How many people are trained on before.")] = "1,3,7",
+    arms: Annotated[str, typer.Option("--arms", help="What is trained of the new person: see adapt --help.")] = (
+        "both,from-scratch"
+    ),
+    seeds: Annotated[str, typer.Option("--seeds", help="One or several, between commas.")] = "0",
+    config: Config = None,
+    assignments: Set = None,
+) -> None:
+    """Score a new person's decoder by the sessions it had, and by the people it was trained on before."""
+    from phosphene.errors import unknown
+    from phosphene.evaluation.efficiency import efficiency as run
+    from phosphene.recordings import Study
+
+    settings = given_settings(config, assignments)
+    for table in settings:
+        if table not in ("decoder", "training", "adapting"):
+            raise unknown("table of settings", table, ["decoder", "training", "adapting"])
+    with Study.open(study) as opened:
+        found = run(
+            opened,
+            targets_of(targets, opened),
+            person_named(subject, opened.subjects),
+            out,
+            decoder=decoder,
+            preset=preset,
+            kind=kind,
+            sessions=_numbers("--sessions", sessions, float),
+            people=_numbers("--people", people, int),
+            arms=[word for word in arms.split(",") if word],
+            seeds=_numbers("--seeds", seeds, int),
+            training=settings.get("training"),
+            adapting=settings.get("adapting"),
+            report=typer.echo,
+            progress=progress_wanted(),
+            **settings.get("decoder", {}),
+        )
+    typer.echo(found.table())
+    typer.echo(out / "efficiency.png")
+
+
+def _numbers(option: str, text: str, kind: type[Number]) -> list[Number]:
+    """Numbers between commas."""
+    from phosphene.errors import InputError
+
+    try:
+        return [kind(word) for word in text.split(",") if word]
+    except ValueError as error:
+        raise InputError(f"{option} takes numbers between commas, found {text!r}") from error

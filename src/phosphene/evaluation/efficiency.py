@@ -1,0 +1,278 @@
+"""How much data of a new person, and how many people before them, a decoder needs: curves by one call."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from phosphene.errors import InputError, unknown
+from phosphene.evaluation.evaluate import evaluate
+from phosphene.files import atomic_path, read_json, write_json
+from phosphene.training import fit
+from phosphene.training.adapt import ARMS, WHOLE_ARMS, adapt
+
+if TYPE_CHECKING:
+    from phosphene.encoders import Targets
+    from phosphene.recordings import Study
+
+__all__ = ["SESSIONS", "Efficiency", "Point", "efficiency"]
+
+log = logging.getLogger(__name__)
+
+SESSIONS = (1 / 6, 0.5, 1.0, 2.0, 10.0, 40.0)
+"""Ten minutes to forty hours, with sessions of an hour."""
+
+_DIRECTIONS = ("brain_to_image", "image_to_brain")
+_ALONE = "from-scratch"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One decoder of the new person, scored on the test part.
+
+    Attributes
+    ----------
+    arm : str
+    people : int
+        Whom the decoder was trained on before; 0 for a model of the new person alone.
+    sessions : float
+        Of the new person, from the first on.
+    seed : int
+    trials : int
+        Training trials of the new person.
+    scores : dict
+        ``"top-1 brain_to_image"`` and the like: value, 95 % interval over stimuli, chance.
+    trained : dict of str to int or float
+        Parameters that were trained.
+    seconds : float
+        Of the adaptation, without the training before.
+    """
+
+    arm: str
+    people: int
+    sessions: float
+    seed: int
+    trials: int
+    scores: dict[str, dict[str, Any]]
+    trained: dict[str, Any]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """All points of one new person."""
+
+    subject: str
+    decoder: str
+    facts: dict[str, Any]
+    points: list[Point]
+
+    def table(self) -> str:
+        """Means over seeds as text, with their spread where there are several."""
+        lines = [
+            f"{'arm':13} {'people':>6} {'sessions':>8} {'trials':>7} {'top-1 brain to image':>21} "
+            f"{'top-1 image to brain':>21} {'adapters':>9} {'seconds':>8}"
+        ]
+        for (arm, people, sessions), points in self.grouped():
+            cells = [_cell([point.scores[f"top-1 {way}"]["value"] for point in points]) for way in _DIRECTIONS]
+            seconds = np.mean([point.seconds for point in points])
+            lines.append(
+                f"{arm:13} {people:6d} {sessions:8.3g} {points[0].trials:7d} {cells[0]:>21} {cells[1]:>21} "
+                f"{points[0].trained.get('adapters', 0):9,d} {seconds:8.1f}"
+            )
+        chance = self.points[0].scores["top-1 brain_to_image"]["chance"]
+        return "\n".join([*lines, f"chance {chance:.3f}; ± is the deviation over seeds"])
+
+    def grouped(self) -> Iterator[tuple[tuple[str, int, float], list[Point]]]:
+        """Points by arm, people and sessions, in that order."""
+        keys = sorted({(point.arm, point.people, point.sessions) for point in self.points})
+        for key in keys:
+            yield key, [point for point in self.points if (point.arm, point.people, point.sessions) == key]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``efficiency.json`` and ``efficiency.png``."""
+        folder = Path(folder)
+        write_json(folder / "efficiency.json", {"format": "phosphene-efficiency", **asdict(self)})
+        self._draw(folder / "efficiency.png")
+        return folder
+
+    def _draw(self, path: Path) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        FigureCanvasAgg(figure)
+        lines: dict[tuple[str, int], list[tuple[float, list[Point]]]] = {}
+        for (arm, people, sessions), points in self.grouped():
+            lines.setdefault((arm, people), []).append((sessions, points))
+        for axes, way in zip(figure.subplots(1, 2, sharey=True), _DIRECTIONS, strict=True):
+            for (arm, people), course in lines.items():
+                x = [sessions for sessions, _ in course]
+                y = [np.mean([point.scores[f"top-1 {way}"]["value"] for point in points]) for _, points in course]
+                axes.plot(x, y, marker="o", label=f"{arm}, {people} people before" if people else arm)
+            axes.axhline(self.points[0].scores[f"top-1 {way}"]["chance"], color="grey", linestyle="--", linewidth=1)
+            axes.set(xscale="log", xlabel=f"sessions of {self.subject}", title=way.replace("_", " "), ylim=(0, 1))
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.legend(fontsize="small", frameon=False)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=120)
+
+
+def _cell(values: Sequence[float]) -> str:
+    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{spread}"
+
+
+def efficiency(
+    study: Study,
+    targets: Targets,
+    subject: str,
+    out: str | Path,
+    *,
+    decoder: str = "mindtuner",
+    preset: str | None = None,
+    kind: str | None = None,
+    sessions: Sequence[float] = SESSIONS,
+    people: Sequence[int] = (1, 3, 7),
+    arms: Sequence[str] = ("both", _ALONE),
+    seeds: Sequence[int] = (0,),
+    training: Mapping[str, Any] | None = None,
+    adapting: Mapping[str, Any] | None = None,
+    report: Callable[[str], None] = log.info,
+    progress: bool = True,
+    **settings: Any,
+) -> Efficiency:
+    """Train on some people, adapt to a new one from more and more of their sessions, and score every step.
+
+    The first people of the study (in its order, without the new one) are trained on. Every decoder and every point is
+    kept in `out`; what is there is not done again. What a study is too small for is left out, and said.
+
+    Parameters
+    ----------
+    study : Study
+        Its current split.
+    targets : Targets
+    subject : str
+        The new person.
+    out : path
+        Folder of all runs, ``efficiency.json`` and ``efficiency.png``.
+    decoder, preset, kind, settings
+        As of `phosphene.fit`.
+    sessions : sequence of float
+        Of the new person; 0.5 is the first half of the first session.
+    people : sequence of int
+        How many people are trained on before.
+    arms : sequence of str
+        Of `adapt`; ``"from-scratch"`` does not depend on the people before and is run once.
+    seeds : sequence of int
+    training, adapting : mapping, optional
+        Settings of both trainings over those of the presets.
+    report : callable
+        Told of every finished point.
+    progress : bool
+
+    Raises
+    ------
+    InputError
+        For an unknown person or arm, or when nothing is left that the study is large enough for.
+    """
+    if subject not in study.subjects:
+        raise unknown("subject", subject, study.subjects)
+    if wrong := [arm for arm in arms if arm not in ARMS]:
+        raise unknown("arm", wrong[0], ARMS)
+    others = [name for name in study.subjects if name != subject]
+    recorded = len(np.unique(study.recordings[subject].trials["session"]))
+    sizes = _within("people before", people, len(others), study.name)
+    lengths = _within(f"sessions of {subject}", sessions, recorded, study.name)
+    out, points = Path(out), []
+    for seed, (number, size) in itertools.product(seeds, enumerate(sizes)):
+        base = out / f"seed-{seed}" / f"people-{size}"
+        fitted = fit(
+            decoder,
+            study,
+            targets,
+            preset=preset,
+            subjects=others[:size],
+            seed=seed,
+            out=base,
+            kind=kind,
+            progress=progress,
+            training=training,
+            **settings,
+        )
+        for length, arm in itertools.product(lengths, arms):
+            alone = arm == _ALONE
+            if alone and number:
+                continue
+            folder = base.parent / f"{arm}{'' if alone else f'-people-{size}'}-sessions-{length:.4g}"
+            if not (folder / "point.json").exists():
+                adapted = adapt(
+                    fitted,
+                    study,
+                    targets,
+                    subject,
+                    sessions=length,
+                    arm=arm,
+                    out=folder,
+                    seed=seed,
+                    progress=progress,
+                    training=adapting,
+                )
+                before = 0 if alone else size
+                write_json(folder / "point.json", _scored(adapted, study, targets, subject, arm, before, length, seed))
+            points.append(Point(**read_json(folder / "point.json")))
+            report(_told(points[-1]))
+    facts = {"study": study.name, "split": study.current_split, "targets": targets.encoder.label, "people": others}
+    found = Efficiency(subject, decoder, facts, points)
+    found.save(out)
+    return found
+
+
+def _within(what: str, asked: Sequence[Any], most: int, study: str) -> list[Any]:
+    """Those of the asked sizes that there are enough of."""
+    if wrong := [size for size in asked if size <= 0]:
+        raise InputError(f"{what} count from more than 0, found {wrong[0]}")
+    kept = [size for size in asked if size <= most]
+    if len(kept) < len(asked):
+        left = ", ".join(f"{size:g}" for size in asked if size > most)
+        log.warning("%s: study %s has %d, left out: %s", what, study, most, left)
+    if not kept:
+        raise InputError(
+            f"{what}: study {study!r} has {most}, none of {', '.join(f'{s:g}' for s in asked)} is possible"
+        )
+    return kept
+
+
+def _scored(
+    adapted: Any, study: Study, targets: Targets, subject: str, arm: str, people: int, sessions: float, seed: int
+) -> dict[str, Any]:
+    card = evaluate(
+        adapted,
+        study,
+        targets,
+        subjects=[subject],
+        rivals=(),
+        protocols=["retrieval", "two-way-cosine"],
+        n_perm=0,
+        progress=False,
+    )
+    scores = {}
+    for metric, way in itertools.product(("top-1", "two-way"), _DIRECTIONS):
+        score = card.get(metric, way)
+        scores[f"{metric} {way}"] = {"value": score.value, "interval": score.interval, "chance": score.chance}
+    facts = adapted.provenance if arm in WHOLE_ARMS else adapted.apart[subject]
+    return asdict(
+        Point(arm, people, float(sessions), seed, facts["n_trials"], scores, facts["trained"], facts["seconds"])
+    )
+
+
+def _told(point: Point) -> str:
+    first, second = (point.scores[f"top-1 {way}"]["value"] for way in _DIRECTIONS)
+    before = f", {point.people} people before" if point.people else ""
+    return f"{point.arm}{before}, {point.sessions:g} sessions, seed {point.seed}: top-1 {first:.3f} / {second:.3f}"

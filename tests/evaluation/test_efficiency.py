@@ -1,0 +1,83 @@
+"""Curves over data and people: every point once, kept, and taken up; what a study is too small for is said."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phosphene import virtual
+from phosphene.encoders import Targets, encode
+from phosphene.errors import InputError
+from phosphene.evaluation.efficiency import efficiency
+from phosphene.files import read_json
+from phosphene.recordings import Study
+
+BRIEF: dict[str, Any] = {"epochs": 2, "batch_size": 32}
+
+
+@pytest.fixture(scope="module")
+def made() -> tuple[Study, Targets]:
+    sizes: dict[str, Any] = {"subjects": 3, "sessions": 2, "repeats": 2, "person": {"voxels": 80}}
+    study = virtual.study(seed=4, stimuli={"test": 20, "common": 0, "own": 80, "size": 32}, **sizes)
+    train = study.split("train").stimulus_ids
+    return study, encode(study.stimuli, "z:gabor", fit_on=train, cache=False, progress=False)
+
+
+def _run(made: tuple[Study, Targets], out: Path, **words: Any) -> Any:
+    options = {"sessions": [0.5, 2], "people": [1, 2], "training": BRIEF, "adapting": BRIEF, **words}
+    return efficiency(*made, "sub-02", out, progress=False, **options)
+
+
+def test_every_point_once_and_taken_up(made: tuple[Study, Targets], tmp_path: Path) -> None:
+    told: list[str] = []
+    found = _run(made, tmp_path, report=told.append)
+    # adapted after one and after two people, and alone, from half a session and from two
+    assert [(p.arm, p.people, p.sessions) for p in found.points] == [
+        ("both", 1, 0.5),
+        ("from-scratch", 0, 0.5),
+        ("both", 1, 2.0),
+        ("from-scratch", 0, 2.0),
+        ("both", 2, 0.5),
+        ("both", 2, 2.0),
+    ]
+    assert len(told) == 6
+    few, many = (next(p for p in found.points if p.sessions == s).trials for s in (0.5, 2))
+    assert 0 < few < many / 3
+    adapted = [p for p in found.points if p.arm == "both"]
+    assert all(0 < p.trained["adapters"] for p in adapted)
+    assert "± is the deviation" in found.table()
+    assert (tmp_path / "efficiency.png").stat().st_size > 1000
+    assert read_json(tmp_path / "efficiency.json")["subject"] == "sub-02"
+    kept = tmp_path / "seed-0" / "both-people-1-sessions-0.5" / "point.json"
+    before = kept.stat().st_mtime_ns
+    again = _run(made, tmp_path)
+    assert kept.stat().st_mtime_ns == before
+    assert again.table() == found.table()
+
+
+def test_what_the_study_is_too_small_for_is_left_out_and_said(
+    made: tuple[Study, Targets], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        found = _run(made, tmp_path, sessions=[2, 40], people=[2, 7], arms=["ridge-only"])
+    assert [(p.people, p.sessions) for p in found.points] == [(2, 2.0)]
+    assert "left out: 40" in caplog.text
+    assert "left out: 7" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"sessions": [10]}, "none of 10 is possible"),
+        ({"people": [0]}, "more than 0"),
+        ({"arms": ["loraa"]}, "unknown arm 'loraa'"),
+    ],
+)
+def test_bad_input(made: tuple[Study, Targets], tmp_path: Path, words: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        _run(made, tmp_path, **words)
+    with pytest.raises(InputError, match="unknown subject"):
+        efficiency(*made, "sub-09", tmp_path)
