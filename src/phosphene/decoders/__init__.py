@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from phosphene.decoders.base import ClassesConfig, Decoder, DecoderConfig, Prediction
+from phosphene.decoders.base import ClassesConfig, Decoder, DecoderConfig, Episodes, Prediction
 from phosphene.decoders.importance import Importance
 from phosphene.decoders.registry import DECODERS, make_decoder
 
-__all__ = ["DECODERS", "ClassesConfig", "Decoder", "DecoderConfig", "Importance", "Prediction", "make_decoder"]
+__all__ = [
+    "DECODERS",
+    "ClassesConfig",
+    "Decoder",
+    "DecoderConfig",
+    "Episodes",
+    "Importance",
+    "Prediction",
+    "make_decoder",
+]

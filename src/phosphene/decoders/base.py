@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from phosphene.encoders import Encoder, Targets
     from phosphene.recordings import StudyView
 
-__all__ = ["ClassesConfig", "Decoder", "DecoderConfig", "Prediction"]
+__all__ = ["ClassesConfig", "Decoder", "DecoderConfig", "Episodes", "Prediction"]
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +101,25 @@ class ClassesConfig(DecoderConfig):
 
     class_columns: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Training in which what is a person's own adapts to some sessions before what is shared learns from others.
+
+    Attributes
+    ----------
+    own : callable
+        From a person to the names of the parameters that are theirs.
+    steps : int
+        Gradient steps of the adaptation.
+    rate : float
+        Their learning rate.
+    """
+
+    own: Callable[[str], list[str]]
+    steps: int
+    rate: float
 
 
 class Standardiser(nn.Module):
@@ -295,6 +314,10 @@ class Decoder(nn.Module, ABC):
 
     def begin(self, stage: str) -> None:
         """Prepare for one of the `stages`: freeze what it does not train, switch on what it adds."""
+
+    def episodes(self, stage: str) -> Episodes | None:
+        """How a stage adapts to each person within every step; None where it is trained as usual."""
+        return None
 
     def penalties(self) -> dict[str, Tensor]:
         """Weighted terms of the loss that the forward passes since the last call gave rise to, by name."""

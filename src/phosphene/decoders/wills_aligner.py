@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from phosphene.decoders.base import Decoder, Prediction
+from phosphene.decoders.base import Decoder, Episodes, Prediction
 from phosphene.decoders.brain_experts import Anatomies, anatomy_vector, attach_experts, expert_places, use_of_experts
 from phosphene.decoders.ridge_start import start_at_mean, start_at_ridge
 from phosphene.decoders.trunks import TRUNKS
@@ -240,6 +240,13 @@ class WillsAligner(Decoder):
         """Come by every layer once."""
         for at, n_voxels in enumerate(list(self.subjects.values())[: 1 if self.subject_free else None]):
             self._heads(torch.zeros(count, n_voxels), at)
+
+    def episodes(self, stage: str) -> Episodes | None:
+        """The variant "meta" trains the second stage in episodes of sessions."""
+        config: Any = self.config
+        if stage != "stage2" or config.stage2 != "meta":
+            return None
+        return Episodes(self.own, config.inner_steps, config.inner_rate)
 
     def penalties(self) -> dict[str, Tensor]:
         """The balance term, over the gates of all people since the last call."""

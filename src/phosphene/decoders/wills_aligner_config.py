@@ -93,7 +93,7 @@ class WillsAlignerConfig(ClassesConfig):
     balance_weight: float = Field(0.01, ge=0)
     balance_sharpness: float = Field(0.5, ge=0, le=1)
     inner_steps: int = Field(3, ge=1)
-    inner_rate: float = Field(0.1, gt=0)
+    inner_rate: float = Field(0.05, gt=0)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

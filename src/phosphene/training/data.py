@@ -299,12 +299,17 @@ class StepLoader:
         self.people = {samples.subject: samples for samples in people}
         self.targets, self.sampler = targets, sampler
         self.rank, self.processes = rank, processes
-        self._mixing, self._mixing_steps, self._ahead = mixing, mixing_steps, ahead
+        self._mixing, self._mixing_steps, self.ahead = mixing, mixing_steps, ahead
 
     def batch(self, step: int) -> StepBatch:
         """The batch of one step."""
-        drawn = self.sampler.draw(step)
         mixed = self.sampler.mixing(step, *self._mixing) if step < self._mixing_steps else None
+        return self.assembled(self.sampler.draw(step), mixed)
+
+    def assembled(
+        self, drawn: dict[str, np.ndarray], mixed: dict[str, tuple[np.ndarray, np.ndarray]] | None = None
+    ) -> StepBatch:
+        """The batch of these samples of each person, mixed with partners where these are given."""
         own: list[np.ndarray] = []
         other: list[np.ndarray] = []
         share: list[np.ndarray] = []
@@ -346,4 +351,4 @@ class StepLoader:
     def walk(self, first: int, last: int) -> Iterator[StepBatch]:
         """Batches of steps `first` to `last` - 1."""
         in_memory = self.targets.held and all(samples.held for samples in self.people.values())
-        yield from prefetched(self.batch, first, last, 0 if in_memory else self._ahead)
+        yield from prefetched(self.batch, first, last, 0 if in_memory else self.ahead)

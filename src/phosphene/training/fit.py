@@ -24,6 +24,7 @@ from phosphene.training.bench import (
     shown_stimuli,
     training_content,
 )
+from phosphene.training.episodes import EpisodeLoader, EpisodeStep, check_episodes
 from phosphene.training.launch import launch
 from phosphene.training.loop import train
 from phosphene.training.progress import progress_bar
@@ -174,6 +175,7 @@ def fit(
         for stage in decoder.stages():
             config = configs.get(stage, configs["training"])
             decoder.begin(stage)
+            decoder.zero_grad()  # what the last step of the stage before left would count in the norm that is clipped
             bench = prepare(decoder, view, targets, kind, config, seed, fabric, standardise=stage == "training")
             told = _trained(fabric, decoder, bench, targets, kind, config, seed, stage, run, progress and leads)
             decoder.provenance |= told if stage == "training" else {stage: told}
@@ -205,6 +207,10 @@ def _trained(
     folder = None if run is None else run.checkpoints if first else run.path / stage / run.checkpoints.name
     fresh = folder is None or not (folder / "last.safetensors").exists()
     warm = fresh and (not first or decoder.warm_start(bench.view, targets, kind, progress))
+    loader, plain, episodes = bench.loader, None, decoder.episodes(stage)
+    if episodes is not None:
+        check_episodes(config, fabric.world_size)
+        loader, plain = EpisodeLoader(loader, seed), EpisodeStep(decoder, bench.objective, episodes)
     with progress_bar(
         f"fit {decoder.name}" if first else f"{decoder.name}, {stage}", bench.total_steps, progress
     ) as report:
@@ -212,12 +218,13 @@ def _trained(
             fabric,
             decoder,
             bench.objective,
-            bench.loader,
+            loader,
             bench.validation,
             config,
             seed=seed,
             folder=folder,
             warm=warm,
+            plain=plain,
             report=report,
         )
     return {"training": config.model_dump(mode="json"), **outcome(counters, config)}

@@ -59,12 +59,13 @@ class _Run(Runner[Counters]):
         config: TrainingConfig,
         seed: int,
         folder: Path | None,
+        plain: TrainingStep | None,
     ) -> None:
         self.loader, self.validation = loader, validation
         self.best: dict[str, Tensor] = {}
         steps = config.epochs * loader.sampler.steps_per_epoch
         # buffers (voxel means and the like) are set before training and equal everywhere
-        plain = TrainingStep(decoder, objective, config.compile)
+        plain = TrainingStep(decoder, objective, config.compile) if plain is None else plain
         super().__init__(fabric, plain, decoder, config, Counters(), steps=steps, seed=seed, folder=folder)
 
     def _keep_best(self) -> None:
@@ -170,6 +171,7 @@ def train(
     seed: int = 0,
     folder: Path | None = None,
     warm: bool = False,
+    plain: TrainingStep | None = None,
     report: Report = lambda step, text: None,
 ) -> Counters:
     """Train a decoder in place, resuming from `folder` where it holds a checkpoint.
@@ -190,6 +192,8 @@ def train(
         Where ``last.safetensors`` and ``best.safetensors`` are kept; the log lies beside it.
     warm : bool
         The decoder does not start at random: its first weights are validated as well, and kept if none are better.
+    plain : TrainingStep, optional
+        What computes the loss of a batch, where it is not the usual one.
     report : callable
         Told the finished step and a line of text; for a progress bar.
 
@@ -200,7 +204,7 @@ def train(
     TrainingInterrupted
         After Ctrl-C or SIGTERM; the state of the last full step has been saved.
     """
-    run = _Run(fabric, decoder, objective, loader, validation, config, seed, folder)
+    run = _Run(fabric, decoder, objective, loader, validation, config, seed, folder, plain)
     progress, per_epoch, text = run.progress, loader.sampler.steps_per_epoch, ""
     run.module.train()
     with Interruptible() as interrupt, torch.random.fork_rng(cuda_devices(fabric)):

@@ -150,6 +150,11 @@ class TrainingStep(nn.Module):
     def forward(self, batch: StepBatch, scheduled: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of the global batch and its parts."""
         predictions = [self._call[0](responses, subject) for subject, responses in batch.calls]
+        return self._scored(predictions, batch, scheduled)
+
+    def _scored(
+        self, predictions: Sequence[Prediction], batch: StepBatch, scheduled: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.autocast(batch.targets.device.type, enabled=False):
             loss, parts = self.objective(Outputs.of(predictions, batch.sizes), batch, scheduled)
             for name, penalty in self.decoder.penalties().items():

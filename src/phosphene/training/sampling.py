@@ -9,10 +9,10 @@ import numpy as np
 
 from phosphene.errors import InputError
 
-__all__ = ["BatchSampler", "split_validation", "step_seed"]
+__all__ = ["BatchSampler", "episode_generator", "split_validation", "step_seed"]
 
-# streams of random numbers that must not meet: order of samples, mixing, dropout, validation split
-_ORDER, _MIXING, _MODULES, _VALIDATION = range(4)
+# streams of random numbers that must not meet: order of samples, mixing, dropout, validation split, episodes
+_ORDER, _MIXING, _MODULES, _VALIDATION, _EPISODES = range(5)
 
 
 def _generator(*key: int) -> np.random.Generator:
@@ -22,6 +22,11 @@ def _generator(*key: int) -> np.random.Generator:
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Seed of torch's generators for one step of one process: dropout and the like, independent between ranks."""
     return int(np.random.SeedSequence((_MODULES, seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def episode_generator(seed: int, person: int, step: int) -> np.random.Generator:
+    """What draws the episode of one person in one step."""
+    return _generator(_EPISODES, seed, person, step)
 
 
 class BatchSampler:
