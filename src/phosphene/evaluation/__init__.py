@@ -7,15 +7,18 @@ from phosphene.evaluation.compare import Comparison, compare
 from phosphene.evaluation.evaluate import evaluate
 from phosphene.evaluation.multilabel import LabelCard, evaluate_labels
 from phosphene.evaluation.scorecard import Score, Scorecard
+from phosphene.evaluation.text_retrieval import TextCard, text_retrieval
 
 __all__ = [
     "Comparison",
     "LabelCard",
     "Score",
     "Scorecard",
+    "TextCard",
     "compare",
     "evaluate",
     "evaluate_labels",
     "leave_cluster_out",
     "participation_ratio",
+    "text_retrieval",
 ]

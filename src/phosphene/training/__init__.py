@@ -6,6 +6,17 @@ from phosphene.training.adapt import ARMS, adapt
 from phosphene.training.estimator import DecoderRegressor
 from phosphene.training.fit import fit
 from phosphene.training.loop import TrainingError, TrainingInterrupted
+from phosphene.training.pivot import Pivot, fit_pivot
 from phosphene.training.settings import TrainingConfig
 
-__all__ = ["ARMS", "DecoderRegressor", "TrainingConfig", "TrainingError", "TrainingInterrupted", "adapt", "fit"]
+__all__ = [
+    "ARMS",
+    "DecoderRegressor",
+    "Pivot",
+    "TrainingConfig",
+    "TrainingError",
+    "TrainingInterrupted",
+    "adapt",
+    "fit",
+    "fit_pivot",
+]

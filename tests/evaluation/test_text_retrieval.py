@@ -1,0 +1,154 @@
+"""Image as pivot: fitted without brain data, applied to what is predicted from brain; captions shown twice are one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from phosphene.decoders import make_decoder
+from phosphene.encoders import Targets, make_encoder
+from phosphene.errors import InputError, LeakageError
+from phosphene.evaluation import text_retrieval
+from phosphene.evaluation.text_retrieval import METRICS
+from phosphene.recordings import Recording, Study
+from phosphene.stimuli import StimulusSet
+from phosphene.table import Table
+from phosphene.training import Pivot, fit_pivot
+from phosphene.training.pivot import caption_items
+
+IMAGE, TEXT = 12, 9
+
+
+def made(noise=0.3, n=160, n_test=40):
+    """Two people; text is linear in the image; every tenth stimulus has the caption of the one before."""
+    rng = np.random.default_rng(0)
+    ids = np.array([f"s{number:03d}" for number in range(n)])
+    factors = rng.normal(size=(n, 6))
+    twin = np.arange(n) % 10 == 9
+    factors[twin] = factors[np.flatnonzero(twin) - 1]
+    pooled = factors @ rng.normal(size=(6, IMAGE)) + 0.1 * rng.normal(size=(n, IMAGE))
+    spread = rng.normal(size=(n, 4, IMAGE))
+    tokens = pooled[:, None] + spread - spread.mean(axis=1, keepdims=True)
+    text = factors @ rng.normal(size=(6, TEXT))
+    captions = [[f"scene {number - int(twin[number])}"] for number in range(n)]
+    people = []
+    for subject in ("sub-01", "sub-02"):
+        x = factors @ rng.normal(size=(6, 30)) + noise * rng.normal(size=(n, 30))
+        voxels = Table({axis: np.arange(30) for axis in "ijk"})
+        people.append(Recording(subject, x.astype("float32"), Table({"stimulus_id": ids}), voxels))
+    study = Study(
+        StimulusSet(ids, captions=captions), people, {"default": {"train": ids[n_test:], "test": ids[:n_test]}}
+    )
+    images = Targets(ids, tokens.astype("float32"), pooled.astype("float32"), make_encoder("gabor"))
+    return study, images, Targets(ids, None, text.astype("float32"), make_encoder("pixels"))
+
+
+@pytest.fixture(scope="module")
+def world():
+    return made()
+
+
+def decoder_of(study, targets, kind="pooled"):
+    view = study.split("train")
+    decoder = make_decoder("ridge", subjects=dict.fromkeys(study.subjects, 30), target_shape=targets.shape(kind))
+    decoder.solve(view, targets, kind, progress=False)
+    decoder.encoder = targets.encoder
+    return decoder
+
+
+def test_brain_to_text_by_the_image_and_directly(world):
+    study, images, texts = world
+    for kind in ("pooled", "tokens"):
+        pivot = fit_pivot(study, images, texts, kind=kind, progress=False)
+        card = text_retrieval(decoder_of(study, images, kind), study, texts, pivot, n_boot=200)
+        direct = text_retrieval(decoder_of(study, texts), study, texts, n_boot=0)
+        for direction in ("brain_to_text", "text_to_brain"):
+            found = card.get("top-1", direction)
+            assert found.gallery == 36
+            assert found.chance == pytest.approx(1 / 36)
+            assert found.interval[0] <= found.value <= found.interval[1]
+            assert found.interval[0] > 0.4
+            assert direct.get("top-1", direction).value > 0.4
+            assert found.value == pytest.approx(
+                np.mean([card.get("top-1", direction, s).value for s in study.subjects])
+            )
+        assert card.facts["pivot_pairs"] == 120
+        assert all(f" {name} " in card.table() for name in METRICS)
+        assert card.to_dict()["scores"][0]["subject"] == "sub-01"
+
+
+def test_equal_captions_are_one_item(world):
+    study, _, texts = world
+    card = text_retrieval(decoder_of(study, texts), study, texts, n_boot=0)
+    assert card.get("top-1", "brain_to_text", "sub-01").queries == 40
+    assert card.get("top-1", "text_to_brain", "sub-01").queries == 36
+    assert caption_items([["b", "a"], ["a", "b"], ["a"]]).tolist() == [0, 0, 1]
+    with pytest.raises(InputError, match="1 of 2 stimuli have no caption"):
+        caption_items([["a"], []])
+
+
+def test_without_signal_it_is_at_chance():
+    study, images, texts = made(noise=1000.0)
+    pivot = fit_pivot(study, images, texts, progress=False)
+    card = text_retrieval(decoder_of(study, images), study, texts, pivot, n_boot=0)
+    assert card.get("two-way", "brain_to_text").value == pytest.approx(0.5, abs=0.15)
+
+
+def test_contrastive_passes_start_at_ridge_and_keep_the_best(world):
+    study, images, texts = world
+    ridge = fit_pivot(study, images, texts, epochs=0, progress=False)
+    more = fit_pivot(study, images, texts, epochs=5, progress=False, patience=0)
+    curve = more.provenance["curve"]
+    assert curve[0] == ridge.provenance["validation_top-1"]
+    assert more.provenance["validation_top-1"] == max(curve)
+    assert len(curve) == 6
+    fitted = fit_pivot(study, images, texts, epochs=5, progress=False, patience=0, validation_fraction=0.0)
+    assert not np.allclose(fitted.weight, ridge.weight)
+    again = fit_pivot(study, images, texts, epochs=5, progress=False, patience=0, validation_fraction=0.0)
+    np.testing.assert_array_equal(fitted.weight, again.weight)
+
+
+def test_saved_and_loaded_it_says_the_same(world, tmp_path):
+    study, images, texts = world
+    pivot = fit_pivot(study, images, texts, progress=False)
+    loaded = Pivot.load(pivot.save(tmp_path / "pivot"))
+    assert {path.name for path in (tmp_path / "pivot").iterdir()} == {"config.json", "pivot.safetensors"}
+    np.testing.assert_array_equal(loaded.predict(images.pooled), pivot.predict(images.pooled))
+    assert loaded.provenance == pivot.provenance
+    (tmp_path / "pivot" / "pivot.safetensors").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"pivot\.safetensors is not readable"):
+        Pivot.load(tmp_path / "pivot")
+
+
+def test_what_was_scored_was_not_fitted_on(world):
+    study, images, texts = world
+    with pytest.raises(LeakageError, match="3 of the 5 pairs are not in the training part"):
+        fit_pivot(study, images, texts, ids=["s001", "s002", "s003", "s100", "s101"], progress=False)
+    knowing = Targets(texts.ids, None, texts.pooled, texts.encoder, texts.ids)
+    with pytest.raises(LeakageError, match="fitted on 40 stimuli outside"):
+        fit_pivot(study, images, knowing, progress=False)
+    pivot = fit_pivot(study, images, texts, progress=False)
+    other = study.with_splits({"other": {"train": study.stimuli.ids[:80], "test": study.stimuli.ids[80:]}}).using(
+        "other"
+    )
+    with pytest.raises(LeakageError, match="the pivot was fitted on 80 of the 80"):
+        text_retrieval(decoder_of(study, images), other, texts, pivot)
+
+
+def test_what_does_not_fit_is_refused(world):
+    study, images, texts = world
+    pivot = fit_pivot(study, images, texts, progress=False)
+    with pytest.raises(InputError, match="fitted on pooled targets, the decoder predicts tokens"):
+        text_retrieval(decoder_of(study, images, "tokens"), study, texts, pivot)
+    with pytest.raises(InputError, match="fitted on other image embeddings"):
+        text_retrieval(decoder_of(study, texts), study, texts, pivot)
+    with pytest.raises(InputError, match="the pivot was made for another encoder"):
+        text_retrieval(decoder_of(study, images), study, images, pivot)
+    with pytest.raises(InputError, match="this ridge decoder was made for encoder"):
+        text_retrieval(decoder_of(study, images), study, texts)
+    with pytest.raises(InputError, match=r"width 12, found \(2, 5\)"):
+        pivot.predict(np.zeros((2, 5)))
+    with pytest.raises(InputError, match="three different captions or more, found 2"):
+        fit_pivot(study, images, texts, ids=["s100", "s101"], progress=False)
+    with pytest.raises(InputError, match="no text retrieval figure top-3"):
+        text_retrieval(decoder_of(study, texts), study, texts, n_boot=0).get("top-3", "brain_to_text")
