@@ -1,0 +1,169 @@
+"""A new person with one of 40 sessions (preset `hours`): every arm of `adapt`, both retrieval directions, parameters.
+
+    OMP_NUM_THREADS=1 python benchmarks/mindtuner.py --work FOLDER [--seeds 1 2 3] [--encoder NAME] [--arms ...]
+
+Pre-training on three virtual people with all their sessions, adaptation to a fourth with the first `--sessions` (1).
+Every arm is a line of ``FOLDER/records.jsonl`` as soon as it is done; an interrupted run goes on from its checkpoint.
+`--of` shortens the study (its sessions in all, and stimuli with them) to see that everything runs. `--name` keeps runs
+with other settings (`--set training.KEY=VALUE`, `adapter.KEY=VALUE`) apart. With `--text ENCODER` the arm `both` is
+scored on text retrieval too: by the image as pivot with so many captions (`--captions`), and by a decoder adapted
+straight to the text from a pre-training on as many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import phosphene as ph
+from phosphene.evaluation import text_retrieval
+from phosphene.settings import parse_assignments
+from phosphene.training import ARMS, adapt, fit_pivot
+from phosphene.training.adapt import parameter_table
+
+PEOPLE, NEW = ("sub-01", "sub-02", "sub-03"), "sub-04"
+DIRECTIONS = ("brain_to_image", "image_to_brain")
+
+
+class Records:
+    """Lines of JSON by key; what is there is not done again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.known = {record["key"]: record for record in map(json.loads, lines)}
+
+    def add(self, key: str, record: dict[str, Any]) -> dict[str, Any]:
+        """Keep a record."""
+        self.known[key] = {"key": key, **record, "machine": f"{platform.machine()}, {torch.get_num_threads()} threads"}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(self.known[key]) + "\n")
+        return self.known[key]
+
+
+def study_of(work: Path, seed: int, of: int) -> Path:
+    """Four people; each sees their own scenes three times, over all sessions."""
+    path = work / f"study-{seed}-{of}.h5"
+    if not path.exists():
+        own = max(250, of * 750 // 3 - 1000)
+        stimuli = {} if of == 40 else {"own": own, "test": max(40, min(1000, of * 250 - own))}
+        ph.virtual.write_study(path, "hours", seed, subjects=4, sessions=of, stimuli=stimuli)
+    return path
+
+
+def scores(decoder: Any, study: Any, targets: Any, person: str) -> dict[str, Any]:
+    """Top-1 in the full gallery and in pools of 300, two-way; both directions."""
+    card = ph.evaluate(decoder, study, targets, subjects=[person], rivals=(), n_perm=0, n_boot=300, progress=False)
+    found = {}
+    for direction in DIRECTIONS:
+        for metric in ("top-1", "two-way"):
+            for score in card.find(metric=metric, direction=direction, subject="mean", similarity="cosine"):
+                pool = f" of {score.pool['size']}" if metric == "top-1" else ""
+                found[f"{metric}{pool} {direction}"] = {"value": score.value, "interval": score.interval}
+    return found
+
+
+def arm_of(
+    options: argparse.Namespace, records: Records, base: Any, study: Any, targets: Any, seed: int, arm: str
+) -> None:
+    """Adapt by one arm and score; the first person is scored too, before and after."""
+    key = f"{options.name}/{seed}/{options.of}/{options.sessions:g}/{arm}"
+    if key in records.known:
+        record = records.known[key]
+    else:
+        given = parse_assignments(options.set or [])
+        adapted = adapt(
+            base,
+            study,
+            targets,
+            NEW,
+            sessions=options.sessions,
+            arm=arm,
+            seed=seed,
+            out=options.work / f"run-{key.replace('/', '-')}",
+            training=given.get("training"),
+            **given.get("adapter", {}),
+        )
+        facts = adapted.provenance if arm in ("full", "from-scratch") else adapted.apart[NEW]
+        kept = ("trained", "seconds", "start_seconds", "n_trials", "best_epoch", "epochs", "validation_best", "adapter")
+        found = scores(adapted, study, targets, NEW)
+        record = records.add(key, {**{name: facts[name] for name in kept}, "scores": found, "settings": given})
+    words = "  ".join(f"{name} {score['value']:.3f}" for name, score in record["scores"].items())
+    print(f"seed {seed} {arm:13} {words}  {record['seconds']:.0f} s, epoch {record['best_epoch']}")
+    print(parameter_table(record), flush=True)
+
+
+def text_of(options: argparse.Namespace, records: Records, base: Any, study: Any, images: Any, seed: int) -> None:
+    """Text retrieval of the new person: by the image as pivot, and straight, with the same few captions."""
+    train = study.split("train")
+    texts = ph.encode(study.stimuli, options.text, fit_on=train.stimulus_ids, cache=options.work / "text")
+    person = adapt(
+        base,
+        study,
+        images,
+        NEW,
+        sessions=options.sessions,
+        seed=seed,
+        out=options.work / f"run-{options.name}-{seed}-{options.of}-{options.sessions:g}-both",
+    )
+    for captions in options.captions:
+        key = f"{options.name}/{seed}/{options.of}/{options.sessions:g}/text/{options.text}/{captions}"
+        if key in records.known:
+            continue
+        picked = np.random.default_rng(seed).permutation(train.stimulus_ids)[:captions]
+        start = time.perf_counter()
+        pivot = fit_pivot(study, images, texts, ids=picked, kind=base.target_kind, seed=seed)
+        seconds = time.perf_counter() - start
+        by_pivot = text_retrieval(person, study, texts, pivot, subjects=[NEW])
+        # the same captions, of stimuli that these people saw; everything else is no part of this training
+        few = study.with_splits({"few": {"train": picked, "test": study.split("test").stimulus_ids}}).using("few")
+        shown = [each for each in few.subjects if few.split("train").n_trials(each) >= 30]
+        direct = ph.fit("mindtuner", few, texts, subjects=shown, seed=seed, training={"accelerator": "cpu"})
+        straight = text_retrieval(direct, few, texts, subjects=[NEW], name="direct") if NEW in shown else None
+        cards = [card.to_dict() for card in (by_pivot, straight) if card is not None]
+        records.add(key, {"cards": cards, "pivot_seconds": seconds, "pivot": pivot.provenance["best_epoch"]})
+        for card in (by_pivot, straight):
+            print("" if card is None else card.table(), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/mindtuner"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--encoder", default="z:pocket")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--sessions", type=float, default=1, help="of the new person")
+    parser.add_argument("--of", type=int, default=40, help="sessions of everybody in all")
+    parser.add_argument("--text", help="an encoder of captions, e.g. z:tfidf-svd30")
+    parser.add_argument("--captions", type=int, nargs="+", default=[300, 3000])
+    parser.add_argument("--set", nargs="+", metavar="KEY=VALUE", help="of the adaptation")
+    parser.add_argument("--name", default="preset")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    records = Records(options.work / "records.jsonl")
+    for seed in options.seeds:
+        with ph.Study.open(study_of(options.work, seed, options.of)) as study:
+            train = study.split("train").stimulus_ids
+            targets = ph.encode(study.stimuli, options.encoder, fit_on=train, cache=options.work / "targets")
+            encoder = options.encoder.replace(":", "-")
+            out = options.work / f"base-{seed}-{options.of}-{encoder}"
+            base = ph.fit("mindtuner", study, targets, subjects=list(PEOPLE), seed=seed, out=out)
+            key = f"base/{seed}/{options.of}/{encoder}"
+            if key not in records.known:
+                facts = {name: base.provenance[name] for name in ("best_epoch", "epochs", "validation_best")}
+                records.add(key, {**facts, "scores": {p: scores(base, study, targets, p) for p in PEOPLE}})
+            for arm in options.arms:
+                arm_of(options, records, base, study, targets, seed, arm)
+            if options.text:
+                text_of(options, records, base, study, targets, seed)
+
+
+if __name__ == "__main__":
+    main()
