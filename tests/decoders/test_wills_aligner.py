@@ -146,6 +146,8 @@ def test_balance_has_a_gradient_on_the_router_and_only_training_counts() -> None
     decoder(torch.randn(3, 30), "sub-01")
     assert decoder.penalties() == {}
     decoder.train()
+    decoder(torch.randn(3, 30), "sub-01")
+    assert decoder.penalties() == {}  # one person alone has no balance
     for subject in PEOPLE:
         decoder(torch.randn(3, 30), subject)
     term = decoder.penalties()["balance"]

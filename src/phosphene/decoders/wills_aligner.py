@@ -68,7 +68,7 @@ class WillsAligner(Decoder):
         self.router: Router | None = None
         self.individual = True
         self._anatomies: dict[str, np.ndarray] = {}
-        self._routed: list[Tensor] = []
+        self._routed: list[tuple[int | None, Tensor]] = []
         self._base: str | None = None
         # experts are drawn when the second stage begins; what they are is decided here, with the other weights
         self._draw = int(torch.randint(2**31, ()))
@@ -132,7 +132,7 @@ class WillsAligner(Decoder):
         at = 0 if self.subject_free else int(known or 0)
         gates = self._route(responses, known, at)
         if gates is not None and self.training and torch.is_grad_enabled():
-            self._routed.append(gates)
+            self._routed.append((known, gates))
         with self.person.using(subject if self.individual else None), self.gates.using(gates):
             return self._heads(responses, at)
 
@@ -249,11 +249,11 @@ class WillsAligner(Decoder):
         return Episodes(self.own, config.inner_steps, config.inner_rate)
 
     def penalties(self) -> dict[str, Tensor]:
-        """The balance term, over the gates of all people since the last call."""
+        """The balance term, over the gates of all people since the last call; one person alone has no balance."""
         routed, self._routed = self._routed, []
-        if not routed or not self.config.balance_weight:
+        if len({known for known, _ in routed}) < 2 or not self.config.balance_weight:
             return {}
-        gates = torch.cat([each.flatten(0, -2) for each in routed])
+        gates = torch.cat([each.flatten(0, -2) for _, each in routed])
         return {"balance": self.config.balance_weight * balance(gates, self.config.balance_sharpness)}
 
     def warm_start(self, view: StudyView, targets: Targets, kind: str, progress: bool = True) -> bool:

@@ -1,0 +1,208 @@
+"""`add_subject`: one more person for a trained wills-aligner; only what is the person's own is trained."""
+
+from __future__ import annotations
+
+import copy
+import glob
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from phosphene.decoders import Decoder
+from phosphene.decoders.wills_aligner import WillsAligner
+from phosphene.errors import InputError
+from phosphene.nn.freezing import frozen
+from phosphene.training.adapt import scarce_view
+from phosphene.training.bench import Bench, outcome, prepare, refuse_leakage, training_content
+from phosphene.training.launch import launch
+from phosphene.training.loop import train
+from phosphene.training.progress import progress_bar
+from phosphene.training.run_folder import RunFolder
+from phosphene.training.settings import TrainingConfig
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from phosphene.encoders import Targets
+    from phosphene.recordings import Study, StudyView
+
+__all__ = ["add_subject"]
+
+log = logging.getLogger(__name__)
+
+
+def add_subject(
+    decoder: Decoder,
+    study: Study,
+    targets: Targets,
+    subject: str,
+    *,
+    sessions: float | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    training: Mapping[str, Any] | None = None,
+) -> WillsAligner:
+    """Add a person to a trained wills-aligner, from the training part of a study.
+
+    The person's embedding for the router and, where people have them, a private expert are trained; everything else
+    stays bit for bit. Gates begin as those of somebody without an id, and if no step improves validation, they stay.
+    Where nothing is a person's own (a router of data and anatomy), only the voxels are standardised.
+
+    Parameters
+    ----------
+    decoder : WillsAligner
+        Not changed.
+    study : Study
+        Holds the person's recording; its current split is used, the person's training trials alone.
+    targets : Targets
+        Of the decoder's encoder.
+    subject : str
+    sessions : float, optional
+        Only the first so many sessions, in order of time (default: all).
+    out : path, optional
+        Run folder; the decoder is written to ``decoder/`` in it. An unfinished run with the same settings goes on from
+        its last checkpoint; a finished one is read back.
+    seed : int
+    progress : bool
+    training : mapping, optional
+        Settings of `TrainingConfig` over those of the decoder's own second stage.
+
+    Returns
+    -------
+    WillsAligner
+        Of everybody before and the new person, in eval mode. What happened is in
+        ``decoder.provenance["newcomers"][subject]``.
+
+    Raises
+    ------
+    InputError
+        For another kind of decoder, one without experts, a person it knows, no training trials, targets of another
+        encoder, somebody whom the aligner can neither find nor add.
+    LeakageError
+        When the targets' encoder was fitted on stimuli outside of the training part.
+    """
+    base = _checked(decoder, targets, subject)
+    refuse_leakage(study, study.split("train"), targets)
+    view = scarce_view(study, subject, sessions)
+    config = TrainingConfig.build(base.provenance["stage2"]["training"], {"mixing_fraction": 0.0}, training or {})
+    facts = {
+        "subject": subject,
+        "sessions": list(view.sessions(subject)),
+        "n_trials": view.n_trials(subject),
+        "seed": seed,
+        "study": study.name,
+        "study_digest": study.digest,
+        "split": view.split_name,
+        "targets": targets.identity,
+        "base": base.common,
+    }
+    run = None
+    if out is not None:
+        run = RunFolder(Path(out), {**facts, "training": config.model_dump(mode="json")})
+        if run.finished:
+            log.info("%s holds this run, finished: read back", run.path)
+            found = Decoder.load(run.result)
+            assert isinstance(found, WillsAligner)
+            return found
+    start = time.perf_counter()
+    fabric = launch(config)
+    if run is not None and fabric.global_rank == 0:
+        run.begin()
+    work, view, aligner = _with_person(base, view, subject, seed)
+    bench = prepare(work, view, targets, work.target_kind, config, seed, fabric)
+    own = work.own(subject)
+    told: dict[str, Any] = {"trained": sum(work.get_parameter(name).numel() for name in own)}
+    if own:
+        told |= _train_own(work, own, bench, fabric, config, seed, run, progress and fabric.global_rank == 0)
+    else:
+        log.info("nothing of %s is a person's own: %s is decoded by what the router finds", work.name, subject)
+    if aligner is not None:
+        work.align(aligner)
+    content = training_content(view)
+    _remember(work, subject, {**facts, **told, "seconds": time.perf_counter() - start}, content)
+    if run is not None and fabric.global_rank == 0:
+        work.eval().save(run.result)
+    return work.eval()
+
+
+def _checked(decoder: Decoder, targets: Targets, subject: str) -> WillsAligner:
+    if not isinstance(decoder, WillsAligner):
+        raise InputError(f"{decoder.name} has no experts to which a person could be added; wills-aligner has")
+    if decoder.router is None:
+        raise InputError("this wills-aligner has no experts (stage2 = 'none'): nothing in it is a person's own")
+    if subject in decoder.subjects:
+        raise InputError(
+            f"subject {subject!r} is in this {decoder.name} decoder already ({', '.join(decoder.subjects)}); "
+            "if this is another person, give them another name"
+        )
+    if decoder.encoder is not None:
+        targets.require(decoder.encoder, f"this {decoder.name} decoder")
+    return decoder
+
+
+def _with_person(base: WillsAligner, view: StudyView, subject: str, seed: int) -> tuple[WillsAligner, StudyView, Any]:
+    """A copy with the person in it, the view it learns from, and the aligner that goes in front of it later."""
+    work, native = copy.deepcopy(base), view
+    aligner = work.aligner
+    if aligner is not None:
+        if subject not in aligner.subjects:
+            aligner.add(subject, native)
+        view = native.through(aligner)
+        work.aligner, work.fronts = None, nn.ModuleList()  # the view has aligned the responses already
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        work.add_subject(subject, view.n_voxels(subject))
+    work.meet(subject, native.voxels(subject))
+    work.arrange_voxels(subject, view.voxels(subject), view.space(subject))
+    return work, view, aligner
+
+
+def _train_own(
+    work: WillsAligner,
+    own: list[str],
+    bench: Bench,
+    fabric: Fabric,
+    config: TrainingConfig,
+    seed: int,
+    run: RunFolder | None,
+    progress: bool,
+) -> dict[str, Any]:
+    """Train these parameters; what else changes is an error."""
+    for name, parameter in work.named_parameters():
+        parameter.requires_grad_(name in own)
+        parameter.grad = None
+    folder = None if run is None else run.checkpoints
+    fresh = folder is None or not (folder / "last.safetensors").exists()
+    with (
+        frozen(work, [glob.escape(name) for name in own]),
+        progress_bar(f"{work.name}: {list(work.subjects)[-1]}", bench.total_steps, progress) as report,
+    ):
+        counters = train(
+            fabric,
+            work,
+            bench.objective,
+            bench.loader,
+            bench.validation,
+            config,
+            seed=seed,
+            folder=folder,
+            warm=fresh,
+            report=report,
+        )
+    return {"training": config.model_dump(mode="json"), **outcome(counters, config)}
+
+
+def _remember(work: WillsAligner, subject: str, facts: Mapping[str, Any], content: Mapping[str, str]) -> None:
+    """Keep what is known of the newcomer; what they were shown counts as seen by the decoder."""
+    work.provenance["newcomers"] = {**work.provenance.get("newcomers", {}), subject: dict(facts)}
+    seen = dict(work.provenance.get("training_content", {}))
+    for name, digest in content.items():
+        # the same name with other contents is a stimulus of another study
+        seen[name if seen.get(name, digest) == digest else f"{name} ({facts['study']})"] = digest
+    work.provenance["training_content"] = seen

@@ -1,0 +1,146 @@
+"""One more person for a trained wills-aligner: only what is theirs is trained, everybody else keeps their bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from phosphene import virtual
+from phosphene.alignment import make_aligner
+from phosphene.decoders import Decoder
+from phosphene.decoders.wills_aligner import WillsAligner
+from phosphene.encoders import Targets, encode
+from phosphene.errors import InputError, LeakageError
+from phosphene.evaluation import evaluate
+from phosphene.recordings import Study
+from phosphene.training import fit
+from phosphene.training.newcomer import add_subject
+
+SMALL: dict[str, Any] = {"width": 16, "blocks": 1, "projector": 0, "linear_rank": 8, "experts": 3, "rank": 2}
+TRAINING: dict[str, Any] = {
+    "epochs": 2,
+    "batch_size": 48,
+    "validation_fraction": 0.0,
+    "stage2": {"epochs": 2, "learning_rate": 0.01},
+}
+FEW: dict[str, Any] = {"epochs": 4, "learning_rate": 0.02, "batch_size": 16, "validation_fraction": 0.0}
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    plan: dict[str, Any] = {
+        "subjects": 3,
+        "sessions": 3,
+        "repeats": 2,
+        "stimuli": {"test": 20, "common": 30, "own": 30, "size": 32, "captions": 1},
+        "person": {"voxels": 120},
+    }
+    return virtual.study(seed=5, **plan)
+
+
+@pytest.fixture(scope="module")
+def targets(study: Study) -> Targets:
+    train = study.split("train").stimulus_ids
+    return encode(study.stimuli, "z:gabor", fit_on=train, cache=False, progress=False)
+
+
+def of_two(study: Study, targets: Targets, **settings: Any) -> WillsAligner:
+    two = ["sub-01", "sub-02"]
+    aligner = make_aligner("anatomical").fit(study.split("train").subset(two))
+    settings = {**SMALL, **settings}
+    decoder = fit(
+        "wills-aligner", study, targets, subjects=two, aligner=aligner, progress=False, training=TRAINING, **settings
+    )
+    assert isinstance(decoder, WillsAligner)
+    return decoder
+
+
+@pytest.fixture(scope="module")
+def private(study: Study, targets: Targets) -> WillsAligner:
+    return of_two(study, targets, private=True)
+
+
+def test_only_what_is_the_persons_own_is_trained(
+    study: Study, targets: Targets, private: WillsAligner, tmp_path: Path
+) -> None:
+    test, train = study.split("test"), study.split("train")
+    before = {s: private.predict(test.responses(s), s) for s in private.subjects}
+    state = {name: tensor.clone() for name, tensor in private.state_dict().items()}
+    added = add_subject(private, study, targets, "sub-03", sessions=1, progress=False, out=tmp_path, training=FEW)
+    assert list(private.subjects) == ["sub-01", "sub-02"]
+    assert list(added.subjects) == ["sub-01", "sub-02", "sub-03"]
+    now = added.state_dict()
+    assert all(torch.equal(now[name], tensor) for name, tensor in state.items())
+    for subject, was in before.items():
+        np.testing.assert_array_equal(added.predict(test.responses(subject), subject), was)
+    new = sorted(now.keys() - state.keys() - {"standardisers.2.mean", "standardisers.2.deviation"})
+    assert new == sorted(added.own("sub-03"))
+    assert now["router.people.2"].abs().sum() > 0
+    told = added.provenance["newcomers"]["sub-03"]
+    assert told["sessions"] == [1]
+    assert told["n_trials"] == train.first_sessions(1).n_trials("sub-03")
+    assert told["trained"] == sum(now[name].numel() for name in new)
+    # only the first session counts, for the standardiser too
+    mean, _ = train.subset(["sub-03"]).first_sessions(1).through(added.aligner).moments("sub-03")
+    np.testing.assert_allclose(now["standardisers.2.mean"].numpy(), mean, atol=0.1)
+    read = Decoder.load(tmp_path / "decoder")
+    again = add_subject(private, study, targets, "sub-03", sessions=1, progress=False, out=tmp_path, training=FEW)
+    fresh = add_subject(private, study, targets, "sub-03", sessions=1, progress=False, training=FEW)
+    wanted = added.predict(test.responses("sub-03"), "sub-03")
+    for other in (read, again, fresh):
+        np.testing.assert_array_equal(other.predict(test.responses("sub-03"), "sub-03"), wanted)
+    np.testing.assert_allclose(
+        added.merged("sub-03").predict(test.responses("sub-03"), "sub-03"), wanted, atol=1e-4, rtol=1e-4
+    )
+    card = evaluate(added, study, targets, subjects=["sub-03"], rivals=(), n_boot=10, n_perm=0, progress=False)
+    assert 0 < card.get("two-way", "brain_to_image").value <= 1
+
+
+def test_what_a_newcomer_was_shown_counts_as_seen(study: Study, targets: Targets, private: WillsAligner) -> None:
+    added = add_subject(private, study, targets, "sub-03", progress=False, training={**FEW, "epochs": 1})
+    test, train = study.roles()["test"], study.roles()["train"]
+    swapped = study.with_splits({"swapped": {"train": test, "test": train}}).using("swapped")
+    with pytest.raises(LeakageError):
+        evaluate(added, swapped, targets, subjects=["sub-03"], rivals=(), n_boot=0, n_perm=0, progress=False)
+
+
+def test_with_nothing_of_ones_own_the_router_does(study: Study, targets: Targets) -> None:
+    decoder = of_two(study, targets, router=("data", "anatomy"), anatomy=("sulc", "curvature"))
+    added = add_subject(decoder, study, targets, "sub-03", sessions=2, progress=False)
+    assert added.provenance["newcomers"]["sub-03"]["trained"] == 0
+    assert added.anatomies is not None
+    assert not torch.equal(added.anatomies.vectors[2], added.anatomies.mean)
+    assert added.predict(study.split("test").responses("sub-03"), "sub-03").shape[1:] == targets.shape("pooled")
+
+
+def test_who_cannot_be_added_is_refused(study: Study, targets: Targets, private: WillsAligner) -> None:
+    with pytest.raises(InputError, match=r"'sub-02' is in this wills-aligner decoder already \(sub-01, sub-02\)"):
+        add_subject(private, study, targets, "sub-02", progress=False)
+    with pytest.raises(InputError, match="sub-09"):
+        add_subject(private, study, targets, "sub-09", progress=False)
+    common = study.roles()["train"]
+    ids = [name for name in common if name not in set(study.split("train").trials("sub-03")["stimulus_id"])]
+    nothing = study.with_splits({"nothing": {"train": ids, "test": study.roles()["test"]}}).using("nothing")
+    encoded = encode(study.stimuli, "gabor", cache=False, progress=False)
+    private_of_plain = of_two(study, encoded, private=True)
+    with pytest.raises(InputError, match="sub-03 has no trials in the training part of split 'nothing'"):
+        add_subject(private_of_plain, nothing, encoded, "sub-03", progress=False)
+    ridge = fit("ridge", study, targets, subjects=["sub-01"], progress=False)
+    with pytest.raises(InputError, match="ridge has no experts"):
+        add_subject(ridge, study, targets, "sub-03", progress=False)
+    settings = {**SMALL, "stage2": "none"}
+    plain = fit(
+        "wills-aligner",
+        study,
+        targets,
+        subjects=["sub-01"],
+        progress=False,
+        training={"epochs": 1},
+        **settings,
+    )
+    with pytest.raises(InputError, match="stage2 = 'none'"):
+        add_subject(plain, study, targets, "sub-03", progress=False)
