@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -28,6 +28,7 @@ _METHODS = {
     "patterns": "Haufe patterns: how far a voxel goes along with those outputs that predict what was shown.",
     "gradients": "Integrated gradients: how much each voxel adds to telling what was shown from the other stimuli.",
 }
+_SKIPPED = "share of what Skip-LoRA adds beyond a linear path that changes when the region is silenced"
 _GIVEN = "mean of its voxels, the strongest region is 1"
 _SILENCED = "share of the answer that is lost when the region is silenced; regions may stand in for each other"
 
@@ -88,8 +89,27 @@ def importance_maps(
     ]
     if len(measured) > 1 and _one_grid(study, list(measured)):
         brains.insert(0, _drawn(study, ALL, next(iter(measured)), _everybody(list(measured.values()))))
+    brains += _skips(decoders, views, study, subjects)
     note = _METHODS.get(next(iter(measured.values())).method, "") if measured else ""
     return tuple(brains), note, "There is nobody to measure it for."
+
+
+def _skips(
+    decoders: Mapping[str, Decoder], views: Mapping[str, StudyView], study: Study, subjects: Sequence[str]
+) -> list[BrainMap]:
+    """Where the Skip-LoRA of adapted people finds what is not linear; of the first fold that knows them."""
+    from phosphene.decoders.skip_contributions import has_skips, skip_contributions
+
+    maps = []
+    for subject in subjects:
+        split = next((split for split, decoder in decoders.items() if has_skips(decoder, subject)), None)
+        if split is None:
+            continue
+        found = skip_contributions(cast(Any, decoders[split]), views[split], subject)
+        regions = brain.region_bars(found.rois, found.margin, study.recordings[subject].rois)
+        drawn = _map(study, f"{subject}: Skip-LoRA", subject, found.voxels, regions, _SKIPPED)
+        maps.append(drawn)
+    return maps
 
 
 def _views(decoders: Mapping[str, Decoder], study: Study, role: str) -> dict[str, StudyView]:
