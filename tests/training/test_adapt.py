@@ -230,3 +230,16 @@ def test_what_is_refused(base, study, targets):
     leaky = Targets(targets.ids, targets.tokens, targets.pooled, targets.encoder, study.stimuli.ids)
     with pytest.raises(LeakageError, match="fitted on 50 stimuli outside"):
         run(base, study, leaky)
+
+
+def test_input_layers_may_learn_at_a_rate_of_their_own(base, study, targets):
+    training = {**QUICK, "validation_fraction": 0.0, "patience": 0, "monitor": "loss"}
+    moved = {}
+    for rate in (0.0, 0.1, 1.0, None):
+        adapted = run(base, study, targets, training={**training, "input_rate": rate})
+        moved[rate] = adapted.state_dict()["inputs.2.weight"]
+        lora = adapted.state_dict()["out.parts.own.of_sub-03.b"]
+        assert bool((lora != 0).any())
+    start = moved[0.0]
+    assert float((moved[0.1] - start).abs().mean()) < 0.3 * float((moved[1.0] - start).abs().mean())
+    torch.testing.assert_close(moved[1.0], moved[None])

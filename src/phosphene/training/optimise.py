@@ -11,6 +11,7 @@ from phosphene.training.settings import StepSettings
 
 __all__ = ["MovingAverage", "adamw", "decay_groups"]
 
+_INPUT = ".inputs."  # where every decoder keeps the input layers of people
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -30,12 +31,23 @@ def decay_groups(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramet
 
 
 def adamw(module: nn.Module, config: StepSettings) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters of a module; fused where all parameters are real."""
+    """AdamW over the trainable parameters of a module; fused where all parameters are real.
+
+    Input layers of people have groups of their own where they learn at another rate (`input_rate`); the key
+    ``"share"`` of a group is its learning rate relative to the others'.
+    """
     decayed, spared = decay_groups(module)
+    given = getattr(config, "input_rate", None)
+    rate = 1.0 if given is None else float(given)
+    inputs = {id(each) for name, each in module.named_parameters() if _INPUT in f".{name}"} if rate != 1.0 else set()
     groups = [
-        {"params": parameters, "weight_decay": decay}
+        {"params": chosen, "weight_decay": decay, "share": share}
         for parameters, decay in ((decayed, config.weight_decay), (spared, 0.0))
-        if parameters
+        for share, chosen in (
+            (1.0, [each for each in parameters if id(each) not in inputs]),
+            (rate, [each for each in parameters if id(each) in inputs]),
+        )
+        if chosen
     ]
     plain = all(p.dtype == torch.float32 and p.device.type in ("cpu", "cuda") for p in decayed + spared)
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=plain or None)

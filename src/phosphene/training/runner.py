@@ -172,7 +172,7 @@ class Runner(Generic[P]):
         _reseed(step_seed(self.seed, self.progress.step, self.fabric.global_rank), self.fabric.device)
         rate = schedules.learning_rate(self.progress.step, self.steps, self.config)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         return rate
 
     def _clip(self) -> float:

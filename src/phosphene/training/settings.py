@@ -55,6 +55,9 @@ class TrainingConfig(StepSettings):
         Share of all steps in which the learning rate rises.
     final_learning_rate : float
         Learning rate at the last step, as a share of `learning_rate`; not used by ``"constant"``.
+    input_rate : float, optional
+        Learning rate of the input layers that belong to single people, as a share of `learning_rate`. These are wide,
+        and a step of AdamW changes every weight alike: from a closed form a small one is needed (default: the same).
     gradient_clip : float
         Largest norm of the gradient over all parameters; 0 does not clip.
     ema : float
@@ -117,6 +120,7 @@ class TrainingConfig(StepSettings):
     epochs: int = Field(100, ge=1)
     batch_size: int = Field(256, ge=2)
     repeats: Literal["single", "average"] = "single"
+    input_rate: float | None = Field(None, ge=0)
 
     contrastive: Literal["infonce", "softclip", "none"] = "infonce"
     contrastive_weight: float = Field(1.0, ge=0)
