@@ -30,7 +30,7 @@ TESTED = {
     "ridge": [{}],
     "shared-response": [{"folds": 2}],
     "wills-aligner": [
-        {"pool_subjects": False, "width": 24, "blocks": 2, "projector": 0, "linear_rank": 4},
+        {"pool_subjects": False, "width": 24, "blocks": 2, "projector": 16, "linear_rank": 4},
         {
             "pool_subjects": False,
             "trunk": "lite-mind",
