@@ -238,3 +238,15 @@ def test_presets_hold_valid_settings(preset):
     assert TrainingConfig.build(layers["training"]).mixing_fraction == 0.33
     assert TrainingConfig.build(layers["adapting"]).contrastive == "softclip"
     assert AdapterConfig.build(layers["adapter"]).rank >= 1
+
+
+def test_voxels_are_dropped_in_training_alone():
+    torch.manual_seed(0)
+    decoder = make_decoder(
+        "mindtuner", subjects=PEOPLE, target_shape=(12,), voxel_dropout=0.5, **SMALL | {"dropout": 0}
+    )
+    x = torch.randn(4, 40)
+    assert torch.equal(decoder.eval()(x, "sub-01").embedding, decoder(x, "sub-01").embedding)
+    assert not torch.equal(decoder.train()(x, "sub-01").embedding, decoder(x, "sub-01").embedding)
+    decoder.voxel_dropout.p = 0.0
+    assert torch.equal(decoder(x, "sub-01").embedding, decoder(x, "sub-01").embedding)

@@ -58,6 +58,9 @@ class AdapterConfig(Settings):
         Around each skip; "linear" is for ablation.
     decorrelation : float
         Weight of the loss that keeps skips from repeating the linear path; 0 leaves it out.
+    voxel_dropout : float
+        Of voxels at the input, while the person is adapted to, whatever is trained: the closed form knows the trials
+        it came from better than any others, and what is trained on top of it would trust it too much.
     """
 
     lora: tuple[str, ...] = ("*",)
@@ -69,6 +72,7 @@ class AdapterConfig(Settings):
     skip_tokens: bool = False
     activation: Activation = "gelu"
     decorrelation: float = Field(0.1, ge=0)
+    voxel_dropout: float = Field(0.0, ge=0, lt=1)
 
 
 class AdaptableDecoder(Decoder):
@@ -83,6 +87,7 @@ class AdaptableDecoder(Decoder):
     def __init__(self, config: Any, subjects: Mapping[str, int], target_shape: Sequence[int]) -> None:
         super().__init__(config, subjects, target_shape)
         self.person = Person()
+        self.voxel_dropout = nn.Dropout(0.0)
 
     # -- what is whose ------------------------------------------------------------------------------------------
 

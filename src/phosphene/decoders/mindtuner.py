@@ -47,6 +47,8 @@ class MindTunerConfig(DecoderConfig):
         Hidden width of a block, in widths.
     dropout : float
         In the blocks.
+    voxel_dropout : float
+        Of voxels at the input.
     projector : int
         Hidden width of the retrieval projector; 0 has none, then the predicted target itself is compared.
     branch_scale : float
@@ -61,6 +63,7 @@ class MindTunerConfig(DecoderConfig):
     blocks: int = Field(4, ge=0)
     hidden_ratio: float = Field(1.0, gt=0)
     dropout: float = Field(0.15, ge=0, lt=1)
+    voxel_dropout: float = Field(0.0, ge=0, lt=1)
     projector: int = Field(1664, ge=0)
     branch_scale: float = Field(0.3, gt=0)
     start: Literal["ridge", "random"] = "ridge"
@@ -75,6 +78,7 @@ class MindTuner(AdaptableDecoder):
 
     def __init__(self, config: MindTunerConfig, subjects: Mapping[str, int], target_shape: Sequence[int]) -> None:
         super().__init__(config, subjects, target_shape)
+        self.voxel_dropout.p = config.voxel_dropout
         self.blocks = nn.ModuleList(
             [ChannelMixer(config.width, config.hidden_ratio, config.dropout) for _ in range(config.blocks)]
         )
@@ -119,6 +123,7 @@ class MindTuner(AdaptableDecoder):
 
     def _decode(self, responses: Tensor, subject: str | None) -> Prediction:
         terms: list[Tensor] = []
+        responses = self.voxel_dropout(responses)
         with self.person.using(subject):
             hidden = self._skipped(0, self._input(subject)(responses), responses, terms)
             for place, block in enumerate(self.blocks, 1):

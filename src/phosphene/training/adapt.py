@@ -257,7 +257,7 @@ class _Plan:
             "kind": base.target_kind,
             "targets": self.targets.identity,
             "base": base.base,
-            "adapter": self.adapter.model_dump(mode="json") if self.arm in ADAPTER_ARMS else {},
+            "adapter": self.adapter.model_dump(mode="json"),
             "n_training_stimuli": len(self.view.stimulus_ids),
         }
 
@@ -278,6 +278,7 @@ class _Plan:
                 work = copy.deepcopy(base)
                 work.aligner, work.fronts = None, nn.ModuleList()
                 work.adopt(self.subject, n_voxels, self.arm, self.adapter)
+        work.voxel_dropout.p = self.adapter.voxel_dropout
         work.arrange_voxels(self.subject, self.view.voxels(self.subject), self.view.space(self.subject))
         return work
 
