@@ -260,6 +260,11 @@ def test_anatomy_is_told_by_region_and_what_is_missing_is_named() -> None:
     np.testing.assert_allclose(found, [sulc.mean(), sulc.std(), v1.mean(), v1.std()], rtol=1e-5)
     with pytest.raises(InputError, match=r"sub-01: the voxel table lacks thickness.*sulc"):
         build(**MLP | {"router": ("anatomy",), "anatomy": ("thickness",)})
+    trained = build(**MLP | ANATOMY)
+    trained.begin("stage2")
+    trained.add_subject("sub-04", 30)
+    with pytest.raises(InputError, match="sub-04 has other named regions"):
+        trained.meet("sub-04", Table({"sulc": np.ones(30)}))
     torch.manual_seed(0)
     decoder = make_decoder("wills-aligner", subjects=PEOPLE, target_shape=(4,), **MLP | ANATOMY)
     decoder.meet("sub-01", table)

@@ -110,8 +110,8 @@ class WillsAligner(Decoder):
             found = anatomy_vector(voxels, self.config.anatomy)
         except InputError as error:
             raise InputError(f"{subject}: {error}") from error
-        first = next(iter(self._anatomies.values()), found)
-        if len(found) != len(first):
+        width = len(next(iter(self._anatomies.values()), found)) if self.anatomies is None else self.anatomies.width
+        if len(found) != width:
             raise InputError(f"{subject} has other named regions than the others: their anatomies cannot be compared")
         self._anatomies[subject] = found
         if self.anatomies is not None:
@@ -120,9 +120,10 @@ class WillsAligner(Decoder):
     def arrange_voxels(self, subject: str, voxels: Table, space: Mapping[str, Any] | None = None) -> None:
         """Keep the voxel table, and which of its places the person covers (column ``covered``)."""
         super().arrange_voxels(subject, voxels, space)
+        covered = None
         if "covered" in voxels and not voxels["covered"].all():
             covered = torch.from_numpy(voxels["covered"].astype(bool))
-            self.register_buffer(f"covered_{self.index(subject)}", covered, persistent=False)
+        self.register_buffer(f"covered_{self.index(subject)}", covered, persistent=False)
 
     # -- computing ----------------------------------------------------------------------------------------------
 
@@ -204,7 +205,7 @@ class WillsAligner(Decoder):
     def begin(self, stage: str) -> None:
         """First stage: everything there is, with a value for places that somebody does not cover. Second: experts."""
         if stage == "training":
-            if any(hasattr(self, f"covered_{at}") for at in range(len(self.subjects))):
+            if any(getattr(self, f"covered_{at}", None) is not None for at in range(len(self.subjects))):
                 self.fill = nn.Parameter(torch.zeros(next(iter(self.subjects.values()))))
             return
         if self.router is None:
