@@ -6,8 +6,8 @@ Pre-training on three virtual people with all their sessions, adaptation to a fo
 Every arm is a line of ``FOLDER/records.jsonl`` as soon as it is done; an interrupted run goes on from its checkpoint.
 `--of` shortens the study (its sessions in all, and stimuli with them) to see that everything runs. `--name` keeps runs
 with other settings (`--set training.KEY=VALUE`, `adapter.KEY=VALUE`) apart. With `--text ENCODER` the arm `both` is
-scored on text retrieval too: by the image as pivot with so many captions (`--captions`), and by a decoder adapted
-straight to the text from a pre-training on as many.
+scored on text retrieval too: by the image as pivot with so many captions (`--captions`, a quarter of them shown to
+each person), and by a decoder that was pre-trained and adapted straight to the text of these.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import phosphene as ph
 from phosphene.evaluation import text_retrieval
 from phosphene.settings import parse_assignments
 from phosphene.training import ARMS, adapt, fit_pivot
-from phosphene.training.adapt import parameter_table
+from phosphene.training.adapt import parameter_table, scarce_view
 
 PEOPLE, NEW = ("sub-01", "sub-02", "sub-03"), "sub-04"
 DIRECTIONS = ("brain_to_image", "image_to_brain")
@@ -100,37 +100,37 @@ def arm_of(
     print(parameter_table(record), flush=True)
 
 
-def text_of(options: argparse.Namespace, records: Records, base: Any, study: Any, images: Any, seed: int) -> None:
+def text_of(options: argparse.Namespace, records: Records, study: Any, images: Any, seed: int) -> None:
     """Text retrieval of the new person: by the image as pivot, and straight, with the same few captions."""
-    train = study.split("train")
-    texts = ph.encode(study.stimuli, options.text, fit_on=train.stimulus_ids, cache=options.work / "text")
-    person = adapt(
-        base,
-        study,
-        images,
-        NEW,
-        sessions=options.sessions,
-        seed=seed,
-        out=options.work / f"run-{options.name}-{seed}-{options.of}-{options.sessions:g}-both",
+    person = ph.Decoder.load(
+        options.work / f"run-{options.name}-{seed}-{options.of}-{options.sessions:g}-both" / "decoder"
     )
     for captions in options.captions:
         key = f"{options.name}/{seed}/{options.of}/{options.sessions:g}/text/{options.text}/{captions}"
         if key in records.known:
             continue
-        picked = np.random.default_rng(seed).permutation(train.stimulus_ids)[:captions]
+        picked = _few(study, options.sessions, captions // 4, seed)
+        texts = ph.encode(study.stimuli, options.text, fit_on=picked, cache=options.work / "text")
         start = time.perf_counter()
-        pivot = fit_pivot(study, images, texts, ids=picked, kind=base.target_kind, seed=seed)
+        pivot = fit_pivot(study, images, texts, ids=picked, kind=person.target_kind, seed=seed)
         seconds = time.perf_counter() - start
         by_pivot = text_retrieval(person, study, texts, pivot, subjects=[NEW])
-        # the same captions, of stimuli that these people saw; everything else is no part of this training
+        # straight to the text: the same captions and people, the same sessions of the new one
         few = study.with_splits({"few": {"train": picked, "test": study.split("test").stimulus_ids}}).using("few")
-        shown = [each for each in few.subjects if few.split("train").n_trials(each) >= 30]
-        direct = ph.fit("mindtuner", few, texts, subjects=shown, seed=seed, training={"accelerator": "cpu"})
-        straight = text_retrieval(direct, few, texts, subjects=[NEW], name="direct") if NEW in shown else None
-        cards = [card.to_dict() for card in (by_pivot, straight) if card is not None]
+        direct = ph.fit("mindtuner", few, texts, subjects=list(PEOPLE), seed=seed)
+        direct = adapt(direct, few, texts, NEW, sessions=options.sessions, seed=seed)
+        straight = text_retrieval(direct, few, texts, subjects=[NEW], name="direct")
+        cards = [card.to_dict() for card in (by_pivot, straight)]
         records.add(key, {"cards": cards, "pivot_seconds": seconds, "pivot": pivot.provenance["best_epoch"]})
         for card in (by_pivot, straight):
-            print("" if card is None else card.table(), flush=True)
+            print(card.table(), flush=True)
+
+
+def _few(study: Any, sessions: float, each: int, seed: int) -> np.ndarray:
+    """So many training stimuli of everybody, of the new person from the first sessions."""
+    views = [scarce_view(study, person) for person in PEOPLE] + [scarce_view(study, NEW, sessions)]
+    random = np.random.default_rng(seed)
+    return np.unique(np.concatenate([random.permutation(view.stimulus_ids)[:each] for view in views]))
 
 
 def main() -> None:
@@ -161,8 +161,8 @@ def main() -> None:
                 records.add(key, {**facts, "scores": {p: scores(base, study, targets, p) for p in PEOPLE}})
             for arm in options.arms:
                 arm_of(options, records, base, study, targets, seed, arm)
-            if options.text:
-                text_of(options, records, base, study, targets, seed)
+            if options.text and "both" in options.arms:
+                text_of(options, records, study, targets, seed)
 
 
 if __name__ == "__main__":
