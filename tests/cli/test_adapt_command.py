@@ -103,3 +103,27 @@ def test_people_by_number() -> None:
             person_named(word, people)
     with pytest.raises(InputError, match="unknown subject"):
         person_named("1", ["a-1", "b-1"])
+
+
+def test_a_wills_aligner_gets_a_person_by_the_same_line(study: Path, tmp_path: Path) -> None:
+    short = ["training.epochs=1", "training.batch_size=32", "training.stage2.epochs=1", "training.stage2.batch_size=32"]
+    small = [
+        "decoder.width=16",
+        "decoder.blocks=1",
+        "decoder.projector=0",
+        "decoder.linear_rank=4",
+        "decoder.experts=2",
+    ]
+    words = ["--targets", "gabor", "--align", "anatomical", "--subject", "sub-01", "--subject", "sub-02"]
+    line = ["fit", "wills-aligner", study, *words, "--out", tmp_path / "run"]
+    line += [word for each in [*short, *small] for word in ("--set", each)]
+    done = CliRunner().invoke(app, [str(word) for word in line], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    with pytest.raises(InputError, match="name a run folder"):
+        _run(tmp_path / "run", study, "--subject", 3)
+    with pytest.raises(InputError, match="no arms"):
+        _run(tmp_path / "run", study, "--subject", 3, "--arm", "lora", "--out", tmp_path / "three")
+    said = _run(tmp_path / "run", study, "--subject", 3, "--sessions", 1, "--out", tmp_path / "three")
+    assert "parameters of their own trained" in said
+    assert "sub-03 with sub-01, sub-02" in said
+    assert list(Decoder.load(tmp_path / "three" / "decoder").subjects) == ["sub-01", "sub-02", "sub-03"]

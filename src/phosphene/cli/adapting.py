@@ -51,7 +51,7 @@ def adapt(
     json: Json = None,
 ) -> None:
     """Adapt a decoder to a new person from little data; what it says of the others stays as it is."""
-    from phosphene.files import write_json
+    from phosphene.files import read_json, write_json
     from phosphene.recordings import Study
     from phosphene.training import adapt as run
     from phosphene.training.adapt import WHOLE_ARMS, parameter_table
@@ -62,6 +62,9 @@ def adapt(
         if split is not None:
             opened = opened.using(split)
         name = person_named(subject, opened.subjects)
+        if read_json(folder / "config.json").get("decoder") == "wills-aligner":
+            _add_to_wills_aligner(folder, opened, name, sessions, arm, out, targets, seed, training, adapter, json)
+            return
         adapted = run(
             folder,
             opened,
@@ -86,6 +89,52 @@ def adapt(
     if json is not None:
         kept = {key: value for key, value in facts.items() if key not in ("training_content", "curves")}
         write_json(json, {**kept, "place": str(place), "subjects": list(adapted.subjects)})
+
+
+def _add_to_wills_aligner(
+    folder: Path,
+    study: Study,
+    name: str,
+    sessions: float | None,
+    arm: str,
+    out: Path | None,
+    targets: Path | None,
+    seed: int,
+    training: dict[str, Any],
+    adapter: dict[str, Any],
+    json: Path | None,
+) -> None:
+    """A person for the experts of a wills-aligner, which has no arms: what is trained is the person's own."""
+    from phosphene.decoders import Decoder
+    from phosphene.files import write_json
+    from phosphene.training.newcomer import add_subject
+
+    if arm != "both" or adapter:
+        raise InputError(
+            "a wills-aligner has no arms and no adapter settings: a new person gets gates over its experts"
+        )
+    if out is None:
+        raise InputError("a wills-aligner with a new person is written as a whole: name a run folder (--out)")
+    adapted = add_subject(
+        Decoder.load(folder),
+        study,
+        _targets(targets, folder, study, name, sessions),
+        name,
+        sessions=sessions,
+        out=out,
+        seed=seed,
+        progress=progress_wanted(),
+        training=training,
+    )
+    facts = adapted.provenance["newcomers"][name]
+    typer.echo(
+        f"{adapted.name}: {name} from {facts['n_trials']} trials, {facts['trained']:,} parameters of their own trained "
+        f"in {facts['seconds']:.1f} s"
+    )
+    typer.echo(f"{out / 'decoder'}: {name} with {', '.join(each for each in adapted.subjects if each != name)}")
+    if json is not None:
+        kept = {key: value for key, value in facts.items() if key != "curves"}
+        write_json(json, {**kept, "place": str(out / "decoder"), "subjects": list(adapted.subjects)})
 
 
 def person_named(word: str, subjects: Sequence[str]) -> str:
