@@ -109,3 +109,20 @@ def test_a_person_added_to_the_aligner_can_be_decoded(study: Study, targets: Tar
     decoder.set_standardiser("sub-03", *train.through(aligner).moments("sub-03"))
     assert decoder.predict(study.split("test").responses("sub-03"), "sub-03").shape[0] > 0
     np.testing.assert_array_equal(decoder.predict(study.split("test").responses("sub-01"), "sub-01"), before)
+
+
+def test_stimuli_set_apart_for_alignment_may_be_aligned_on(study: Study, targets: Targets) -> None:
+    roles = study.roles()
+    shared = [name for name in roles["train"] if all(name in _shown(study, person) for person in study.subjects)]
+    apart = shared[:40]
+    rest = [name for name in roles["train"] if name not in apart]
+    split = study.with_splits({"apart": {"train": rest, "align": apart, "test": roles["test"]}}).using("apart")
+    aligner = make_aligner("ridge").fit(split.split("align"))
+    own = encode(study.stimuli, "z:gabor", fit_on=rest, cache=False, progress=False)
+    decoder = fit("ridge", split, own, aligner=aligner, progress=False)
+    card = evaluate(decoder, split, own, rivals=(), n_boot=0, n_perm=0, progress=False)
+    assert card.get("two-way", "brain_to_image").value > 0.5
+
+
+def _shown(study: Study, person: str) -> set[str]:
+    return set(study.recordings[person].trials["stimulus_id"].tolist())

@@ -202,8 +202,8 @@ def evaluate(
     """Score a fitted decoder on held-out stimuli: both directions, chance, intervals, null and rivals."""
     from phosphene.recordings import Study
 
-    decoders = _fitted(run, split)
     with Study.open(study) as opened:
+        decoders = _fitted(run, split)
         card = _evaluated(decoders, opened, role, rivals, repeats, seed, csls, subject, protocols, unit)
         typer.echo(card.table())
         if json is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from phosphene.alignment import TRAINING_ROLES
 from phosphene.decoders import ClassesConfig, Decoder, DecoderConfig, make_decoder
 from phosphene.decoders.registry import decoder_class
 from phosphene.errors import InputError, unknown
@@ -119,7 +120,9 @@ def fit(
     native = view
     if aligner is not None:
         if aligner.fitted_on:
-            outside = ~np.isin(study.stimuli.ids, view.stimulus_ids)
+            # people may be aligned on stimuli set apart for that, or on validation ones; on nothing that is scored
+            trained = [name for role, names in study.roles().items() if role in TRAINING_ROLES for name in names]
+            outside = ~np.isin(study.stimuli.ids, trained)
             aligner.check_apart(study.stimuli.ids[outside], study.stimuli.hashes[outside])
         settings = {"pool_subjects": True, **settings}
         view = view.through(aligner)
