@@ -144,3 +144,5 @@ def test_who_cannot_be_added_is_refused(study: Study, targets: Targets, private:
     )
     with pytest.raises(InputError, match="stage2 = 'none'"):
         add_subject(plain, study, targets, "sub-03", progress=False)
+    with pytest.raises(InputError, match=r"pool_subjects = False\).*would be random"):
+        add_subject(of_two(study, targets, pool_subjects=False), study, targets, "sub-03", progress=False)
