@@ -192,6 +192,11 @@ def test_the_decoder_remembers_what_new_people_were_trained_on(base, study, targ
     adapted = run(fewer, study, targets)
     assert set(adapted.apart[NEW]["training_content"]) | {"elsewhere"} == set(adapted.provenance["training_content"])
     assert fewer.provenance["training_content"] == {"elsewhere": "x"}
+    quick = {**QUICK, "epochs": 1}
+    own = set(adapted.apart[NEW]["training_content"])
+    full = run(fewer, study, targets, "full", training=quick)
+    assert set(full.provenance["training_content"]) == own | {"elsewhere"}
+    assert set(run(fewer, study, targets, "from-scratch", training=quick).provenance["training_content"]) == own
 
 
 def test_all_sessions_without_a_number(base, study, targets):

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene.decoders.base import Decoder
+from phosphene.decoders.seen import seen_together
 from phosphene.errors import InputError, unknown
 from phosphene.files import atomic_path, read_json, write_json
 from phosphene.nn.adapter import AdaptedLinear, AdapterBank, LowRank, Person
@@ -266,10 +267,8 @@ class AdaptableDecoder(Decoder):
         seen = self.provenance.get("training_content")
         if seen is None:
             return
-        self.provenance["training_content"] = seen = dict(seen)
-        for name, content in facts.get("training_content", {}).items():
-            # the same name with other contents is a stimulus of another study
-            seen[name if seen.get(name, content) == content else f"{name} ({facts.get('study')})"] = content
+        now = facts.get("training_content", {})
+        self.provenance["training_content"] = seen_together(seen, now, facts.get("study"))
 
 
 def _moved(name: str, personal: Sequence[str], index: int) -> str:

@@ -17,6 +17,7 @@ from torch import nn
 
 from phosphene.decoders.adaptable import ADAPTER_ARMS, AdaptableDecoder, AdapterConfig
 from phosphene.decoders.base import Decoder
+from phosphene.decoders.seen import seen_together
 from phosphene.errors import InputError, unknown
 from phosphene.nn.freezing import adapter_names, frozen, train_only, trainable
 from phosphene.settings import load_preset, merge, presets
@@ -148,6 +149,9 @@ def adapt(
     if base.aligner is not None:
         work.align(base.aligner)
     if arm in WHOLE_ARMS:
+        if arm == "full":  # the shared weights began where the base had them
+            before = base.provenance.get("training_content") or {}
+            told["training_content"] = seen_together(before, told["training_content"], study.name)
         work.provenance = {**told, "decoder": work.name, "subjects": dict(work.subjects)}
     else:
         work.know_person(subject, {**work.apart[subject], **told})

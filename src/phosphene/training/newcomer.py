@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from phosphene.decoders import Decoder
+from phosphene.decoders.seen import seen_together
 from phosphene.decoders.wills_aligner import WillsAligner
 from phosphene.errors import InputError
 from phosphene.nn.freezing import frozen
@@ -82,8 +83,8 @@ def add_subject(
     Raises
     ------
     InputError
-        For another kind of decoder, one without experts, a person it knows, no training trials, targets of another
-        encoder, somebody whom the aligner can neither find nor add.
+        For another kind of decoder, one without experts or with inputs of one's own (`pool_subjects` false), a person
+        it knows, no training trials, targets of another encoder, somebody whom the aligner can neither find nor add.
     LeakageError
         When the targets' encoder was fitted on stimuli outside of the training part.
     """
@@ -136,6 +137,11 @@ def _checked(decoder: Decoder, targets: Targets, subject: str) -> WillsAligner:
         raise InputError(f"{decoder.name} has no experts to which a person could be added; wills-aligner has")
     if decoder.router is None:
         raise InputError("this wills-aligner has no experts (stage2 = 'none'): nothing in it is a person's own")
+    if not decoder.subject_free:
+        raise InputError(
+            "everybody has an input of their own in this wills-aligner (pool_subjects = False), and that of a newcomer "
+            "would be random: fit it with pool_subjects = True behind an aligner, or anew with this person"
+        )
     if subject in decoder.subjects:
         raise InputError(
             f"subject {subject!r} is in this {decoder.name} decoder already ({', '.join(decoder.subjects)}); "
@@ -201,8 +207,5 @@ def _train_own(
 def _remember(work: WillsAligner, subject: str, facts: Mapping[str, Any], content: Mapping[str, str]) -> None:
     """Keep what is known of the newcomer; what they were shown counts as seen by the decoder."""
     work.provenance["newcomers"] = {**work.provenance.get("newcomers", {}), subject: dict(facts)}
-    seen = dict(work.provenance.get("training_content", {}))
-    for name, digest in content.items():
-        # the same name with other contents is a stimulus of another study
-        seen[name if seen.get(name, digest) == digest else f"{name} ({facts['study']})"] = digest
-    work.provenance["training_content"] = seen
+    before = work.provenance.get("training_content", {})
+    work.provenance["training_content"] = seen_together(before, content, facts["study"])
