@@ -50,6 +50,7 @@ def test_saved_and_loaded_to_the_bit(aligner: Aligner, study: Study, tmp_path: P
     assert loaded.fitted_on == aligner.fitted_on
     assert loaded.template.voxels == aligner.template.voxels
     assert loaded.template.digest == aligner.template.digest
+    assert loaded.identity == aligner.identity
     for subject in study.subjects:
         responses = study.split("test").responses(subject)
         np.testing.assert_array_equal(loaded.transform(subject, responses), aligner.transform(subject, responses))

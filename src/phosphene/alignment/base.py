@@ -147,7 +147,10 @@ class PersonMap:
 
 
 def _parts(matrix: Matrix) -> tuple[np.ndarray, ...]:
-    return (matrix.indptr, matrix.indices, matrix.data) if sparse.issparse(matrix) else (matrix,)
+    if not sparse.issparse(matrix):
+        return (matrix,)
+    # indices are 32 or 64 bits wide as scipy likes: the width is no part of what the map says
+    return (matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64), matrix.data)
 
 
 class Aligner(ABC):
