@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from people_who_share import FEATURES, latents, line_of_voxels, one_grid, shared_study
@@ -162,3 +164,15 @@ def test_only_what_all_saw_counts() -> None:
     view = Study(study.stimuli, people, {"default": study.roles()}, scaling="none").split("test")
     assert inter_subject_correlation(unaligned(view), view, n_boot=0).n_stimuli == 20
     assert latents().shape == (90, FEATURES)
+
+
+def test_who_covers_nothing_of_a_region_has_no_part_in_its_interval() -> None:
+    study = shared_study((40, 40, 40), n=90, noise=0.3, space=one_grid())
+    view = study.split("test")
+    aligner = unaligned(view)
+    person = aligner.people["sub-02"]
+    region = aligner.template.rois["V1"]
+    aligner.people["sub-02"] = replace(person, covered=person.covered & ~region)
+    row = inter_subject_correlation(aligner, view, n_boot=200).row("V1")
+    assert row.interval is not None
+    assert row.interval[0] <= row.value <= row.interval[1]

@@ -47,7 +47,7 @@ def test_every_point_once_and_taken_up(made: tuple[Study, Targets], tmp_path: Pa
     few, many = (next(p for p in found.points if p.sessions == s).trials for s in (0.5, 2))
     assert 0 < few < many / 3
     adapted = [p for p in found.points if p.arm == "both"]
-    assert all(0 < p.trained["adapters"] for p in adapted)
+    assert all(p.trained["adapters"] > 0 for p in adapted)
     assert "± is the deviation" in found.table()
     assert (tmp_path / "efficiency.png").stat().st_size > 1000
     assert read_json(tmp_path / "efficiency.json")["subject"] == "sub-02"
@@ -56,6 +56,8 @@ def test_every_point_once_and_taken_up(made: tuple[Study, Targets], tmp_path: Pa
     again = _run(made, tmp_path)
     assert kept.stat().st_mtime_ns == before
     assert again.table() == found.table()
+    with pytest.raises(InputError, match=r"training\.epochs was 2, is now 3"):
+        _run(made, tmp_path, adapting={**BRIEF, "epochs": 3})
 
 
 def test_what_the_study_is_too_small_for_is_left_out_and_said(

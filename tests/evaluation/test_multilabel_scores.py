@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from phosphene import virtual
 from phosphene.decoders import ClassesConfig, Decoder, Prediction
 from phosphene.errors import InputError, LeakageError
-from phosphene.evaluation.multilabel import auc, average_precision, evaluate_labels, hamming
+from phosphene.evaluation.multilabel import auc, average_precision, chance_precision, evaluate_labels, hamming
 from phosphene.files import read_json
 from phosphene.recordings import Study
 from phosphene.stimuli.multilabel import find_classes
@@ -103,6 +103,21 @@ def test_person_by_person_then_the_mean_beside_a_rival(study: Study, tmp_path: P
     for said in ("mAP", "left out", "head - chance"):
         assert said in card.table()
     assert read_json(card.save(tmp_path / "labels.json"))["scores"][0]["metric"] == "mAP"
+
+
+def test_chance_is_what_random_orders_have() -> None:
+    rng = np.random.default_rng(3)
+    truth = np.arange(30) < 3
+    drawn = np.mean([average_precision(truth, rng.random(30))[0] for _ in range(4000)])
+    assert chance_precision(30, 3) == pytest.approx(drawn, abs=0.005)
+    assert chance_precision(1, 1) == 1.0
+
+
+def test_without_resamples_there_is_no_interval_and_the_file_says_so(study: Study, tmp_path: Path) -> None:
+    card = evaluate_labels(_head(study, True), study, n_boot=0)
+    assert np.isnan(card.get("mAP").low)
+    assert "nan" not in card.table()
+    assert read_json(card.save(tmp_path / "labels.json"))["scores"][0]["low"] is None
 
 
 def test_saying_nothing_is_what_hamming_stands_beside(study: Study) -> None:

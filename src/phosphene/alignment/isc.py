@@ -278,8 +278,10 @@ def _row(
     known = [one for one in people if one is not None]
     interval = None
     if boot.shape[1] and known:
-        resampled = np.array([[_mean(r[mask]) or 0.0 for r in part] for part in boot]).mean(axis=0)
-        low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+        # who covers nothing of the region has no part in the value, and none in its interval
+        covering = [part for part, one in zip(boot, people, strict=True) if one is not None]
+        drawn = np.array([[_or_nan(_mean(r[mask])) for r in part] for part in covering])
+        low, high = np.nanquantile(np.nanmean(drawn, axis=0), [(1 - level) / 2, (1 + level) / 2])
         interval = (float(low), float(high))
     normalised = None
     if bound is not None and known:
@@ -294,6 +296,10 @@ def _row(
         normalised=normalised,
         by_subject=dict(zip(subjects, people, strict=True)),
     )
+
+
+def _or_nan(value: float | None) -> float:
+    return np.nan if value is None else value
 
 
 def _mean(values: np.ndarray) -> float | None:

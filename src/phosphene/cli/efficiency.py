@@ -13,6 +13,7 @@ from phosphene.cli.options import Config, Set, StudyFile, given_settings, progre
 
 __all__ = ["efficiency"]
 
+_TABLES = ("decoder", "training", "adapting", "adapter")
 Number = TypeVar("Number", int, float)
 
 
@@ -42,8 +43,8 @@ def efficiency(
 
     settings = given_settings(config, assignments)
     for table in settings:
-        if table not in ("decoder", "training", "adapting"):
-            raise unknown("table of settings", table, ["decoder", "training", "adapting"])
+        if table not in _TABLES:
+            raise unknown("table of settings", table, _TABLES)
     with Study.open(study) as opened:
         found = run(
             opened,
@@ -59,6 +60,7 @@ def efficiency(
             seeds=_numbers("--seeds", seeds, int),
             training=settings.get("training"),
             adapting=settings.get("adapting"),
+            adapter=settings.get("adapter"),
             report=typer.echo,
             progress=progress_wanted(),
             **settings.get("decoder", {}),

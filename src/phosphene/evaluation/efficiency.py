@@ -144,6 +144,7 @@ def efficiency(
     seeds: Sequence[int] = (0,),
     training: Mapping[str, Any] | None = None,
     adapting: Mapping[str, Any] | None = None,
+    adapter: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = log.info,
     progress: bool = True,
     **settings: Any,
@@ -171,8 +172,8 @@ def efficiency(
     arms : sequence of str
         Of `adapt`; ``"from-scratch"`` does not depend on the people before and is run once.
     seeds : sequence of int
-    training, adapting : mapping, optional
-        Settings of both trainings over those of the presets.
+    training, adapting, adapter : mapping, optional
+        Settings of both trainings, and of the adapters, over those of the presets.
     report : callable
         Told of every finished point.
     progress : bool
@@ -211,19 +212,21 @@ def efficiency(
             if alone and number:
                 continue
             folder = base.parent / f"{arm}{'' if alone else f'-people-{size}'}-sessions-{length:.4g}"
+            # a finished run is read back, and one with other settings refused: points and runs belong together
+            adapted = adapt(
+                fitted,
+                study,
+                targets,
+                subject,
+                sessions=length,
+                arm=arm,
+                out=folder,
+                seed=seed,
+                progress=progress,
+                training=adapting,
+                **(adapter or {}),
+            )
             if not (folder / "point.json").exists():
-                adapted = adapt(
-                    fitted,
-                    study,
-                    targets,
-                    subject,
-                    sessions=length,
-                    arm=arm,
-                    out=folder,
-                    seed=seed,
-                    progress=progress,
-                    training=adapting,
-                )
                 before = 0 if alone else size
                 write_json(folder / "point.json", _scored(adapted, study, targets, subject, arm, before, length, seed))
             points.append(Point(**read_json(folder / "point.json")))

@@ -17,12 +17,13 @@ import numpy as np
 from phosphene.decoders import ClassesConfig, Decoder
 from phosphene.errors import InputError, unknown
 from phosphene.evaluation.leakage import refuse_seen
+from phosphene.evaluation.scorecard import plain
 from phosphene.evaluation.statistics import Resampler, bootstrap_people, percentile_interval
 from phosphene.files import write_json
 from phosphene.recordings import Study
 from phosphene.stimuli.multilabel import label_matrix
 
-__all__ = ["LabelCard", "LabelScore", "auc", "average_precision", "evaluate_labels", "hamming"]
+__all__ = ["LabelCard", "LabelScore", "auc", "average_precision", "chance_precision", "evaluate_labels", "hamming"]
 
 log = logging.getLogger(__name__)
 
@@ -111,11 +112,11 @@ class LabelScore:
     metric : {"mAP", "AUC", "Hamming"}
         The first two are means over classes.
     value, low, high : float
-        With its 95 % interval over stimuli.
+        With its 95 % interval over stimuli; NaN (null in files) without resamples, or where nothing could be measured.
     chance : float
-        Of a random order (mAP: mean share of positives; AUC: a half); Hamming: of saying nothing.
+        Of a random order (expected; the AUC's is a half); Hamming: of saying nothing.
     classes : int
-        Classes that entered the mean.
+        Classes that entered the mean; of the mean over people: the fewest of anybody.
     n : int
         Stimuli (of the mean: of all people).
     """
@@ -163,7 +164,7 @@ class LabelCard:
         """All figures as text."""
         lines = [f"{'method':24} {'subject':10} {'metric':8} {'value':>6}  {'95 % interval':16} {'chance':>6} classes"]
         for score in self.scores:
-            interval = f"{score.low:.3f} to {score.high:.3f}"
+            interval = "" if np.isnan(score.low) else f"{score.low:.3f} to {score.high:.3f}"
             lines.append(
                 f"{score.method:24} {score.subject:10} {score.metric:8} {score.value:6.3f}  {interval:16} "
                 f"{score.chance:6.3f} {score.classes:7d}"
@@ -182,7 +183,7 @@ class LabelCard:
 
     def save(self, path: str | Path) -> Path:
         """Write everything as JSON."""
-        write_json(Path(path), {"format": "phosphene-labels", **asdict(self)})
+        write_json(Path(path), plain({"format": "phosphene-labels", **asdict(self)}))
         return Path(path)
 
 
@@ -248,7 +249,7 @@ def evaluate_labels(
         for method, one in methods.items():
             logits = one.predict(responses, person if person in one.subjects else None, what="classes")
             for metric, (value, boot, chance) in _measured(truth[:, present], logits[:, present], weights).items():
-                interval = percentile_interval(boot) if n_boot else (np.nan, np.nan)
+                interval = _interval(boot)
                 sizes = (int(present.sum()), len(ids))
                 scores.append(LabelScore(method, person, metric, value, *interval, chance, *sizes))
                 drawn.setdefault((method, metric), []).append(boot)
@@ -273,6 +274,23 @@ def _classes_of(methods: Mapping[str, Decoder]) -> tuple[tuple[str, ...], tuple[
     return found
 
 
+def chance_precision(n: int, positives: int) -> float:
+    r"""Average precision that a random order of n stimuli is expected to have.
+
+    At rank k stands a positive with probability p / n; of the k - 1 before it (k - 1)(p - 1) / (n - 1) are expected to
+    be positive too: :math:`\frac{1}{n} \sum_k \frac{1}{k} \big(1 + (k - 1) \frac{p - 1}{n - 1}\big)`.
+
+    Examples
+    --------
+    >>> round(chance_precision(20, 1), 3), chance_precision(5, 5)
+    (0.18, 1.0)
+    """
+    if n == 1:
+        return 1.0
+    ranks = np.arange(1, n + 1)
+    return float(np.mean((1 + (ranks - 1) * (positives - 1) / (n - 1)) / ranks))
+
+
 def _measured(truth: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> dict[str, tuple[float, np.ndarray, float]]:
     """Value, resampled values and chance of every metric."""
     columns = range(truth.shape[1])
@@ -283,15 +301,21 @@ def _measured(truth: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> dic
         return _ratio(np.where(shown, table, 0.0).sum(axis=0), shown.sum(axis=0).astype(float))
 
     said = logits > 0
+    random = float(np.mean([chance_precision(len(truth), int(count)) for count in truth.sum(axis=0)]))
     return {
         "mAP": (
             float(over_classes(average_precision, None)[0]),
             over_classes(average_precision, weights),
-            truth.mean(),
+            random,
         ),
         "AUC": (float(over_classes(auc, None)[0]), over_classes(auc, weights), 0.5),
         "Hamming": (float(hamming(truth, said)[0]), hamming(truth, said, weights), truth.mean()),
     }
+
+
+def _interval(boot: np.ndarray) -> tuple[float, float]:
+    """95 % over resamples; NaN where there are none, or none of them could be measured."""
+    return percentile_interval(boot) if np.isfinite(boot).any() else (np.nan, np.nan)
 
 
 def _means(
@@ -306,9 +330,9 @@ def _means(
         for metric in METRICS:
             rows = [score for score in scores if (score.method, score.metric) == (method, metric)]
             boot = bootstrap_people(np.stack(drawn[method, metric]))
-            low, high = percentile_interval(boot) if len(boot) else (np.nan, np.nan)
+            low, high = _interval(boot)
             chance, n = float(np.mean([row.chance for row in rows])), sum(row.n for row in rows)
-            classes = max(row.classes for row in rows)
+            classes = min(row.classes for row in rows)
             value = float(np.mean(values[method, metric]))
             means.append(LabelScore(method, MEAN, metric, value, low, high, chance, classes, n))
     return means
@@ -326,7 +350,7 @@ def _differences(
         for metric in METRICS:
             whole = next(score for score in means if (score.method, score.metric) == (other, metric))
             boot = bootstrap_people(np.stack(drawn[first, metric]) - np.stack(drawn[other, metric]))
-            low, high = percentile_interval(boot) if len(boot) else (np.nan, np.nan)
+            low, high = _interval(boot)
             value = float(np.mean(np.subtract(values[first, metric], values[other, metric])))
             rows.append(LabelScore(other, MEAN, metric, value, low, high, 0.0, whole.classes, whole.n))
     return rows
