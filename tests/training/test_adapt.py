@@ -44,12 +44,16 @@ def targets():
     return tiny_study(n_test=50, **SIZES)[1]
 
 
+def pretrained(study, targets, **words):
+    training = {"epochs": 3, "batch_size": 64, "accelerator": "cpu", "mse_weight": 1.0}
+    people = ["sub-01", "sub-02"]
+    return fit("mindtuner", study, targets, subjects=people, training=training, progress=False, **SMALL, **words)
+
+
 @pytest.fixture(scope="module")
 def base(study, targets):
     """Pre-trained on two people."""
-    words = {"epochs": 3, "batch_size": 64, "accelerator": "cpu", "mse_weight": 1.0}
-    people = ["sub-01", "sub-02"]
-    return fit("mindtuner", study, targets, subjects=people, training=words, progress=False, **SMALL)
+    return pretrained(study, targets)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +143,24 @@ def test_one_seed_one_result(base, study, targets):
     assert not same(first, run(base, study, targets, seed=1))
 
 
-@pytest.mark.parametrize("arm", ["both", "full"])
+def test_an_interrupted_pretraining_goes_on_to_the_same_bits(base, study, targets, tmp_path, monkeypatch):
+    step = _Run.step
+
+    def failing(self, batch):
+        if self.progress.step == 2 * self.loader.sampler.steps_per_epoch:
+            raise MemoryError
+        return step(self, batch)
+
+    monkeypatch.setattr(_Run, "step", failing)
+    with pytest.raises(MemoryError):
+        pretrained(study, targets, out=tmp_path)
+    monkeypatch.setattr(_Run, "step", step)
+    resumed = pretrained(study, targets, out=tmp_path)
+    assert same(base, resumed)
+    assert same(base, Decoder.load(tmp_path / "decoder"))
+
+
+@pytest.mark.parametrize("arm", ["both", "full", "from-scratch"])
 def test_an_interrupted_adaptation_goes_on_to_the_same_bits(arm, base, study, targets, tmp_path, monkeypatch):
     whole, step, taken = run(base, study, targets, arm), _Run.step, 0
 

@@ -316,12 +316,12 @@ class WillsAligner(Decoder):
         return alone.eval()
 
     def _make_room(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take on what the stages of the saved decoder added."""
-        if "anatomies.vectors" in tensors:
+        """Take on what the stages of the saved decoder added, and this one has not yet."""
+        if self.anatomies is None and "anatomies.vectors" in tensors:
             self.anatomies = Anatomies(tensors["anatomies.vectors"])
-        if "fill" in tensors:
+        if self.fill is None and "fill" in tensors:
             self.fill = nn.Parameter(torch.zeros_like(tensors["fill"]))
-        if any(name.startswith("router.") for name in tensors):
+        if self.router is None and any(name.startswith("router.") for name in tensors):
             self._attach(len(self.subjects))
 
 

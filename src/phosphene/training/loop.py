@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,11 @@ class _Run(Runner[Counters]):
         # buffers (voxel means and the like) are set before training and equal everywhere
         plain = TrainingStep(decoder, objective, config.compile) if plain is None else plain
         super().__init__(fabric, plain, decoder, config, Counters(), steps=steps, seed=seed, folder=folder)
+
+    def make_room(self, tensors: Mapping[str, Tensor]) -> None:
+        """The decoder's buffers as a closed form had left them: a run that is taken up does not solve it again."""
+        lead = f"{self.prefix}/decoder."
+        self.plain.decoder._make_room({n.removeprefix(lead): each for n, each in tensors.items() if n.startswith(lead)})
 
     def _keep_best(self) -> None:
         tensors = module_tensors("model", self.plain.decoder)

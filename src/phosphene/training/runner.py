@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from phosphene.errors import InputError, PhospheneError
 from phosphene.training import schedules
@@ -113,14 +113,18 @@ class Runner(Generic[P]):
     ) -> None:
         self.fabric, self.plain, self.config = fabric, plain, config
         self.steps, self.seed, self.folder = steps, seed, folder
+        last = None if folder is None else folder / "last.safetensors"
+        kept = load_checkpoint(last) if last is not None and last.exists() else None
+        if kept is not None:
+            self.make_room(kept[0])
         self.optimizer = adamw(plain, config)
         # wrapped for the processes and the precision; `plain` holds the same weights
         self.module, self.wrapped = fabric.setup(plain, self.optimizer)
         self.average = MovingAverage(averaged, config.ema) if config.ema else None
         self.progress = progress
         self.saved_step: int | None = None
-        if folder is not None and (folder / "last.safetensors").exists():
-            self._resume(folder / "last.safetensors")
+        if kept is not None:
+            self._resume(*kept)
         if fabric.broadcast(self.progress.step) != self.progress.step:
             raise InputError(f"process {fabric.global_rank} does not see the checkpoint in {folder}: share that folder")
         path = folder.parent / "log.jsonl" if folder is not None and fabric.global_rank == 0 else None
@@ -129,8 +133,10 @@ class Runner(Generic[P]):
 
     # -- state ----------------------------------------------------------------------------------------------------
 
-    def _resume(self, path: Path) -> None:
-        tensors, state = load_checkpoint(path)
+    def make_room(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give buffers whose shape only a closed form decides the shape they have in a checkpoint."""
+
+    def _resume(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         load_module(self.prefix, self.plain, tensors)
         load_optimizer(self.optimizer, tensors)
         self.progress = type(self.progress)(**state)
