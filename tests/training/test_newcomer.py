@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,14 @@ import pytest
 import torch
 
 from phosphene import virtual
-from phosphene.alignment import make_aligner
+from phosphene.alignment import Aligner, make_aligner
 from phosphene.decoders import Decoder
 from phosphene.decoders.wills_aligner import WillsAligner
 from phosphene.encoders import Targets, encode
 from phosphene.errors import InputError, LeakageError
 from phosphene.evaluation import evaluate
 from phosphene.recordings import Study
-from phosphene.training import fit
+from phosphene.training import adapt, fit
 from phosphene.training.newcomer import add_subject
 
 SMALL: dict[str, Any] = {"width": 16, "blocks": 1, "projector": 0, "linear_rank": 8, "experts": 3, "rank": 2}
@@ -106,6 +107,65 @@ def test_what_a_newcomer_was_shown_counts_as_seen(study: Study, targets: Targets
     swapped = study.with_splits({"swapped": {"train": test, "test": train}}).using("swapped")
     with pytest.raises(LeakageError):
         evaluate(added, swapped, targets, subjects=["sub-03"], rivals=(), n_boot=0, n_perm=0, progress=False)
+
+
+@pytest.fixture(scope="module")
+def ridges(study: Study) -> dict[str, Aligner]:
+    train = study.split("train")
+    return {
+        "two": make_aligner("ridge", least=10).fit(train.subset(["sub-01", "sub-02"])),
+        "all": make_aligner("ridge", least=10).fit(train),
+    }
+
+
+def test_it_is_told_what_the_aligner_knew_of_the_newcomer(
+    study: Study, targets: Targets, ridges: dict[str, Aligner], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = {}
+    for name, aligner in ridges.items():
+        kept = Aligner.load(aligner.save(tmp_path / name))
+        brief: dict[str, Any] = {"subjects": ["sub-01", "sub-02"], "aligner": kept, "progress": False}
+        decoder = fit("wills-aligner", study, targets, training={**TRAINING, "epochs": 1}, **brief, **SMALL)
+        caplog.clear()
+        added = add_subject(decoder, study, targets, "sub-03", sessions=1, progress=False, training=FEW)
+        found[name] = added.provenance["newcomers"]["sub-03"]["alignment"]
+        assert added.provenance["aligner"] == added.aligner.identity
+        assert kept.identity == aligner.identity
+        assert ("from 2 more sessions than the 1 asked for" in caplog.text) == (name == "all")
+    trials = study.split("train").first_sessions(1).n_trials("sub-03")
+    own = {"aligner": "ridge", "functional": True, "added": True, "sessions": [1], "n_trials": trials, "beyond": None}
+    assert found["two"] == own
+    assert not found["all"]["added"]
+    assert found["all"]["sessions"] == [1, 2, 3]
+    assert "2 more sessions" in found["all"]["beyond"]
+
+
+@pytest.mark.parametrize("arm", ["both", "full"])
+def test_a_person_whom_the_aligner_does_not_know_is_added_to_it_by_adapt(
+    arm: str, study: Study, targets: Targets, ridges: dict[str, Aligner], tmp_path: Path
+) -> None:
+    aligner, two = ridges["two"], ["sub-01", "sub-02"]
+    settings: dict[str, Any] = {"width": 16, "blocks": 1, "projector": 0, "start_rank": 4, "pool_subjects": False}
+    quick: dict[str, Any] = {"progress": False, "training": {"epochs": 1, "batch_size": 48}}
+    base = fit("mindtuner", study, targets, subjects=two, aligner=aligner, **settings, **quick)
+    adapted = adapt(base, study, targets, "sub-03", sessions=1, arm=arm, out=tmp_path / "run", **quick)
+    assert base.aligner is aligner
+    assert aligner.subjects == two
+    by_hand = copy.deepcopy(aligner)
+    by_hand.add("sub-03", study.split("train").subset(["sub-03"]).first_sessions(1))
+    assert adapted.aligner is not None
+    assert abs(adapted.aligner.matrix("sub-03") - by_hand.matrix("sub-03")).max() == 0
+    facts = adapted.provenance if arm == "full" else adapted.apart["sub-03"]
+    assert facts["alignment"]["added"]
+    assert facts["alignment"]["sessions"] == [1]
+    assert adapted.provenance["aligner"] == adapted.aligner.identity
+    responses = study.split("test").responses("sub-03")
+    again = Decoder.load(tmp_path / "run" / "decoder")
+    np.testing.assert_array_equal(again.predict(responses, "sub-03"), adapted.predict(responses, "sub-03"))
+    folder = base.save(tmp_path / "base")
+    if arm == "both":
+        with pytest.raises(InputError, match=r"does not know sub-03.*name a run folder"):
+            adapt(folder, study, targets, "sub-03", sessions=1, **quick)
 
 
 def test_with_nothing_of_ones_own_the_router_does(study: Study, targets: Targets) -> None:

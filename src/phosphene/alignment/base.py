@@ -201,6 +201,8 @@ class Aligner(ABC):
         self._template = None
         self._fit(view)
         self.provenance = {"study": view.study_name, "split": view.split_name, "role": view.role}
+        for subject in self.people:
+            self._note(subject, view)
         return self
 
     def add(self, subject: str, view: StudyView) -> None:
@@ -218,6 +220,7 @@ class Aligner(ABC):
             raise unknown("subject", subject, view.subjects)
         self._check_role(view)
         self.people[subject] = self._checked(subject, self._add(subject, view))
+        self._note(subject, view)
 
     @abstractmethod
     def _fit(self, view: StudyView) -> None:
@@ -240,6 +243,13 @@ class Aligner(ABC):
         if not person.covered.any():
             raise InputError(f"{subject} covers no place of the template {self.template.name}: nothing can be aligned")
         return person
+
+    def _note(self, subject: str, view: StudyView) -> None:
+        """Keep what a functional aligner has heard of somebody."""
+        if not self.functional:
+            return
+        heard = {"sessions": list(view.sessions(subject)), "n_trials": view.n_trials(subject)}
+        self.provenance = {**self.provenance, "people": {**self.provenance.get("people", {}), subject: heard}}
 
     def _check_role(self, view: StudyView) -> None:
         if self.functional and view.role not in TRAINING_ROLES:
@@ -292,6 +302,11 @@ class Aligner(ABC):
     def covered(self, subject: str) -> np.ndarray:
         """Places this person says anything about, ``(V,)`` bool."""
         return self.person(subject).covered
+
+    def heard(self, subject: str) -> dict[str, Any] | None:
+        """Sessions and number of trials of the view a person's map was learned from; None where none or not kept."""
+        found: dict[str, Any] | None = self.provenance.get("people", {}).get(subject)
+        return found
 
     def check_apart(self, ids: Iterable[str], hashes: Sequence[str] | np.ndarray | None = None) -> None:
         """Refuse stimuli that this aligner was fitted on.

@@ -29,6 +29,7 @@ from phosphene.training.bench import (
     shown_stimuli,
     training_content,
 )
+from phosphene.training.in_front import aligner_with
 from phosphene.training.launch import launch
 from phosphene.training.loop import train
 from phosphene.training.progress import progress_bar
@@ -110,7 +111,9 @@ def adapt(
     Decoder
         Of everybody before and the new person (of the new person alone for ``"full"`` and ``"from-scratch"``), in eval
         mode. What happened is in ``decoder.apart[subject]`` (in ``decoder.provenance`` where the person is alone):
-        ``"trained"`` counts parameters, ``"seconds"`` and ``"start_seconds"`` the time of all and of the closed form.
+        ``"trained"`` counts parameters, ``"seconds"`` and ``"start_seconds"`` the time of all and of the closed form;
+        ``"alignment"``, behind an aligner, tells whether it knew the person, and from what; if not, the person was
+        added to a copy of it from these sessions (`phosphene.training.in_front`).
 
     Raises
     ------
@@ -129,6 +132,16 @@ def adapt(
         )
     base = _adaptable(decoder if isinstance(decoder, Decoder) else Decoder.load(decoder, without=[subject]), targets)
     view = _scarce(base, study, targets, subject, sessions)
+    aligner, alignment = base.aligner, {}
+    if aligner is not None:
+        if home is not None and out is None and subject not in aligner.subjects:
+            raise InputError(
+                f"the aligner in front of {home} does not know {subject}, and adding somebody to it would change that "
+                "folder: name a run folder (out)"
+            )
+        aligner, found = aligner_with(aligner, view, subject)
+        alignment = {"alignment": found}
+        view = view.through(aligner)
     config, settings = _settings(base, arm, preset, training or {}, adapter)
     plan = _Plan(subject, arm, seed, view, targets, config, settings)
     facts = plan.facts(base, study)
@@ -144,10 +157,10 @@ def adapt(
         run.begin()
     work = plan.decoder(base)
     told = plan.carry_out(work, fabric, run, progress and leads)
-    told |= facts | {"n_trials": view.n_trials(subject), "scaling": view.scaling}
+    told |= facts | alignment | {"n_trials": view.n_trials(subject), "scaling": view.scaling}
     told |= {"seconds": time.perf_counter() - start, "training_content": training_content(view)}
-    if base.aligner is not None:
-        work.align(base.aligner)
+    if aligner is not None:
+        work.align(aligner)
     if arm in WHOLE_ARMS:
         if arm == "full":  # the shared weights began where the base had them
             before = base.provenance.get("training_content") or {}
@@ -155,6 +168,8 @@ def adapt(
         work.provenance = {**told, "decoder": work.name, "subjects": dict(work.subjects)}
     else:
         work.know_person(subject, {**work.apart[subject], **told})
+    if aligner is not None:
+        work.provenance["aligner"] = aligner.identity
     if run is not None and leads:
         if home is not None and out is None:
             work.save_person(run.result, subject)
@@ -178,7 +193,7 @@ def _adaptable(decoder: Decoder, targets: Targets) -> AdaptableDecoder:
 
 
 def _scarce(base: AdaptableDecoder, study: Study, targets: Targets, subject: str, sessions: float | None) -> StudyView:
-    """The person's part of the training data: some sessions, and the stimuli shown in them."""
+    """The person's part of the training data, in native voxels: some sessions, and the stimuli shown in them."""
     if subject in base.subjects:
         raise InputError(
             f"subject {subject!r} is in this {base.name} decoder already ({', '.join(base.subjects)}); "
@@ -186,9 +201,6 @@ def _scarce(base: AdaptableDecoder, study: Study, targets: Targets, subject: str
         )
     refuse_leakage(study, study.split("train"), targets)
     view = scarce_view(study, subject, sessions)
-    if base.aligner is not None:
-        base.aligner.person(subject)  # names who is not aligned
-        view = view.through(base.aligner)
     targets.rows(view.stimulus_ids)
     return view
 

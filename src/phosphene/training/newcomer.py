@@ -20,6 +20,7 @@ from phosphene.errors import InputError
 from phosphene.nn.freezing import frozen
 from phosphene.training.adapt import scarce_view
 from phosphene.training.bench import Bench, outcome, prepare, refuse_leakage, training_content
+from phosphene.training.in_front import aligner_with
 from phosphene.training.launch import launch
 from phosphene.training.loop import train
 from phosphene.training.progress import progress_bar
@@ -29,6 +30,7 @@ from phosphene.training.settings import TrainingConfig
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+    from phosphene.alignment import Aligner
     from phosphene.encoders import Targets
     from phosphene.recordings import Study, StudyView
 
@@ -78,7 +80,8 @@ def add_subject(
     -------
     WillsAligner
         Of everybody before and the new person, in eval mode. What happened is in
-        ``decoder.provenance["newcomers"][subject]``.
+        ``decoder.provenance["newcomers"][subject]``: ``"alignment"`` tells whether the aligner in front knew the
+        person, and from what (`phosphene.training.in_front`).
 
     Raises
     ------
@@ -115,16 +118,17 @@ def add_subject(
     fabric = launch(config)
     if run is not None and fabric.global_rank == 0:
         run.begin()
-    work, view, aligner = _with_person(base, view, subject, seed)
+    work, view, aligner, alignment = _with_person(base, view, subject, seed)
     bench = prepare(work, view, targets, work.target_kind, config, seed, fabric)
     own = work.own(subject)
-    told: dict[str, Any] = {"trained": sum(work.get_parameter(name).numel() for name in own)}
+    told: dict[str, Any] = {"trained": sum(work.get_parameter(name).numel() for name in own), **alignment}
     if own:
         told |= _train_own(work, own, bench, fabric, config, seed, run, progress and fabric.global_rank == 0)
     else:
         log.info("nothing of %s is a person's own: %s is decoded by what the router finds", work.name, subject)
     if aligner is not None:
         work.align(aligner)
+        work.provenance["aligner"] = aligner.identity
     content = training_content(view)
     _remember(work, subject, {**facts, **told, "seconds": time.perf_counter() - start}, content)
     if run is not None and fabric.global_rank == 0:
@@ -152,13 +156,15 @@ def _checked(decoder: Decoder, targets: Targets, subject: str) -> WillsAligner:
     return decoder
 
 
-def _with_person(base: WillsAligner, view: StudyView, subject: str, seed: int) -> tuple[WillsAligner, StudyView, Any]:
+def _with_person(
+    base: WillsAligner, view: StudyView, subject: str, seed: int
+) -> tuple[WillsAligner, StudyView, Aligner | None, dict[str, Any]]:
     """A copy with the person in it, the view it learns from, and the aligner that goes in front of it later."""
     work, native = copy.deepcopy(base), view
-    aligner = work.aligner
+    aligner, facts = work.aligner, {}
     if aligner is not None:
-        if subject not in aligner.subjects:
-            aligner.add(subject, native)
+        aligner, told = aligner_with(aligner, native, subject)
+        facts = {"alignment": told}
         view = native.through(aligner)
         work.aligner, work.fronts = None, nn.ModuleList()  # the view has aligned the responses already
     with torch.random.fork_rng():
@@ -166,7 +172,7 @@ def _with_person(base: WillsAligner, view: StudyView, subject: str, seed: int) -
         work.add_subject(subject, view.n_voxels(subject))
     work.meet(subject, native.voxels(subject))
     work.arrange_voxels(subject, view.voxels(subject), view.space(subject))
-    return work, view, aligner
+    return work, view, aligner, facts
 
 
 def _train_own(
