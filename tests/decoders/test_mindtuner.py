@@ -162,6 +162,17 @@ def test_decorrelation_is_attached_and_weighted():
     assert len(grads) == 2 * (len(decoder.blocks) + 1)
 
 
+def test_passes_that_were_no_step_neither_count_nor_stand_in_the_way_of_copies():
+    decoder, view, targets, _ = made((12,))
+    with_new(decoder, view, targets, "skip-lora").train()
+    decoder(torch.randn(6, 37), "sub-03")
+    assert copy.deepcopy(decoder).penalties() == {}
+    assert "decorrelation" in decoder.penalties()
+    decoder(torch.randn(6, 37), "sub-03")
+    decoder.begin("training")
+    assert decoder.penalties() == {}
+
+
 def test_contributions_by_place():
     decoder, view, targets, _ = made((12,))
     with_new(decoder, view, targets)

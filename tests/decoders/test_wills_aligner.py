@@ -15,6 +15,9 @@ from phosphene.decoders.wills_aligner import WillsAligner
 from phosphene.errors import InputError
 from phosphene.nn.freezing import adapter_names
 from phosphene.table import Table
+from phosphene.training.data import StepBatch
+from phosphene.training.objective import Objective, TrainingStep
+from phosphene.training.settings import TrainingConfig
 
 PEOPLE = {"sub-01": 30, "sub-02": 30, "sub-03": 30}
 MLP: dict[str, Any] = {"width": 16, "blocks": 2, "projector": 12, "experts": 3, "rank": 2}
@@ -157,6 +160,29 @@ def test_balance_has_a_gradient_on_the_router_and_only_training_counts() -> None
     assert decoder.penalties() == {}
 
 
+def test_passes_that_were_no_step_neither_count_nor_stand_in_the_way_of_copies() -> None:
+    decoder = build(**MLP | {"balance_weight": 0.5, "id_dropout": 0.0, "router": ("person",)})
+    decoder.begin("stage2")
+    decoder.train()
+
+    def stray() -> None:
+        for subject in PEOPLE:
+            decoder(torch.randn(50, 30), subject)
+
+    stray()
+    assert copy.deepcopy(decoder).penalties() == {}
+    assert isinstance(decoder.merged("sub-01"), WillsAligner)
+    assert "balance" in decoder.penalties()  # a copy takes nothing away
+    stray()
+    decoder.begin("stage2")
+    assert decoder.penalties() == {}
+    stray()
+    step = TrainingStep(decoder, Objective(TrainingConfig(contrastive="none", mse_weight=1.0), 1.0, (3, 4)))
+    calls = [("sub-01", torch.randn(4, 30))]
+    batch = StepBatch(calls, torch.randn(4, 12), torch.arange(4), None, None, (4,))
+    assert "balance" not in step(batch, 0.1)[1]  # one person alone has none
+
+
 def test_places_that_somebody_does_not_cover_take_a_learned_value() -> None:
     decoder = build(**MLP)
     decoder.arrange_voxels("sub-01", voxels(0))
@@ -253,7 +279,7 @@ def test_places_of_experts_by_word_and_pattern() -> None:
         expert_places(build(**LITE), ["first"])
 
 
-def test_anatomy_is_told_by_region_and_what_is_missing_is_named() -> None:
+def test_anatomy_is_told_by_region_and_what_is_missing_is_named(tmp_path) -> None:
     table = voxels(0)
     found = anatomy_vector(table, ["sulc"])
     sulc, v1 = table["sulc"], table["sulc"][:9]
@@ -265,9 +291,19 @@ def test_anatomy_is_told_by_region_and_what_is_missing_is_named() -> None:
     trained.add_subject("sub-04", 30)
     with pytest.raises(InputError, match="sub-04 has other named regions"):
         trained.meet("sub-04", Table({"sulc": np.ones(30)}))
+    # as many regions, but others: before the second stage, and of a decoder that was saved
+    other = Table({"sulc": np.ones(30), "roi_FFA": np.arange(30) < 9})
+    message = "sub-04 has other named regions than the others.*found FFA, the others have V1"
+    read = Decoder.load(trained.save(tmp_path / "decoder"))
+    for each in (trained, read):
+        with pytest.raises(InputError, match=message):
+            each.meet("sub-04", other)
+        each.meet("sub-04", table)
     torch.manual_seed(0)
     decoder = make_decoder("wills-aligner", subjects=PEOPLE, target_shape=(4,), **MLP | ANATOMY)
     decoder.meet("sub-01", table)
+    with pytest.raises(InputError, match="sub-02 has other named regions"):
+        decoder.meet("sub-02", other)
     with pytest.raises(InputError, match="anatomy of all 3 people, it has 1"):
         decoder.begin("stage2")
 

@@ -151,6 +151,13 @@ class MindTuner(AdaptableDecoder):
         facts = self.apart.get(str(subject))
         return float(facts["adapter"]["decorrelation"]) if facts else 0.0
 
+    def begin(self, stage: str) -> None:
+        """Forget the passes that were no step of this stage."""
+        self._terms.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_terms": []}  # copies know nothing of passes, whose graphs cannot be copied
+
     def penalties(self) -> dict[str, Tensor]:
         """Decorrelation of skips and linear paths, mean over the places where both meet, as weighted by the settings.
 

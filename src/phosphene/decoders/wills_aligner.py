@@ -30,6 +30,7 @@ from phosphene.nn.freezing import train_only
 from phosphene.nn.readout import LinearPath, TokenReadout
 from phosphene.nn.residual import TokenProjector
 from phosphene.nn.router import Router, balance
+from phosphene.recordings.recording import named_regions
 from phosphene.table import Table
 
 if TYPE_CHECKING:
@@ -110,9 +111,15 @@ class WillsAligner(Decoder):
             found = anatomy_vector(voxels, self.config.anatomy)
         except InputError as error:
             raise InputError(f"{subject}: {error}") from error
+        regions, known = sorted(named_regions(voxels)), self.provenance.get("regions")
         width = len(next(iter(self._anatomies.values()), found)) if self.anatomies is None else self.anatomies.width
-        if len(found) != width:
-            raise InputError(f"{subject} has other named regions than the others: their anatomies cannot be compared")
+        if len(found) != width or regions != (regions if known is None else known):
+            raise InputError(
+                f"{subject} has other named regions than the others: their anatomies cannot be compared; found "
+                f"{_listed(regions)}, the others have {'another number' if known is None else _listed(known)}"
+            )
+        if self.anatomies is None:
+            self.provenance["regions"] = regions
         self._anatomies[subject] = found
         if self.anatomies is not None:
             self.anatomies.set(self.index(subject), found)
@@ -204,6 +211,7 @@ class WillsAligner(Decoder):
 
     def begin(self, stage: str) -> None:
         """First stage: everything there is, with a value for places that somebody does not cover. Second: experts."""
+        self._routed.clear()  # of passes that were no step of this stage
         if stage == "training":
             if any(getattr(self, f"covered_{at}", None) is not None for at in range(len(self.subjects))):
                 self.fill = nn.Parameter(torch.zeros(next(iter(self.subjects.values()))))
@@ -248,6 +256,9 @@ class WillsAligner(Decoder):
         if stage != "stage2" or config.stage2 != "meta":
             return None
         return Episodes(self.own, config.inner_steps, config.inner_rate)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_routed": []}  # copies know nothing of passes, whose graphs cannot be copied
 
     def penalties(self) -> dict[str, Tensor]:
         """The balance term, over the gates of all people since the last call; one person alone has no balance."""
@@ -323,6 +334,10 @@ class WillsAligner(Decoder):
             self.fill = nn.Parameter(torch.zeros_like(tensors["fill"]))
         if self.router is None and any(name.startswith("router.") for name in tensors):
             self._attach(len(self.subjects))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
 
 
 def _of_one(state: Mapping[str, Tensor], place: int, shared: bool) -> dict[str, Tensor]:

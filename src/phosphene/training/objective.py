@@ -149,6 +149,7 @@ class TrainingStep(nn.Module):
 
     def forward(self, batch: StepBatch, scheduled: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of the global batch and its parts."""
+        self.decoder.penalties()  # those of passes that were no part of this step do not count
         predictions = [self._call[0](responses, subject) for subject, responses in batch.calls]
         return self._scored(predictions, batch, scheduled)
 
