@@ -72,6 +72,14 @@ def test_voxels_are_what_a_small_change_of_each_brings(view: StudyView) -> None:
     assert found.voxels[voxel] == pytest.approx(total**0.5, rel=0.02)
 
 
+def test_a_decoder_in_training_stays_in_training(view: StudyView) -> None:
+    decoder = _decoder(view, "gelu", "V1").train()
+    found = skip_contributions(decoder, view, "sub-02")
+    assert all(each.training for each in decoder.modules())
+    np.testing.assert_array_equal(skip_contributions(decoder.eval(), view, "sub-02").voxels, found.voxels)
+    assert not decoder.training
+
+
 def test_a_person_without_skips(view: StudyView) -> None:
     decoder = _decoder(view, "gelu", "V1")
     assert has_skips(decoder, "sub-02")

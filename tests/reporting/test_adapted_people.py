@@ -28,3 +28,9 @@ def test_a_map_of_skips_beside_that_of_importance() -> None:
     assert skips.views
     assert {bar.name for bar in skips.regions} <= {"V1", "V2", "V3", "V4", "LOC", "FFA", "EBA", "PPA", "NONVIS"}
     assert "Skip-LoRA" in skips.regions_note
+    # as many inputs of the skips as stimuli to tell them from: no map, but a report
+    wide = adapt(before, study, targets, "sub-02", arm="skip-lora", skip_rank=24, **brief)
+    page = compose(wide, study, targets, card)
+    assert [one.person for one in page.brains] == ["sub-01", "sub-02", "sub-02: Skip-LoRA"]
+    assert not page.brains[-1].views
+    assert "25 stimuli of sub-02 are too few for skips of rank 24" in page.brains[-1].absent

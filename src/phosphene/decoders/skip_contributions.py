@@ -79,9 +79,19 @@ def skip_contributions(decoder: MindTuner, view: StudyView, subject: str, most: 
     rank = max(len(skip.path.a) for skip in skips)
     if len(chosen) <= rank + 1:
         raise InputError(f"{len(chosen)} stimuli of {subject} are too few for skips of rank {rank}")
+    training = decoder.training
     decoder.eval()
+    try:
+        return _measured(decoder, view, subject, skips, averaged[chosen])
+    finally:
+        decoder.train(training)
+
+
+def _measured(
+    decoder: MindTuner, view: StudyView, subject: str, skips: list[SkipLoRA], averaged: np.ndarray
+) -> Importance:
     device = next(decoder.parameters()).device
-    x = decoder._standardised(torch.from_numpy(averaged[chosen]).to(device), subject)
+    x = decoder._standardised(torch.from_numpy(averaged).to(device), subject)
     # behind an aligner the skips start at the places of its template
     regions = view.rois(subject) if decoder.aligner is None else decoder.aligner.template.rois
     rois = {name: torch.from_numpy(mask).to(device) for name, mask in regions.items()}
@@ -97,7 +107,7 @@ def skip_contributions(decoder: MindTuner, view: StudyView, subject: str, most: 
     drawn = voxels.sqrt().cpu().numpy()
     if decoder.aligner is not None:
         drawn = np.nan_to_num(decoder.aligner.inverse(subject, drawn))
-    return Importance(subject, "skip-lora", drawn, found, whole**0.5, len(chosen))
+    return Importance(subject, "skip-lora", drawn, found, whole**0.5, len(averaged))
 
 
 class _NonLinear:

@@ -105,10 +105,15 @@ def _skips(
         split = next((split for split, decoder in decoders.items() if has_skips(decoder, subject)), None)
         if split is None:
             continue
-        found = skip_contributions(cast(Any, decoders[split]), views[split], subject)
+        name = f"{subject}: Skip-LoRA"
+        try:
+            found = skip_contributions(cast(Any, decoders[split]), views[split], subject)
+        except InputError as error:
+            log.warning("no contributions of the skips of %s: %s", subject, error)
+            maps.append(BrainMap(name, (), (), absent=f"It could not be measured: {error}."))
+            continue
         regions = brain.region_bars(found.rois, found.margin, study.recordings[subject].rois)
-        drawn = _map(study, f"{subject}: Skip-LoRA", subject, found.voxels, regions, _SKIPPED)
-        maps.append(drawn)
+        maps.append(_map(study, name, subject, found.voxels, regions, _SKIPPED))
     return maps
 
 
