@@ -217,6 +217,10 @@ def test_one_person_is_exported_as_a_plain_model(settings: dict[str, Any], tmp_p
     again = Decoder.load(plain.save(tmp_path / "plain"))
     assert torch.equal(heads(again, x, "sub-02"), heads(plain, x, "sub-02"))
     assert torch.equal(heads(decoder, x, "sub-02"), wanted)
+    with decoder.commonality():  # an export is of the whole model, whatever is switched off meanwhile
+        within = decoder.merged("sub-02")
+        assert not decoder.individual
+    assert torch.equal(heads(within, x, "sub-02"), heads(plain, x, "sub-02"))
 
 
 def test_what_depends_on_every_trial_is_not_merged() -> None:

@@ -307,6 +307,7 @@ class WillsAligner(Decoder):
                 "person's; train it with router = ('person',) or ('person', 'anatomy')"
             )
         whole = copy.deepcopy(self).eval()
+        whole.individual = True  # also within `commonality`
         with whole.person.using(subject), whole.gates.using(whole._route(torch.zeros(1, 1), place, 0)):
             detach(whole, merge=True)
         whole.router = None
