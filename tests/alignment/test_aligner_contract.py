@@ -157,6 +157,16 @@ def test_names_and_settings_that_nobody_knows(study: Study) -> None:
         make_aligner("pooled", widht=3)
 
 
+@pytest.mark.parametrize("key", ["template", "aligner", "people", "sha256"])
+def test_a_config_that_lacks_something_is_named(key: str, study: Study, tmp_path: Path) -> None:
+    folder = make_aligner("anatomical").fit(study.split("train")).save(tmp_path / "aligner")
+    config = read_json(folder / "config.json")
+    del config[key]
+    write_json(folder / "config.json", config)
+    with pytest.raises(InputError, match=rf"config.json of the aligner is damaged: it lacks {key}"):
+        Aligner.load(folder)
+
+
 def test_another_folder_is_no_aligner(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     write_json(tmp_path / "other" / "config.json", {"format": "phosphene-decoder"})

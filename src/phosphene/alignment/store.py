@@ -22,6 +22,7 @@ __all__ = ["load_aligner", "save_aligner"]
 
 FORMAT = "phosphene-aligner"
 _CONFIG, _MAPS, _TEMPLATE = "config.json", "maps.safetensors", "template.tsv"
+_NEEDED = ("aligner", "settings", "template", "people", "fitted_on", "has_pictures", "provenance", "state", "sha256")
 
 
 def save_aligner(aligner: Aligner, path: str | Path) -> Path:
@@ -65,8 +66,8 @@ def load_aligner(path: str | Path) -> Aligner:
     Raises
     ------
     InputError
-        When a file is missing or damaged, an array is not the one that was written, or the template has another
-        number of places than the maps.
+        When a file is missing or damaged, `config.json` lacks something, an array is not the one that was written, or
+        the template has another number of places than the maps.
     """
     from phosphene.alignment.registry import aligner_class
 
@@ -74,6 +75,8 @@ def load_aligner(path: str | Path) -> Aligner:
     config = read_json(path / _CONFIG)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise InputError(f"{path / _CONFIG} is not the config of a phosphene aligner")
+    if missing := [key for key in _NEEDED if key not in config]:
+        raise InputError(f"{path / _CONFIG} of the aligner is damaged: it lacks {', '.join(missing)}")
     kind = aligner_class(config["aligner"])
     aligner = kind(kind.Config.build(config["settings"]))
     voxels = Table.read_tsv(path / _TEMPLATE)
