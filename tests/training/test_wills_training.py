@@ -18,6 +18,7 @@ from phosphene.encoders import Targets, encode
 from phosphene.errors import InputError
 from phosphene.evaluation.multilabel import evaluate_labels
 from phosphene.recordings import Study
+from phosphene.settings import load_preset
 from phosphene.training import fit
 from phosphene.training.checkpoint import load_checkpoint
 from phosphene.training.data import PersonSamples, StepBatch, StepLoader, TargetRows
@@ -254,6 +255,57 @@ def test_support_and_query_come_from_different_sessions(study: Study, targets: T
     assert met == {1, 2, 3}
     again = EpisodeLoader(loader, 5).draw(3)
     assert all(np.array_equal(again[part][s], loader.draw(3)[part][s]) for part in (0, 1) for s in view.subjects)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"insert": ("nosuch.*",)}, "nosuch"),
+        ({"insert": ("blocks.*",), "stage2": "meta"}, "blocks"),
+        ({"stage2": "meta", "training": {"stage2": {"mixing_fraction": 0.3}}}, "mixing_fraction > 0"),
+        ({"stage2": "meta", "training": {"mixing_fraction": 0.3, "stage2": {"epochs": 1}}}, "mixing_fraction > 0"),
+        ({"training": {"stage2": {"validation_unit": "nosuch"}}}, "nosuch"),
+        ({"training": {"class_weight": 0.0, "stage2": {}}}, "class_weight = 0 would leave untrained"),
+        ({"class_columns": (), "training": {"stage2": {"class_weight": 2.0}, "class_weight": 0.0}}, "class_weight = 2"),
+    ],
+    ids=str,
+)
+def test_what_a_later_stage_would_stumble_over_is_refused_before_the_first(
+    settings: dict[str, Any], message: str, study: Study, targets: Targets, aligner: Aligner, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        fitted(study, targets, aligner, tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_episodes_of_people_with_one_session_are_refused_before_the_first_stage(
+    targets: Targets, study: Study, aligner: Aligner, tmp_path: Path
+) -> None:
+    train, roles = study.split("train"), study.roles()
+    later = {name for s in study.subjects for name in _in_later_sessions(train, s)}
+    first = [name for name in roles["train"] if name not in later]
+    scarce = study.with_splits({"scarce": {"train": first, "test": roles["test"]}}).using("scarce")
+    own = encode(study.stimuli, "z:gabor", fit_on=first, cache=False, progress=False)
+    with pytest.raises(InputError, match="one only: sub-01, sub-02, sub-03"):
+        fitted(scarce, own, aligner, tmp_path / "run", stage2="meta", training={"validation_fraction": 0.0})
+    assert not (tmp_path / "run").exists()
+
+
+def _in_later_sessions(view: Any, subject: str) -> list[str]:
+    trials = view.trials(subject)
+    return list(trials["stimulus_id"][trials["session"] > 1])
+
+
+def test_a_head_for_classes_is_trained_by_the_presets(study: Study, targets: Targets, aligner: Aligner) -> None:
+    for preset in ("small", "nsd"):
+        layers = load_preset("decoders", "wills-aligner", preset)["training"]
+        assert TrainingConfig.build({k: v for k, v in layers.items() if k != "stage2"}).class_weight == 1.0
+    training = {"epochs": 1, "batch_size": 48}
+    settings: dict[str, Any] = {**SMALL, "stage2": "none", "preset": "small", "training": training}
+    decoder = fit("wills-aligner", study, targets, aligner=aligner, progress=False, **settings)
+    assert bool((decoder.class_head.bias != 0).all())
+    # without classes the weight of the preset asks for nothing
+    fit("wills-aligner", study, targets, aligner=aligner, progress=False, **settings | {"class_columns": ()})
 
 
 def test_a_stage_that_is_not_there_cannot_be_set(study: Study, targets: Targets, aligner: Aligner) -> None:

@@ -312,6 +312,9 @@ class Decoder(nn.Module, ABC):
         """Its training runs, one after the other; settings of later ones lie under their names, over the first's."""
         return ("training",)
 
+    def check_stages(self) -> None:
+        """Refuse settings that a later one of the `stages` would stumble over, before the first is trained."""
+
     def begin(self, stage: str) -> None:
         """Prepare for one of the `stages`: freeze what it does not train, switch on what it adds."""
 

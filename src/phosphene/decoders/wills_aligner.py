@@ -24,7 +24,7 @@ from phosphene.decoders.wills_aligner_config import WillsAlignerConfig
 from phosphene.errors import InputError
 from phosphene.nn.adapter import AdapterBank, Person
 from phosphene.nn.adapter_file import base_digest
-from phosphene.nn.attach import add_person, detach
+from phosphene.nn.attach import add_person, batch_axes, detach
 from phosphene.nn.experts import Gates
 from phosphene.nn.freezing import train_only
 from phosphene.nn.readout import LinearPath, TokenReadout
@@ -209,6 +209,17 @@ class WillsAligner(Decoder):
         """``"training"``, of what is common; ``"stage2"``, of what is individual."""
         return ("training",) if self.config.stage2 == "none" else ("training", "stage2")
 
+    def check_stages(self) -> None:
+        """Refuse places for experts that are not there or not reached, and a router without everybody's anatomy.
+
+        Raises
+        ------
+        InputError
+        """
+        if "stage2" in self.stages() and self.router is None:
+            self._known_anatomies()
+            batch_axes(self, self._places(), self._reach)
+
     def begin(self, stage: str) -> None:
         """First stage: everything there is, with a value for places that somebody does not cover. Second: experts."""
         self._routed.clear()  # of passes that were no step of this stage
@@ -226,9 +237,8 @@ class WillsAligner(Decoder):
     def _attach(self, n_people: int) -> None:
         config: Any = self.config
         if config.anatomy and self.anatomies is None:
-            self.anatomies = Anatomies.of([self._anatomies.get(subject) for subject in self.subjects])
-        names = expert_places(self, config.insert, "trunk.blocks.*.mixer.*" if config.gate == "per-token" else "*")
-        attach_experts(self, names, config, self.gates, self.person if config.private else None, self._reach)
+            self.anatomies = self._known_anatomies()
+        attach_experts(self, self._places(), config, self.gates, self.person if config.private else None, self._reach)
         if config.private:
             for subject in self.subjects:
                 add_person(self, subject)
@@ -244,6 +254,13 @@ class WillsAligner(Decoder):
             top=config.top,
             id_dropout=config.id_dropout,
         ).train(self.training)
+
+    def _known_anatomies(self) -> Anatomies | None:
+        return Anatomies.of([self._anatomies.get(each) for each in self.subjects]) if self.config.anatomy else None
+
+    def _places(self) -> list[str]:
+        config: Any = self.config
+        return expert_places(self, config.insert, "trunk.blocks.*.mixer.*" if config.gate == "per-token" else "*")
 
     def _reach(self, count: int) -> None:
         """Come by every layer once."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from phosphene.encoders import Targets
     from phosphene.recordings import Study, StudyView
 
-__all__ = ["Bench", "outcome", "prepare", "refuse_leakage", "shown_stimuli", "training_content"]
+__all__ = ["Bench", "outcome", "prepare", "refuse_leakage", "set_aside", "shown_stimuli", "training_content"]
 
 _CURVE_POINTS = 200
 
@@ -95,9 +95,7 @@ def prepare(
 
     The latter not for a later stage (`standardise` false): what comes in is then what its first one was trained on.
     """
-    shown = shown_stimuli(view)
-    ids = view.stimulus_ids[shown]
-    aside = split_validation(_units(view, config)[shown], config.validation_fraction, seed)
+    ids, aside = set_aside(view, config, seed)
     people, rows = _samples(decoder, view, ids[~aside], targets, kind, config.repeats)
     counts = {samples.subject: len(samples) for samples in people}
     sampler = BatchSampler(counts, config.batch_size, seed, fabric.world_size)
@@ -126,6 +124,13 @@ def prepare(
     )
     objective = Objective(config, rows.variance() if config.mse_weight else 1.0, targets.shape(kind))
     return Bench(view.restrict(ids[~aside]), objective, loader, validation, total_steps)
+
+
+def set_aside(view: StudyView, config: TrainingConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of all stimuli that somebody saw, and which of them are for validation."""
+    shown = shown_stimuli(view)
+    aside = split_validation(_units(view, config)[shown], config.validation_fraction, seed)
+    return view.stimulus_ids[shown], aside
 
 
 def _units(view: StudyView, config: TrainingConfig) -> np.ndarray:

@@ -10,6 +10,7 @@ to first order: the gradient at :math:`\\phi_s'` is taken for that at :math:`\\p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from phosphene.training.objective import Objective, Outputs, TrainingStep
 from phosphene.training.sampling import episode_generator
 from phosphene.training.settings import TrainingConfig
 
-__all__ = ["EpisodeBatch", "EpisodeLoader", "EpisodeStep", "check_episodes"]
+__all__ = ["EpisodeBatch", "EpisodeLoader", "EpisodeStep", "check_episodes", "check_sessions"]
 
 
 def check_episodes(config: TrainingConfig, processes: int) -> None:
@@ -43,6 +44,18 @@ def check_episodes(config: TrainingConfig, processes: int) -> None:
     found = [words for words, is_so in wrong.items() if is_so]
     if found:
         raise InputError(f"training in episodes of sessions does not go with {', '.join(found)}")
+
+
+def check_sessions(sessions: Mapping[str, np.ndarray]) -> None:
+    """Refuse people, with the sessions of their training trials, who have but a single one.
+
+    Raises
+    ------
+    InputError
+    """
+    single = [name for name, each in sessions.items() if len(np.unique(each)) < 2]
+    if single:
+        raise InputError(f"episodes need two sessions of training trials a person; one only: {', '.join(single)}")
 
 
 class EpisodeBatch(StepBatch):
@@ -84,9 +97,7 @@ class EpisodeLoader(StepLoader):
         self.sessions = {
             name: np.asarray(samples.view.trials(name)["session"]) for name, samples in loader.people.items()
         }
-        single = [name for name, sessions in self.sessions.items() if len(np.unique(sessions)) < 2]
-        if single:
-            raise InputError(f"episodes need two sessions of training trials a person; one only: {', '.join(single)}")
+        check_sessions(self.sessions)
 
     def draw(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Sample numbers of support and query of each person, a function of (seed, step)."""

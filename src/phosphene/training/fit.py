@@ -22,10 +22,11 @@ from phosphene.training.bench import (
     outcome,
     prepare,
     refuse_leakage,
+    set_aside,
     shown_stimuli,
     training_content,
 )
-from phosphene.training.episodes import EpisodeLoader, EpisodeStep, check_episodes
+from phosphene.training.episodes import EpisodeLoader, EpisodeStep, check_episodes, check_sessions
 from phosphene.training.launch import launch
 from phosphene.training.loop import train
 from phosphene.training.progress import progress_bar
@@ -171,12 +172,13 @@ def fit(
         decoder.eval()
     else:
         fabric = launch(config)
+        _check_data(decoder, configs, view, seed, fabric.world_size)
         leads = fabric.global_rank == 0
         fabric.barrier()  # every process has looked into the run folder before the first one writes there
         if run is not None and leads:
             run.begin()
         for stage in decoder.stages():
-            config = configs.get(stage, configs["training"])
+            config = _of_stage(configs, stage)
             decoder.begin(stage)
             decoder.zero_grad()  # what the last step of the stage before left would count in the norm that is clipped
             bench = prepare(decoder, view, targets, kind, config, seed, fabric, standardise=stage == "training")
@@ -212,7 +214,6 @@ def _trained(
     warm = fresh and (not first or decoder.warm_start(bench.view, targets, kind, progress))
     loader, plain, episodes = bench.loader, None, decoder.episodes(stage)
     if episodes is not None:
-        check_episodes(config, fabric.world_size)
         loader, plain = EpisodeLoader(loader, seed), EpisodeStep(decoder, bench.objective, episodes)
     with progress_bar(
         f"fit {decoder.name}" if first else f"{decoder.name}, {stage}", bench.total_steps, progress
@@ -244,17 +245,45 @@ def _stages(*layers: Mapping[str, Any]) -> dict[str, TrainingConfig]:
     return configs | {name: TrainingConfig.build(first, table) for name, table in nested.items()}
 
 
+def _of_stage(configs: Mapping[str, TrainingConfig], stage: str) -> TrainingConfig:
+    return configs.get(stage, configs["training"])
+
+
 def _check_stages(decoder: Decoder, configs: Mapping[str, TrainingConfig], asked: Mapping[str, Any]) -> None:
-    """Refuse stages that were asked for and are not there; a preset may know more than the settings leave."""
-    for name, config in configs.items():
-        if name not in decoder.stages() and isinstance(asked.get(name), Mapping):
+    """Refuse stages that were asked for and are not there, and what any stage would stumble over.
+
+    A preset may know more stages and weights than the settings leave a use for.
+    """
+    nested = [table for table in asked.values() if isinstance(table, Mapping)]
+    weight = max([float(table.get("class_weight", 0.0)) for table in (asked, *nested)])
+    for name in asked:
+        if isinstance(asked[name], Mapping) and name not in decoder.stages():
             raise unknown(f"stage of {decoder.name}:", name, decoder.stages())
-        known = decoder.config.classes if isinstance(decoder.config, ClassesConfig) else ()
-        if config.class_weight and not known:
-            raise InputError(
-                f"class_weight = {config.class_weight:g} needs a decoder with a head for classes and their columns "
-                f"(class_columns); this {decoder.name} has none"
-            )
+    known = decoder.config.classes if isinstance(decoder.config, ClassesConfig) else ()
+    if weight and not known:
+        raise InputError(
+            f"class_weight = {weight:g} needs a decoder with a head for classes and their columns (class_columns); "
+            f"this {decoder.name} has none"
+        )
+    if known and not decoder.closed_form and not any(_of_stage(configs, s).class_weight for s in decoder.stages()):
+        raise InputError(
+            f"class_columns make a head for {len(known)} classes, which class_weight = 0 would leave untrained; "
+            "give training.class_weight > 0, or no class_columns"
+        )
+    decoder.check_stages()
+
+
+def _check_data(
+    decoder: Decoder, configs: Mapping[str, TrainingConfig], view: StudyView, seed: int, processes: int
+) -> None:
+    """Refuse training data from which one of the stages could not learn as its settings say."""
+    for stage in decoder.stages():
+        config = _of_stage(configs, stage)
+        ids, aside = set_aside(view, config, seed)
+        if decoder.episodes(stage) is not None:
+            check_episodes(config, processes)
+            part = view.restrict(ids[~aside])
+            check_sessions({name: np.asarray(part.trials(name)["session"]) for name in part.subjects})
 
 
 def _with_classes(config: DecoderConfig, settings: Mapping[str, Any], view: StudyView) -> dict[str, Any]:
