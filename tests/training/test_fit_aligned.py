@@ -81,6 +81,43 @@ def test_places_a_person_does_not_cover_say_nothing(study: Study, targets: Targe
     assert seen[0][:, 5:].any()
 
 
+def test_an_unknown_name_is_not_taken_for_the_template(study: Study, targets: Targets) -> None:
+    known = ["sub-01", "sub-02"]
+    aligner = make_aligner("ridge").fit(study.split("train").subset(known))
+    decoder = fit("ridge", study, targets, subjects=known, aligner=aligner, progress=False)
+    native = study.split("test").responses("sub-03")
+    assert native.shape[1] == aligner.template.size  # by chance as many voxels as places
+    with pytest.raises(InputError, match=r"does not take 'sub-03' .*only sub-01, sub-02: add the person"):
+        decoder.predict(native, "sub-03")
+    assert len(decoder.predict(native)) == len(native)  # said to lie in the template
+    words: dict[str, Any] = {"rivals": (), "n_boot": 0, "n_perm": 0, "progress": False}
+    with pytest.raises(InputError, match="does not take 'sub-03'"):
+        evaluate(decoder, study, targets, **words)
+    with pytest.raises(InputError, match="does not take 'sub-03'"):
+        decoder.importance(study.split("test"), targets, "sub-03")
+    alone = fit("ridge", study, targets, subjects=["sub-01"], pool_subjects=True, progress=False)
+    with pytest.raises(InputError, match="does not take 'sub-03'"):
+        evaluate(alone, study, targets, subjects=["sub-03"], **words | {"rivals": {"behind an aligner": decoder}})
+    # without an aligner one grid is taken at its word, as before
+    assert evaluate(alone, study, targets, subjects=["sub-03"], **words).scores
+    assert len(alone.predict(native, "sub-03")) == len(native)
+
+
+def test_strangers_are_standardised_by_those_who_cover_a_place(study: Study, targets: Targets) -> None:
+    aligner = make_aligner("anatomical").fit(study.split("train"))
+    decoder = fit("ridge", study, targets, aligner=aligner, progress=False)
+    for at, value in enumerate((100.0, 200.0, 600.0)):
+        decoder.standardisers[at].mean[:3] = value
+        decoder.standardisers[at].deviation[:3] = value / 10
+    fronts: Any = decoder.fronts
+    for front, covered in zip(fronts, ([True, True, False], [True, True, False], [True, False, False]), strict=True):
+        front.covered[:3] = torch.tensor(covered)
+    stranger = torch.full((1, aligner.template.size), 320.0)
+    found = decoder._standardised(stranger, None)[0, :3]
+    torch.testing.assert_close(found, torch.tensor([(320 - 300) / 30, (320 - 150) / 15, 0.0]))
+    assert bool(decoder._standardised(stranger, None).isfinite().all())
+
+
 def test_an_aligner_that_saw_the_test_part_is_refused(study: Study, targets: Targets) -> None:
     test, train = study.roles()["test"], study.roles()["train"]
     swapped = study.with_splits({"swapped": {"train": test, "test": train}}).using("swapped")

@@ -211,6 +211,28 @@ class Decoder(nn.Module, ABC):
             raise unknown(f"subject of this {self.name} decoder:", subject, self.subjects)
         return list(self.subjects).index(subject)
 
+    def known_as(self, person: str) -> str | None:
+        """The name under which a person is decoded: their own, or None for strangers to a `subject_free` decoder.
+
+        Raises
+        ------
+        InputError
+            For somebody unknown where everybody has an input of their own, or an aligner stands in front: how their
+            voxels come into its template is not known, even where these happen to be as many as it has places.
+        """
+        if person in self.subjects:
+            return person
+        if self.aligner is not None:
+            raise InputError(
+                f"the aligner in front of this {self.name} decoder does not take {person!r} into the template "
+                f"{self.aligner.template.name}, only {', '.join(self.subjects)}: add the person to the aligner "
+                "(aligner.add) and to the decoder (add_subject); responses that lie in the template already are "
+                "decoded without a name (subject=None)"
+            )
+        if not self.subject_free:
+            raise unknown(f"subject of this {self.name} decoder:", person, self.subjects)
+        return None
+
     def _register(self, subject: str, n_voxels: int) -> None:
         if subject in self.subjects:
             raise InputError(f"subject {subject!r} is in this decoder already")
@@ -294,7 +316,7 @@ class Decoder(nn.Module, ABC):
             As recorded (the decoder standardises them itself), finite.
         subject : str or None
             Whose responses they are. None, or a person never trained on, only where the decoder is `subject_free`;
-            with an aligner in front, such responses must lie in its template already.
+            with an aligner in front only None, for responses that lie in its template already.
 
         Raises
         ------
@@ -327,16 +349,12 @@ class Decoder(nn.Module, ABC):
         return {}
 
     def _standardised(self, responses: Tensor, subject: str | None) -> Tensor:
-        if subject in self.subjects:
-            at: int | None = self.index(str(subject))
-        elif self.subject_free:
-            at = None
-        elif subject is None:
+        if subject is None and not self.subject_free:
             raise InputError(
                 f"this {self.name} decoder needs to know whose responses these are: {', '.join(self.subjects)}"
             )
-        else:
-            raise unknown(f"subject of this {self.name} decoder:", subject, self.subjects)
+        named = None if subject is None else self.known_as(subject)
+        at = None if named is None else self.index(named)
         front: Any = None if at is None or self.aligner is None else self.fronts[at]
         n_voxels = list(self.subjects.values())[at or 0] if front is None else front.n_voxels
         if responses.ndim != 2 or responses.shape[1] != n_voxels:
@@ -351,10 +369,21 @@ class Decoder(nn.Module, ABC):
             standardised: Tensor = self.standardisers[at](responses if front is None else front(responses))
             # where somebody covers nothing, they say nothing: the mean over training trials
             return standardised if front is None else torch.where(front.covered, standardised, 0.0)
-        # a person never met: the mean over people of what was taken from the others' training trials
+        return self._as_of_a_stranger(responses)
+
+    def _as_of_a_stranger(self, responses: Tensor) -> Tensor:
+        """Standardise by the mean over people of what was taken from their training trials, where they cover a place.
+
+        What nobody covers says nothing.
+        """
         means = torch.stack([s.mean for s in self.standardisers])  # type: ignore[misc]
         spreads = torch.stack([s.deviation for s in self.standardisers])  # type: ignore[misc]
-        return (responses - means.mean(dim=0)) / spreads.mean(dim=0)
+        if self.aligner is None:
+            return (responses - means.mean(dim=0)) / spreads.mean(dim=0)
+        covered = torch.stack([front.covered for front in self.fronts])  # type: ignore[misc]
+        count = covered.sum(dim=0)
+        mean, spread = ((each * covered).sum(dim=0) / count.clamp_min(1) for each in (means, spreads))
+        return torch.where(count > 0, (responses - mean) / torch.where(count > 0, spread, 1.0), 0.0)
 
     @torch.no_grad()
     def predict(

@@ -170,7 +170,7 @@ def importance(
     device = next(iter(decoder.buffers())).device
     responses = torch.from_numpy(averaged[chosen]).to(device)
     shown = torch.from_numpy(targets.of(ids[chosen], decoder.target_kind)).to(device).float().flatten(1)
-    known: str | None = subject if subject in decoder.subjects else None
+    known = decoder.known_as(subject)
     training = decoder.training
     decoder.eval()
     compute: Any = patterns if method == "patterns" else integrated_gradients

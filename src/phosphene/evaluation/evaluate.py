@@ -106,7 +106,8 @@ def evaluate(
     Raises
     ------
     InputError
-        Unknown names; a person the decoder does not know while it is not `subject_free`; targets of another encoder.
+        Unknown names; a person the decoder does not know while it is not `subject_free`, or while an aligner stands in
+        front of it; targets of another encoder.
     LeakageError
         When the encoder or the decoder was fitted on stimuli it is to be scored on.
 
@@ -224,6 +225,7 @@ def _people(folds: Sequence[Fold], study: Study, subjects: Sequence[str] | None)
                     f"nobody else; {person!r} needs a subject-free decoder (pool_subjects=True), adaptation, or "
                     f"subjects=[...] to score only known people"
                 )
+            fold.decoder.known_as(person)  # refuses people whom an aligner in front does not know
     return people
 
 
@@ -274,8 +276,9 @@ def _given_rival(rival: str, fitted: Decoder | Mapping[str, Decoder], folds: Seq
 
 
 def _predictor(decoder: Decoder, person: str) -> Predictor:
+    subject = decoder.known_as(person)
+
     def predict(responses: np.ndarray) -> np.ndarray:
-        subject = person if person in decoder.subjects else None
         return decoder.predict(responses, subject).reshape(len(responses), -1)
 
     return predict

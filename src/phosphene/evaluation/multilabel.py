@@ -247,7 +247,7 @@ def evaluate_labels(
         left_out[person] = [classes[column] for column in np.flatnonzero(~present)]
         weights = resampler.weights(role, np.array([units[each] for each in ids.tolist()])).astype(np.float64)
         for method, one in methods.items():
-            logits = one.predict(responses, person if person in one.subjects else None, what="classes")
+            logits = one.predict(responses, one.known_as(person), what="classes")
             for metric, (value, boot, chance) in _measured(truth[:, present], logits[:, present], weights).items():
                 interval = _interval(boot)
                 sizes = (int(present.sum()), len(ids))
