@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +164,15 @@ def test_stimuli_set_apart_for_alignment_may_be_aligned_on(study: Study, targets
 
 def _shown(study: Study, person: str) -> set[str]:
     return set(study.recordings[person].trials["stimulus_id"].tolist())
+
+
+def test_naive_pooling_is_called_by_its_name(study: Study, targets: Targets, caplog: pytest.LogCaptureFixture) -> None:
+    two = ["sub-01", "sub-03"]  # as many voxels, at other places
+    with caplog.at_level(logging.WARNING):
+        fit("ridge", study, targets, subjects=two, pool_subjects=True, progress=False)
+    assert "taken for the same places" in caplog.text
+    caplog.clear()
+    aligner = make_aligner("anatomical").fit(study.split("train").subset(two))
+    with caplog.at_level(logging.WARNING):
+        fit("ridge", study, targets, subjects=two, aligner=aligner, progress=False)
+    assert "taken for the same places" not in caplog.text

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from phosphene.alignment import TRAINING_ROLES
+from phosphene.alignment.one_grid import why_not
 from phosphene.decoders import ClassesConfig, Decoder, DecoderConfig, make_decoder
 from phosphene.decoders.registry import decoder_class
 from phosphene.errors import InputError, unknown
@@ -149,6 +150,13 @@ def fit(
     for subject in view.subjects:
         decoder.meet(subject, native.voxels(subject))
         decoder.arrange_voxels(subject, view.voxels(subject), view.space(subject))
+    if aligner is None and decoder.subject_free and len(view.subjects) > 1 and (reason := why_not(view)):
+        log.warning(
+            "people share one input of this %s decoder, but %s: their voxels are taken for the same places as they are "
+            "listed; an aligner (aligner=, --align) brings people together",
+            name,
+            reason,
+        )
     decoder.encoder = targets.encoder
     origin = _origin(decoder, study, view, targets, kind, seed)
     if aligner is not None:
