@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -17,9 +16,10 @@ from torch import Tensor, nn
 
 from phosphene._version import __version__
 from phosphene.decoders.aligned import AlignedInput
+from phosphene.decoders.prediction import Prediction
+from phosphene.decoders.settings import ClassesConfig, DecoderConfig, Episodes
 from phosphene.errors import InputError, unknown
 from phosphene.files import atomic_path, read_json, write_json, write_text
-from phosphene.settings import Settings
 from phosphene.table import Table
 
 if TYPE_CHECKING:
@@ -33,93 +33,6 @@ __all__ = ["ClassesConfig", "Decoder", "DecoderConfig", "Episodes", "Prediction"
 log = logging.getLogger(__name__)
 
 FORMAT = "phosphene-decoder"
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a decoder says of b trials.
-
-    Attributes
-    ----------
-    tokens : Tensor of shape (b, tokens, width) or None
-        Predicted tokens; None where the target is one pooled embedding.
-    pooled : Tensor of shape (b, width)
-        The predicted pooled embedding; of a token prediction, the mean over tokens.
-    retrieval : Tensor of the shape of the target, or None
-        What is compared with targets, from decoders that project their prediction once more for that.
-    classes : Tensor of shape (b, classes) or None
-        Logits of several labels, from decoders with a head for them.
-    """
-
-    tokens: Tensor | None
-    pooled: Tensor
-    retrieval: Tensor | None = None
-    classes: Tensor | None = None
-
-    @classmethod
-    def of(cls, output: Tensor, target_shape: Sequence[int]) -> Prediction:
-        """From raw outputs, ``(b, tokens, width)`` or ``(b, width)`` (or flat), by the shape of the target."""
-        output = output.reshape(len(output), *target_shape)
-        if len(target_shape) == 2:
-            return cls(output, output.mean(dim=1))
-        return cls(None, output)
-
-    @property
-    def target(self) -> Tensor:
-        """The predicted target: flattened tokens ``(b, tokens * width)``, or the pooled embedding."""
-        return self.pooled if self.tokens is None else self.tokens.flatten(1)
-
-    @property
-    def embedding(self) -> Tensor:
-        """What is compared with targets: of `retrieval` if there is one, else `target`; flat."""
-        return self.target if self.retrieval is None else self.retrieval.flatten(1)
-
-
-class DecoderConfig(Settings):
-    """Settings every decoder has.
-
-    Attributes
-    ----------
-    pool_subjects : bool
-        One input for all people, who must share a voxel grid. The decoder then is `subject_free`: it takes people it
-        was never trained on.
-    """
-
-    pool_subjects: bool = False
-
-
-class ClassesConfig(DecoderConfig):
-    """Settings of decoders with a head for several labels.
-
-    Attributes
-    ----------
-    class_columns : tuple of str
-        Label columns, or patterns of them, whose values are classes: see `phosphene.stimuli.multilabel`.
-    classes : tuple of str
-        The classes; left out, `phosphene.fit` takes those of the training stimuli.
-    """
-
-    class_columns: tuple[str, ...] = ()
-    classes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Episodes:
-    """Training in which what is a person's own adapts to some sessions before what is shared learns from others.
-
-    Attributes
-    ----------
-    own : callable
-        From a person to the names of the parameters that are theirs.
-    steps : int
-        Gradient steps of the adaptation.
-    rate : float
-        Their learning rate.
-    """
-
-    own: Callable[[str], list[str]]
-    steps: int
-    rate: float
 
 
 class Standardiser(nn.Module):
