@@ -111,24 +111,36 @@ def test_overlap_occurs_exactly_where_the_relation_says_so():
 
 @pytest.mark.parametrize("rule", sorted(HOLDOUTS))
 def test_held_out_combinations_never_occur_in_training_and_always_in_unseen(rule):
-    (first, second), _ = HOLDOUTS[rule]
+    names, _ = HOLDOUTS[rule]
     combinations = held_out(rule)
-    assert combinations.any(0).all()
-    assert combinations.any(1).all()
-    assert not combinations.all(0).any()
-    assert not combinations.all(1).any()
+    # a single value under a rule of pairs, a pair of values under one of triples
+    for axis in range(len(names)):
+        assert combinations.any(axis).all()
+        assert not combinations.all(axis).any()
     for role in ("train", "unseen"):
         graphs = sample_graphs(2000, seed=2, holdout=role, rule=rule)
         there = graphs.shape >= 0
-        occurs = combinations[getattr(graphs, first)[there], getattr(graphs, second)[there]]
+        occurs = combinations[tuple(getattr(graphs, name)[there] for name in names)]
         assert (occurs == (role == "unseen")).all()
         for name, words in (("shape", SHAPES), ("colour", COLOURS), ("material", MATERIALS)):
             assert len(np.unique(getattr(graphs, name)[there])) == len(words), "every single attribute is seen"
 
 
-def test_the_shape_colour_rule_is_the_documented_one():
-    expected = [(s + c) % 6 == 0 for s in range(len(SHAPES)) for c in range(len(COLOURS))]
-    assert held_out("shape-colour").ravel().tolist() == expected
+@pytest.mark.parametrize(
+    ("rule", "words", "step", "share"),
+    [
+        ("shape-colour", (SHAPES, COLOURS), 6, 48 / 288),
+        ("shape-material", (SHAPES, MATERIALS), 4, 48 / 192),
+        ("colour-material", (COLOURS, MATERIALS), 4, 24 / 96),
+        ("shape-colour-material", (SHAPES, COLOURS, MATERIALS), 6, 384 / 2304),
+    ],
+)
+def test_rules_are_the_documented_ones(rule, words, step, share):
+    table = held_out(rule)
+    expected = [sum(places) % step == 0 for places in itertools.product(*(range(len(kind)) for kind in words))]
+    assert table.shape == tuple(map(len, words))
+    assert table.ravel().tolist() == expected
+    assert table.mean() == share
 
 
 def test_the_count_of_graphs_matches_an_enumeration():

@@ -13,6 +13,7 @@ from phosphene.files import digest
 from phosphene.stimuli.scenes import HOLDOUTS, hard_groups, held_out, sample_graphs
 from phosphene.stimuli.scenes.vocabulary import COLOURS, MATERIALS, SHAPES
 
+VOCABULARY = {"shape": SHAPES, "colour": COLOURS, "material": MATERIALS}
 ROLES = [(None, "shape-colour"), *itertools.product(("train", "unseen"), HOLDOUTS)]
 
 
@@ -21,9 +22,8 @@ def fingerprint(graphs):
 
 
 def held_out_share(graphs, rule):
-    first, second = HOLDOUTS[rule][0]
     there = graphs.shape >= 0
-    return held_out(rule)[getattr(graphs, first)[there], getattr(graphs, second)[there]].mean()
+    return held_out(rule)[tuple(getattr(graphs, name)[there] for name in HOLDOUTS[rule][0])].mean()
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,59 @@ def test_only_the_allowed_words_occur():
     assert all(len(set(row)) == 3 for row in triples)
 
 
+# the words of benchmarks/mlip_arms.py
+FEW_WORDS = [
+    {
+        "shape": ["ball", "box", "ring", "cross", "star", "crescent"],
+        "colour": ["red", "green", "blue", "yellow"],
+        "material": ["matte", "striped", "dotted", "checkered", "rough", "faded"],
+    },
+    {
+        "shape": ["heart", "house", "flower", "tree", "gear", "arrow"],
+        "colour": ["orange", "teal", "white", "black"],
+        "material": ["glossy", "metallic", "striped", "dotted", "rough", "faded"],
+    },
+]
+
+
+def looks(graphs, only):
+    """(shapes, colours, materials) which triples of the allowed words occur."""
+    occurs, there = np.zeros([len(words) for words in VOCABULARY.values()], dtype=bool), graphs.shape >= 0
+    occurs[tuple(getattr(graphs, name)[there] for name in VOCABULARY)] = True
+    return occurs[np.ix_(*([list(VOCABULARY[name]).index(word) for word in only[name]] for name in VOCABULARY))]
+
+
+@pytest.mark.parametrize("draw", [sample_graphs, hard_groups])
+@pytest.mark.parametrize("only", FEW_WORDS)
+def test_of_few_words_all_pairs_are_trained_on_where_triples_are_held_out(draw, only):
+    rule = "shape-colour-material"
+    trained = looks(draw(4000, seed=6, holdout="train", rule=rule, only=only, objects=2), only)
+    unseen = looks(draw(2000, seed=6, holdout="unseen", rule=rule, only=only, objects=2), only)
+    assert np.array_equal(trained, ~unseen), "all that a role may show does occur, and nothing else"
+    assert 0.1 < unseen.mean() < 0.25
+    for axis in range(3):
+        assert trained.any(axis).all()
+        assert unseen.any(axis).mean() > 0.6
+
+
+def test_triples_are_drawn_attribute_by_attribute_among_what_is_left():
+    held, n = held_out("shape-colour-material"), 48_000
+    only = {"shape": ["ball", "box", "star"], "colour": ["red", "yellow"], "material": ["matte", "faded", "rough"]}
+    graphs = sample_graphs(n, seed=8, objects=1, holdout="unseen", rule="shape-colour-material", only=only)
+    places = [[list(VOCABULARY[name]).index(word) for word in words] for name, words in only.items()]
+    expected = np.zeros(held.shape)
+    shapes = [s for s in places[0] if held[np.ix_([s], *places[1:])].any()]
+    for shape in shapes:
+        colours = [c for c in places[1] if held[shape, c, places[2]].any()]
+        for colour in colours:
+            materials = [m for m in places[2] if held[shape, colour, m]]
+            expected[shape, colour, materials] = 1 / (len(shapes) * len(colours) * len(materials))
+    assert len(shapes) > 1
+    found = np.zeros(held.shape)
+    np.add.at(found, (graphs.shape[:, 0], graphs.colour[:, 0], graphs.material[:, 0]), 1 / n)
+    assert np.abs(found - expected).max() < 0.015
+
+
 @pytest.mark.parametrize(("role", "rule"), ROLES[1:])
 def test_masks_of_scenes_and_the_hold_out_hold_together(role, rule):
     n = 1500
@@ -84,6 +137,16 @@ def test_masks_of_scenes_and_the_hold_out_hold_together(role, rule):
     for name, mask in only.items():
         rows, slots = np.nonzero(graphs.shape >= 0)
         assert mask[rows, getattr(graphs, name)[rows, slots]].all()
+
+
+@pytest.mark.parametrize("role", ["train", "unseen"])
+def test_triples_hold_where_every_scene_has_words_of_its_own(role):
+    n, rng = 1500, np.random.default_rng(1)
+    only = {name: rng.random((n, len(words))).argsort(1) < len(words) // 2 for name, words in VOCABULARY.items()}
+    graphs = sample_graphs(n, seed=5, objects=1, holdout=role, rule="shape-colour-material", only=only)
+    assert held_out_share(graphs, "shape-colour-material") == (role == "unseen")
+    for name, mask in only.items():
+        assert mask[np.arange(n), getattr(graphs, name)[:, 0]].all()
 
 
 def test_small_objects():
@@ -156,6 +219,15 @@ def test_groups_take_what_they_share_from_what_is_allowed():
         (
             {"only": {"shape": ["ball"], "colour": ["red"]}, "holdout": "train", "objects": 1},
             "leaves 0 of the shapes to scene 0 of the batch under the role 'train' of the hold-out 'shape-colour'",
+        ),
+        (
+            {
+                "only": {"shape": ["ball"], "colour": ["red"], "material": ["matte"]},
+                "holdout": "train",
+                "rule": "shape-colour-material",
+                "objects": 1,
+            },
+            "leaves 0 of the shapes .* role 'train' of the hold-out 'shape-colour-material'",
         ),
         ({"scale": (0.5, 0.2)}, "scale must be"),
         ({"scale": (0.01, 0.2)}, "within 0.05 to 0.72"),

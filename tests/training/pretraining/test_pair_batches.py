@@ -13,7 +13,7 @@ from phosphene.encoders.mlip import Tokenizer
 from phosphene.encoders.mlip.tokenizer import END
 from phosphene.errors import InputError
 from phosphene.stimuli import StimulusSet, picture_hashes
-from phosphene.stimuli.scenes import captions, held_out, render
+from phosphene.stimuli.scenes import HOLDOUTS, captions, held_out, render
 from phosphene.training.pretraining.batches import PairLoader, check_lengths
 from phosphene.training.pretraining.settings import DataSettings
 from phosphene.training.pretraining.sources import ScenePairs, StimulusPairs, at_size
@@ -96,6 +96,13 @@ def test_scenes_are_what_their_captions_say_and_hold_out_compositions():
     free = scenes(rule="none", hard_share=0.0, batch=400).choose(0).pictures
     there = free.shape >= 0
     assert held_out("shape-colour")[free.shape[there], free.colour[there]].any()
+
+
+@pytest.mark.parametrize("rule", HOLDOUTS)
+def test_every_rule_of_the_scenes_can_be_set(rule):
+    graphs = scenes(rule=rule, batch=200).choose(0).pictures
+    there = graphs.shape >= 0
+    assert not held_out(rule)[tuple(getattr(graphs, name)[there] for name in HOLDOUTS[rule][0])].any()
 
 
 def test_plain_captions_come_in_the_share_asked_for():

@@ -34,14 +34,19 @@ _DIRECTIONAL = 4  # the first four relations say left, right, above, below
 _CONTRAST = 0.44  # least RGB distance of an object from the background's base colour
 
 
-def _diagonal(rows: int, columns: int, step: int) -> np.ndarray:
-    return (np.arange(rows)[:, None] + np.arange(columns)[None, :]) % step == 0
+_COUNTS = {"shape": len(SHAPES), "colour": len(COLOURS), "material": len(MATERIALS)}
 
 
-HOLDOUTS: dict[str, tuple[tuple[str, str], np.ndarray]] = {
-    "shape-colour": (("shape", "colour"), _diagonal(len(SHAPES), len(COLOURS), 6)),
-    "shape-material": (("shape", "material"), _diagonal(len(SHAPES), len(MATERIALS), 4)),
-    "colour-material": (("colour", "material"), _diagonal(len(COLOURS), len(MATERIALS), 4)),
+def _diagonal(step: int, *names: str) -> tuple[tuple[str, ...], np.ndarray]:
+    return names, np.indices([_COUNTS[name] for name in names]).sum(0) % step == 0
+
+
+#: attributes in the order in which they are drawn, and which combinations are held out: an axis an attribute
+HOLDOUTS: dict[str, tuple[tuple[str, ...], np.ndarray]] = {
+    "shape-colour": _diagonal(6, "shape", "colour"),
+    "shape-material": _diagonal(4, "shape", "material"),
+    "colour-material": _diagonal(4, "colour", "material"),
+    "shape-colour-material": _diagonal(6, "shape", "colour", "material"),
 }
 
 
@@ -157,18 +162,21 @@ def held_out(rule: str) -> np.ndarray:
     ----------
     rule : str
         Name in ``HOLDOUTS``: ``"shape-colour"`` holds out every pair whose positions in the vocabulary sum to a
-        multiple of 6; ``"shape-material"`` and ``"colour-material"`` likewise with 4.
+        multiple of 6; ``"shape-material"`` and ``"colour-material"`` likewise with 4. ``"shape-colour-material"``
+        holds out every triple whose positions sum to a multiple of 6.
 
     Returns
     -------
     bool array
-        True where the pair (first attribute, second attribute) is held out. Every shape, colour and material occurs
-        on both sides.
+        With an axis for each attribute, True where the combination is held out. Every shape, colour and material
+        occurs on both sides; where triples are held out, so does every pair of their values.
 
     Examples
     --------
     >>> held_out("shape-colour").shape, float(held_out("shape-colour").mean().round(3))
     ((24, 12), 0.167)
+    >>> held_out("shape-colour-material").shape
+    (24, 12, 8)
     """
     if rule not in HOLDOUTS:
         raise unknown("compositional hold-out", rule, HOLDOUTS)
@@ -189,31 +197,37 @@ def _attributes(
     u: np.ndarray, role: str | None, rule: str, masks: Mapping[str, np.ndarray], objects: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Shape (all different within a scene), colour and material of every slot; u is (n, 3, 3)."""
-    sizes = {"shape": len(SHAPES), "colour": len(COLOURS), "material": len(MATERIALS)}
-    wanted = {name: masks.get(name, np.ones((len(u), count), dtype=bool)) for name, count in sizes.items()}
-    (first, second), combinations = HOLDOUTS[rule]
+    wanted = {name: masks.get(name, np.ones((len(u), count), dtype=bool)) for name, count in _COUNTS.items()}
+    (first, *later), combinations = HOLDOUTS[rule]
     if role is not None:
         drawn = combinations == (role == "unseen")
-        wanted[first] = wanted[first] & partnered(drawn, wanted[second])
+        wanted[first] = wanted[first] & partnered(drawn, *(wanted[name] for name in later))
     _check_choice(wanted, objects, role, rule)
     free, rows = wanted["shape"].copy(), np.arange(len(u))
-    picked: dict[str, list[np.ndarray]] = {name: [] for name in sizes}
+    picked: dict[str, list[np.ndarray]] = {name: [] for name in _COUNTS}
     for slot in range(SLOTS):
         # slots beyond the most objects are drawn too, and thrown away: they need not differ
         here: dict[str, np.ndarray] = {}
-        for position, name in enumerate(sizes):
+        for position, name in enumerate(_COUNTS):
             choice = free if name == "shape" and slot < objects else wanted[name]
-            if role is not None and name == second:
-                choice = choice & drawn[here[first]]
+            if role is not None and name in later:
+                at = later.index(name)
+                left = drawn[tuple(here[earlier] for earlier in (first, *later[:at]))]
+                for further in reversed(later[at + 1 :]):
+                    left = np.einsum("n...k,nk->n...", left, wanted[further])
+                choice = choice & left
             here[name] = _pick(u[:, slot, position], choice)
             picked[name].append(here[name])
         free[rows, here["shape"]] = False
     return tuple(np.stack(columns, axis=1) for columns in picked.values())  # type: ignore[return-value]
 
 
-def partnered(drawn: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Values of a rule's first attribute that some allowed value of the second may go with, (n, first)."""
-    return (second.astype(np.float32) @ drawn.T.astype(np.float32)) > 0
+def partnered(drawn: np.ndarray, *others: np.ndarray) -> np.ndarray:
+    """Values of a rule's first attribute that some allowed values of the others may go with, (n, first)."""
+    together = others[0]
+    for mask in others[1:]:
+        together = (together[:, :, None] & mask[:, None, :]).reshape(len(mask), -1)
+    return (together.astype(np.float32) @ drawn.reshape(len(drawn), -1).T.astype(np.float32)) > 0
 
 
 def _check_choice(wanted: Mapping[str, np.ndarray], objects: int, role: str | None, rule: str) -> None:
@@ -288,7 +302,7 @@ def sample_graphs(
     only : mapping, optional
         Values that may occur, by attribute (``"shape"``, ``"colour"``, ``"material"``, ``"background"``, ``"light"``):
         names, a boolean ``(k,)`` array over the vocabulary, or a boolean ``(n, k)`` array with a row a scene. The
-        hold-out still holds: what its first attribute may be is what leaves something of the second.
+        hold-out still holds: what an attribute of its rule may be is what leaves something of those drawn later.
     scale : (float, float), optional
         Least and greatest half-extent of the main object, in [-1, 1] units, within 0.05 to 0.72; others are 0.62 to
         0.85 of it. By default 0.42 to 0.72 for one object, less for several.

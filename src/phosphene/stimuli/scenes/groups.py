@@ -138,9 +138,9 @@ def _triples(chosen: Mapping[str, np.ndarray], holdout: str | None, rule: str) -
     shape = np.broadcast_shapes(*(place.shape for place in places))
     if holdout is None:
         return np.ones(shape, dtype=bool)
-    pair, combinations = HOLDOUTS[rule]
-    first, second = (places[_LOOKS.index(name)] for name in pair)
-    return np.broadcast_to(combinations[first, second] == (holdout == "unseen"), shape)
+    names, combinations = HOLDOUTS[rule]
+    held = combinations[tuple(places[_LOOKS.index(name)] for name in names)]
+    return np.broadcast_to(held == (holdout == "unseen"), shape)
 
 
 def _dealt(

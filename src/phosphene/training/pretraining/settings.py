@@ -35,7 +35,7 @@ class DataSettings(Settings):
         Captions a scene has (scenes only; other pictures have those they come with).
     plain : float
         Share of the captions of scenes that are plain: material, colour, shape and relations, always alike.
-    rule : {"none", "shape-colour", "shape-material", "colour-material"}
+    rule : {"none", "shape-colour", "shape-material", "colour-material", "shape-colour-material"}
         Compositions that training scenes never show, kept for the probes; see ``stimuli.scenes.held_out``.
     hard_share : float
         Share of the groups of scenes that have few colours and materials, so that shape must be learned.
@@ -63,7 +63,7 @@ class DataSettings(Settings):
     sampled: int = Field(1, ge=1)
     captions: int = Field(5, ge=1, le=MOST_CAPTIONS)
     plain: float = Field(0.0, ge=0, le=1)
-    rule: Literal["none", "shape-colour", "shape-material", "colour-material"] = "shape-colour"
+    rule: Literal["none", "shape-colour", "shape-material", "colour-material", "shape-colour-material"] = "shape-colour"
     hard_share: float = Field(0.75, ge=0, le=1)
     group: int = Field(64, ge=2)
     group_colours: int = Field(2, ge=1)
