@@ -230,7 +230,7 @@ def test_what_is_refused():
         copy.deepcopy(decoder).adopt("sub-03", 37, "lora", AdapterConfig.build({"lora": ["heads.*"]}))
     with pytest.raises(InputError, match="unknown arm with adapters 'lara'; did you mean 'lora'"):
         decoder.adopt("sub-03", 37, "lara")
-    with pytest.raises(InputError, match="'sub-01' is in this decoder already"):
+    with pytest.raises(InputError, match=r"'sub-01' is in this mindtuner decoder already \(sub-01"):
         decoder.adopt("sub-01", 40)
     pooled = make_decoder("mindtuner", subjects={"a": 5, "b": 5}, target_shape=(12,), pool_subjects=True, **SMALL)
     with pytest.raises(InputError, match="one input for all"):

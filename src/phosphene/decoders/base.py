@@ -146,9 +146,21 @@ class Decoder(nn.Module, ABC):
             raise unknown(f"subject of this {self.name} decoder:", person, self.subjects)
         return None
 
-    def _register(self, subject: str, n_voxels: int) -> None:
+    def refuse_known(self, subject: str) -> None:
+        """Refuse a person it knows where a new one is to be added.
+
+        Raises
+        ------
+        InputError
+        """
         if subject in self.subjects:
-            raise InputError(f"subject {subject!r} is in this decoder already")
+            raise InputError(
+                f"subject {subject!r} is in this {self.name} decoder already ({', '.join(self.subjects)}); "
+                "if this is another person, give them another name"
+            )
+
+    def _register(self, subject: str, n_voxels: int) -> None:
+        self.refuse_known(subject)
         if n_voxels < 1:
             raise InputError(f"subject {subject!r} has {n_voxels} voxels; at least one is needed")
         first = next(iter(self.subjects.values()), n_voxels)
@@ -329,6 +341,21 @@ class Decoder(nn.Module, ABC):
         self.train(training)
         joined = np.concatenate(parts)
         return joined if what == "classes" else joined.reshape(len(joined), *self.target_shape)
+
+    def check_targets(self, targets: Targets) -> None:
+        """Refuse targets of another encoder than its own, or of another shape.
+
+        Raises
+        ------
+        InputError
+        """
+        if self.encoder is not None:
+            targets.require(self.encoder, f"this {self.name} decoder")
+        if targets.shape(self.target_kind) != self.target_shape:
+            raise InputError(
+                f"the decoder predicts {self.target_kind} of shape {self.target_shape}, the targets have "
+                f"{targets.shape(self.target_kind)}"
+            )
 
     def solve(self, view: StudyView, targets: Targets, kind: str, progress: bool = True) -> None:
         """Fit in closed form (only decoders with `closed_form`)."""

@@ -201,13 +201,7 @@ def _targets_for(decoder: Decoder, study: Study, given: Targets | None, progress
         if decoder.encoder is None:
             raise InputError(f"this {decoder.name} decoder carries no encoder: give the targets to compare with")
         given = encode(study.stimuli, decoder.encoder, progress=progress)
-    elif decoder.encoder is not None:
-        given.require(decoder.encoder, f"this {decoder.name} decoder")
-    if given.shape(decoder.target_kind) != decoder.target_shape:
-        raise InputError(
-            f"the decoder predicts {decoder.target_kind} of shape {decoder.target_shape}, "
-            f"the targets have {given.shape(decoder.target_kind)}"
-        )
+    decoder.check_targets(given)
     return given
 
 

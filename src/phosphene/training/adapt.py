@@ -23,16 +23,14 @@ from phosphene.nn.freezing import adapter_names, frozen, train_only, trainable
 from phosphene.settings import load_preset, merge, presets
 from phosphene.training.bench import (
     Bench,
-    outcome,
     prepare,
     refuse_leakage,
     shown_stimuli,
+    train_on,
     training_content,
 )
 from phosphene.training.in_front import aligner_with
 from phosphene.training.launch import launch
-from phosphene.training.loop import train
-from phosphene.training.progress import progress_bar
 from phosphene.training.run_folder import RunFolder
 from phosphene.training.settings import TrainingConfig
 
@@ -182,23 +180,13 @@ def adapt(
 def _adaptable(decoder: Decoder, targets: Targets) -> AdaptableDecoder:
     if not isinstance(decoder, AdaptableDecoder):
         raise InputError(f"{decoder.name} has no shared weights to which a person could be adapted; mindtuner has")
-    if decoder.encoder is not None:
-        targets.require(decoder.encoder, f"this {decoder.name} decoder")
-    if targets.shape(decoder.target_kind) != decoder.target_shape:
-        raise InputError(
-            f"the decoder predicts {decoder.target_kind} of shape {decoder.target_shape}, the targets have "
-            f"{targets.shape(decoder.target_kind)}"
-        )
+    decoder.check_targets(targets)
     return decoder
 
 
 def _scarce(base: AdaptableDecoder, study: Study, targets: Targets, subject: str, sessions: float | None) -> StudyView:
     """The person's part of the training data, in native voxels: some sessions, and the stimuli shown in them."""
-    if subject in base.subjects:
-        raise InputError(
-            f"subject {subject!r} is in this {base.name} decoder already ({', '.join(base.subjects)}); "
-            "if this is another person, give them another name"
-        )
+    base.refuse_known(subject)
     refuse_leakage(study, study.split("train"), targets)
     view = scarce_view(study, subject, sessions)
     targets.rows(view.stimulus_ids)
@@ -320,34 +308,22 @@ class _Plan:
         self, work: AdaptableDecoder, bench: Bench, fabric: Fabric, run: RunFolder | None, progress: bool
     ) -> dict[str, Any]:
         """Start in closed form, unless a checkpoint is there; train; tell how it went."""
-        folder = None if run is None else run.checkpoints
-        fresh, seconds = folder is None or not (folder / "last.safetensors").exists(), 0.0
-        if fresh:
-            start = time.perf_counter()
+        seconds = 0.0
+
+        def start() -> bool:
+            nonlocal seconds
+            begun = time.perf_counter()
             if self.arm == "from-scratch":
                 work.warm_start(bench.view, self.targets, work.target_kind, progress)
             else:
                 work.start_person(self.subject, bench.view, self.targets, work.target_kind)
-            seconds = time.perf_counter() - start
+            seconds = time.perf_counter() - begun
             log.info("%s: input layer in closed form in %.1f s", self.subject, seconds)
-        with progress_bar(f"{work.name}: {self.subject}, {self.arm}", bench.total_steps, progress) as report:
-            counters = train(
-                fabric,
-                work,
-                bench.objective,
-                bench.loader,
-                bench.validation,
-                self.config,
-                seed=self.seed,
-                folder=folder,
-                warm=fresh,
-                report=report,
-            )
-        return {
-            "training": self.config.model_dump(mode="json"),
-            "start_seconds": seconds,
-            **outcome(counters, self.config),
-        }
+            return True
+
+        folder, title = None if run is None else run.checkpoints, f"{work.name}: {self.subject}, {self.arm}"
+        told = train_on(bench, work, self.config, self.seed, fabric, folder, start, title, progress)
+        return {**told, "start_seconds": seconds}
 
 
 def parameter_table(facts: Mapping[str, Any]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,8 +16,9 @@ from phosphene.decoders import ClassesConfig, Decoder
 from phosphene.errors import InputError, LeakageError, unknown
 from phosphene.stimuli.multilabel import label_matrix
 from phosphene.training.data import PersonSamples, StepLoader, TargetRows, plan_memory
-from phosphene.training.loop import Counters
-from phosphene.training.objective import Objective
+from phosphene.training.loop import Counters, train
+from phosphene.training.objective import Objective, TrainingStep
+from phosphene.training.progress import progress_bar
 from phosphene.training.sampling import BatchSampler, split_validation
 from phosphene.training.settings import TrainingConfig
 
@@ -25,7 +28,16 @@ if TYPE_CHECKING:
     from phosphene.encoders import Targets
     from phosphene.recordings import Study, StudyView
 
-__all__ = ["Bench", "outcome", "prepare", "refuse_leakage", "set_aside", "shown_stimuli", "training_content"]
+__all__ = [
+    "Bench",
+    "outcome",
+    "prepare",
+    "refuse_leakage",
+    "set_aside",
+    "shown_stimuli",
+    "train_on",
+    "training_content",
+]
 
 _CURVE_POINTS = 200
 
@@ -168,6 +180,58 @@ def _samples(
         labels = label_matrix(part.stimuli.labels, config.class_columns, config.classes).astype(np.float32)
     people = [PersonSamples(part, subject, index, repeats) for subject in part.subjects]
     return people, TargetRows(targets, ids, kind, labels)
+
+
+def train_on(
+    bench: Bench,
+    decoder: Decoder,
+    config: TrainingConfig,
+    seed: int,
+    fabric: Fabric,
+    folder: Path | None,
+    start: Callable[[], bool],
+    title: str,
+    progress: bool,
+    loader: StepLoader | None = None,
+    plain: TrainingStep | None = None,
+) -> dict[str, Any]:
+    """Train under a progress bar, and tell how it went.
+
+    Parameters
+    ----------
+    bench, decoder, config, seed, fabric
+    folder : Path or None
+        Of the checkpoints; a run that left one there goes on from it.
+    start : callable
+        Called where there is none: sets first weights, and says whether they are worth to be validated.
+    title : str
+        Of the bar.
+    progress : bool
+    loader, plain : optional
+        What makes the batches and computes the loss, where it is not the usual.
+
+    Returns
+    -------
+    dict
+        The settings under ``"training"``, and `outcome`.
+    """
+    fresh = folder is None or not (folder / "last.safetensors").exists()
+    warm = fresh and start()
+    with progress_bar(title, bench.total_steps, progress) as report:
+        counters = train(
+            fabric,
+            decoder,
+            bench.objective,
+            bench.loader if loader is None else loader,
+            bench.validation,
+            config,
+            seed=seed,
+            folder=folder,
+            warm=warm,
+            plain=plain,
+            report=report,
+        )
+    return {"training": config.model_dump(mode="json"), **outcome(counters, config)}
 
 
 def outcome(counters: Counters, config: TrainingConfig) -> dict[str, Any]:

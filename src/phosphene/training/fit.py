@@ -20,17 +20,15 @@ from phosphene.settings import load_preset, merge, presets
 from phosphene.stimuli.multilabel import find_classes
 from phosphene.training.bench import (
     Bench,
-    outcome,
     prepare,
     refuse_leakage,
     set_aside,
     shown_stimuli,
+    train_on,
     training_content,
 )
 from phosphene.training.episodes import EpisodeLoader, EpisodeStep, check_episodes, check_sessions
 from phosphene.training.launch import launch
-from phosphene.training.loop import train
-from phosphene.training.progress import progress_bar
 from phosphene.training.run_folder import RunFolder
 from phosphene.training.settings import TrainingConfig
 from phosphene.training.token_alignment import require_tokens
@@ -216,30 +214,20 @@ def _trained(
     progress: bool,
 ) -> dict[str, Any]:
     """Start at the decoder's closed form, or where its last stage ended, train, and tell how it went."""
-    first = stage == "training"
-    folder = None if run is None else run.checkpoints if first else run.path / stage / run.checkpoints.name
-    fresh = folder is None or not (folder / "last.safetensors").exists()
-    warm = fresh and (not first or decoder.warm_start(bench.view, targets, kind, progress))
-    loader, plain, episodes = bench.loader, None, decoder.episodes(stage)
-    if episodes is not None:
-        loader, plain = EpisodeLoader(loader, seed), EpisodeStep(decoder, bench.objective, episodes)
-    with progress_bar(
-        f"fit {decoder.name}" if first else f"{decoder.name}, {stage}", bench.total_steps, progress
-    ) as report:
-        counters = train(
-            fabric,
-            decoder,
-            bench.objective,
-            loader,
-            bench.validation,
-            config,
-            seed=seed,
-            folder=folder,
-            warm=warm,
-            plain=plain,
-            report=report,
-        )
-    return {"training": config.model_dump(mode="json"), **outcome(counters, config)}
+    first, episodes = stage == "training", decoder.episodes(stage)
+    return train_on(
+        bench,
+        decoder,
+        config,
+        seed,
+        fabric,
+        None if run is None else run.checkpoints if first else run.path / stage / run.checkpoints.name,
+        lambda: not first or decoder.warm_start(bench.view, targets, kind, progress),
+        f"fit {decoder.name}" if first else f"{decoder.name}, {stage}",
+        progress,
+        None if episodes is None else EpisodeLoader(bench.loader, seed),
+        None if episodes is None else EpisodeStep(decoder, bench.objective, episodes),
+    )
 
 
 def _stages(*layers: Mapping[str, Any]) -> dict[str, TrainingConfig]:

@@ -6,7 +6,7 @@ import copy
 import glob
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,17 +19,13 @@ from phosphene.decoders.wills_aligner import WillsAligner
 from phosphene.errors import InputError
 from phosphene.nn.freezing import frozen
 from phosphene.training.adapt import scarce_view
-from phosphene.training.bench import Bench, outcome, prepare, refuse_leakage, training_content
+from phosphene.training.bench import prepare, refuse_leakage, train_on, training_content
 from phosphene.training.in_front import aligner_with
 from phosphene.training.launch import launch
-from phosphene.training.loop import train
-from phosphene.training.progress import progress_bar
 from phosphene.training.run_folder import RunFolder
 from phosphene.training.settings import TrainingConfig
 
 if TYPE_CHECKING:
-    from lightning_fabric import Fabric
-
     from phosphene.alignment import Aligner
     from phosphene.encoders import Targets
     from phosphene.recordings import Study, StudyView
@@ -123,7 +119,11 @@ def add_subject(
     own = work.own(subject)
     told: dict[str, Any] = {"trained": sum(work.get_parameter(name).numel() for name in own), **alignment}
     if own:
-        told |= _train_own(work, own, bench, fabric, config, seed, run, progress and fabric.global_rank == 0)
+        _let_train(work, own)
+        folder, title = None if run is None else run.checkpoints, f"{work.name}: {subject}"
+        with frozen(work, [glob.escape(name) for name in own]):
+            shown = progress and fabric.global_rank == 0
+            told |= train_on(bench, work, config, seed, fabric, folder, lambda: True, title, shown)
     else:
         log.info("nothing of %s is a person's own: %s is decoded by what the router finds", work.name, subject)
     if aligner is not None:
@@ -146,13 +146,8 @@ def _checked(decoder: Decoder, targets: Targets, subject: str) -> WillsAligner:
             "everybody has an input of their own in this wills-aligner (pool_subjects = False), and that of a newcomer "
             "would be random: fit it with pool_subjects = True behind an aligner, or anew with this person"
         )
-    if subject in decoder.subjects:
-        raise InputError(
-            f"subject {subject!r} is in this {decoder.name} decoder already ({', '.join(decoder.subjects)}); "
-            "if this is another person, give them another name"
-        )
-    if decoder.encoder is not None:
-        targets.require(decoder.encoder, f"this {decoder.name} decoder")
+    decoder.refuse_known(subject)
+    decoder.check_targets(targets)
     return decoder
 
 
@@ -175,39 +170,11 @@ def _with_person(
     return work, view, aligner, facts
 
 
-def _train_own(
-    work: WillsAligner,
-    own: list[str],
-    bench: Bench,
-    fabric: Fabric,
-    config: TrainingConfig,
-    seed: int,
-    run: RunFolder | None,
-    progress: bool,
-) -> dict[str, Any]:
-    """Train these parameters; what else changes is an error."""
+def _let_train(work: WillsAligner, own: Sequence[str]) -> None:
+    """Let these parameters ask for gradients, and nothing else."""
     for name, parameter in work.named_parameters():
         parameter.requires_grad_(name in own)
         parameter.grad = None
-    folder = None if run is None else run.checkpoints
-    fresh = folder is None or not (folder / "last.safetensors").exists()
-    with (
-        frozen(work, [glob.escape(name) for name in own]),
-        progress_bar(f"{work.name}: {list(work.subjects)[-1]}", bench.total_steps, progress) as report,
-    ):
-        counters = train(
-            fabric,
-            work,
-            bench.objective,
-            bench.loader,
-            bench.validation,
-            config,
-            seed=seed,
-            folder=folder,
-            warm=fresh,
-            report=report,
-        )
-    return {"training": config.model_dump(mode="json"), **outcome(counters, config)}
 
 
 def _remember(work: WillsAligner, subject: str, facts: Mapping[str, Any], content: Mapping[str, str]) -> None:
