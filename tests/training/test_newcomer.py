@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from phosphene import virtual
 from phosphene.alignment import Aligner, make_aligner
 from phosphene.decoders import Decoder
 from phosphene.decoders.wills_aligner import WillsAligner
@@ -29,24 +28,6 @@ TRAINING: dict[str, Any] = {
     "stage2": {"epochs": 2, "learning_rate": 0.01},
 }
 FEW: dict[str, Any] = {"epochs": 4, "learning_rate": 0.02, "batch_size": 16, "validation_fraction": 0.0}
-
-
-@pytest.fixture(scope="module")
-def study() -> Study:
-    plan: dict[str, Any] = {
-        "subjects": 3,
-        "sessions": 3,
-        "repeats": 2,
-        "stimuli": {"test": 20, "common": 30, "own": 30, "size": 32, "captions": 1},
-        "person": {"voxels": 120},
-    }
-    return virtual.study(seed=5, **plan)
-
-
-@pytest.fixture(scope="module")
-def targets(study: Study) -> Targets:
-    train = study.split("train").stimulus_ids
-    return encode(study.stimuli, "z:gabor", fit_on=train, cache=False, progress=False)
 
 
 def of_two(study: Study, targets: Targets, **settings: Any) -> WillsAligner:

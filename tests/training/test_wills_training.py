@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from phosphene import virtual
 from phosphene.alignment import Aligner, make_aligner
 from phosphene.decoders import Decoder, Episodes, make_decoder
 from phosphene.decoders.wills_aligner import WillsAligner
@@ -45,25 +44,6 @@ TRAINING: dict[str, Any] = {
     "validation_fraction": 0.2,
     "stage2": {"epochs": 2, "learning_rate": 0.01, "monitor": "loss"},
 }
-
-
-@pytest.fixture(scope="module")
-def study() -> Study:
-    plan: dict[str, Any] = {
-        "subjects": 3,
-        "sessions": 3,
-        "repeats": 2,
-        "stimuli": {"test": 20, "common": 30, "own": 30, "size": 32, "captions": 1},
-        "person": {"voxels": 120, "warp": 2.0},
-        "people": {"sub-02": {"voxels": 140}},
-    }
-    return virtual.study(seed=3, **plan)
-
-
-@pytest.fixture(scope="module")
-def targets(study: Study) -> Targets:
-    train = study.split("train").stimulus_ids
-    return encode(study.stimuli, "z:gabor", fit_on=train, cache=False, progress=False)
 
 
 @pytest.fixture(scope="module")
