@@ -5,9 +5,8 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
-from phosphene.nn.adapter import AdaptedLinear, AdapterBank, LowRank, Person, recalling
+from phosphene.nn.adapter import AdaptedLinear, AdapterBank, LowRank, Person
 from phosphene.nn.experts import ExpertLinear, Gates
 from phosphene.nn.lora import LoRALinear
 
@@ -148,29 +147,6 @@ def test_copies_of_a_network_listen_to_their_own_holder():
     with twin.person.using("sub-01"):
         assert torch.equal(net.layer(x), nn.functional.linear(x, layer.weight, layer.bias))
         assert not torch.equal(twin.layer(x), net.layer(x))
-
-
-def test_a_checkpointed_block_is_recomputed_for_the_person_of_its_forward_pass():
-    torch.manual_seed(6)
-    layer, person = _banked("sub-01", "sub-02")
-    _shaken(layer)
-    x = torch.randn(3, 5, requires_grad=True)
-
-    def gradients(context_fn):
-        layer.zero_grad()
-        with person.using("sub-01"):
-            block = nn.Sequential(layer, nn.GELU())
-            y = checkpoint(block, x, use_reentrant=False, context_fn=context_fn) if context_fn else block(x)
-        with person.using("sub-02"):
-            y.square().sum().backward()
-        assert person.value is None
-        return {name: p.grad.clone() for name, p in layer.named_parameters() if p.grad is not None}
-
-    plain, recomputed = gradients(None), gradients(recalling(person))
-    assert [name for name in plain if "of_sub-01" in name] == list(plain)
-    assert plain.keys() == recomputed.keys()
-    for name, gradient in plain.items():
-        torch.testing.assert_close(recomputed[name], gradient)
 
 
 @pytest.mark.parametrize("kind", ["parameters", "autocast", "mixed"])

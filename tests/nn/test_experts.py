@@ -4,9 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from phosphene.nn.adapter import recalling
 from phosphene.nn.cost import multiply_adds, with_gradient
 from phosphene.nn.experts import ExpertLinear, Gates
 from phosphene.nn.router import Router
@@ -154,15 +152,10 @@ def test_people_who_differ_by_low_rank_are_told_apart():
     assert left[-1] < 0.05 * left[0]
 
 
-def test_checkpointed_gates_and_bf16():
+def test_bf16():
     torch.manual_seed(8)
-    layer, x = _layer(), torch.randn(3, 6, requires_grad=True)
-    gates = torch.rand(3, 4, requires_grad=True)
-    with layer.gates.using(gates):
-        plain = torch.autograd.grad(layer(x).square().sum(), gates)[0]
-        y = checkpoint(lambda each: layer(each).square(), x, use_reentrant=False, context_fn=recalling(layer.gates))
-    torch.testing.assert_close(torch.autograd.grad(y.sum(), gates)[0], plain)
-    with layer.gates.using(gates):
+    layer, x = _layer(), torch.randn(3, 6)
+    with layer.gates.using(torch.rand(3, 4)):
         expected = layer(x)
         with torch.autocast("cpu", torch.bfloat16):
             half = layer(x)

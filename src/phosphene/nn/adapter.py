@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -25,7 +25,6 @@ __all__ = [
     "Person",
     "adapter_scale",
     "as_dtype_of",
-    "recalling",
 ]
 
 T = TypeVar("T")
@@ -49,7 +48,7 @@ class Held(Generic[T]):
 
     def using(self, value: T | None) -> AbstractContextManager[None]:
         """Hold `value` inside the ``with`` block, and what was held before after it."""
-        return _Using((self, value))
+        return _Using(self, value)
 
 
 class Person(Held[str]):
@@ -57,36 +56,18 @@ class Person(Held[str]):
 
 
 class _Using(AbstractContextManager[None]):
-    """Not a generator: it is entered anew at each recomputation, and compiles without a break."""
+    """Not a generator: it compiles without a break."""
 
-    def __init__(self, *pairs: tuple[Held[Any], Any]) -> None:
-        self.pairs, self.before = pairs, [held.value for held, _ in pairs]
+    def __init__(self, held: Held[Any], value: Any) -> None:
+        self.held, self.value, self.before = held, value, held.value
 
     def __enter__(self) -> None:
-        self.before = [held.value for held, _ in self.pairs]
-        for held, value in self.pairs:
-            held.value = value
+        self.before, self.held.value = self.held.value, self.value
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for (held, _), value in zip(self.pairs, self.before, strict=True):
-            held.value = value
-
-
-def recalling(*held: Held[Any]) -> Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]:
-    """Make the `context_fn` with which a checkpointed block is recomputed under what was held in its forward pass.
-
-    Without it the backward pass would recompute the block with what happens to be held by then: another person.
-
-    Examples
-    --------
-    >>> from torch.utils.checkpoint import checkpoint
-    >>> gates, layer = Person(), nn.Linear(2, 2)
-    >>> checkpoint(layer, torch.zeros(1, 2), use_reentrant=False, context_fn=recalling(gates)).shape
-    torch.Size([1, 2])
-    """
-    return lambda: (nullcontext(), _Using(*((each, each.value) for each in held)))
+        self.held.value = self.before
 
 
 class Adapter(nn.Module):
