@@ -38,6 +38,12 @@ class Settings(BaseModel):
         except ValidationError as error:
             raise InputError(_explain(cls, error)) from error
 
+    def changed(self, names: Iterable[str]) -> list[str]:
+        """Those of the named settings that are not at their defaults, as ``name = value``."""
+        fields = type(self).model_fields
+        values = {name: getattr(self, name) for name in names}
+        return [f"{name} = {value!r}" for name, value in values.items() if value != fields[name].get_default()]
+
 
 def _explain(cls: type[BaseModel], error: ValidationError) -> str:
     lines = []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from people_who_share import shared_study
+from people_who_share import one_grid, shared_study
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
@@ -165,6 +165,74 @@ def test_a_config_that_lacks_something_is_named(key: str, study: Study, tmp_path
     write_json(folder / "config.json", config)
     with pytest.raises(InputError, match=rf"config.json of the aligner is damaged: it lacks {key}"):
         Aligner.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda config: config.update(templat={}), "unknown key 'templat'; did you mean 'template'"),
+        (lambda config: config["template"].update(spaces=1), "unknown key 'template.spaces'.*template.name"),
+        (lambda config: config["template"].pop("size"), "it lacks template.size"),
+        (lambda config: config.update(template="fsaverage5"), "template must be a table, found str"),
+        (lambda config: config["people"][1].update(name="x"), r"unknown key 'people.1.name'.*people.1.subject"),
+        (lambda config: config["settings"].update(spacings=1.0), "unknown setting of AnatomicalSettings: 'spacings'"),
+        (lambda config: config["state"].pop("way"), "damaged: state, 'way'"),
+    ],
+)
+def test_a_config_with_keys_that_nobody_reads_is_refused(change, message: str, study: Study, tmp_path: Path) -> None:
+    folder = make_aligner("anatomical").fit(study.split("train")).save(tmp_path / "aligner")
+    config = read_json(folder / "config.json")
+    change(config)
+    write_json(folder / "config.json", config)
+    with pytest.raises(InputError, match=message):
+        Aligner.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("pooled", {"width": 8, "within": "roi"}, "width = 8 has no use with within = 'roi'"),
+        (
+            "anatomical",
+            {"template": "fsaverage5", "spacing": 2.0},
+            "spacing = 2.0 has no use where.*mesh.*allowed.*radius",
+        ),
+        (
+            "anatomical",
+            {"template": "fsaverage5", "columns": ("x",), "affines": {"a": [[1.0]]}},
+            "affines = .*columns = ",
+        ),
+        ("hybrid", {"anatomical": {"template": "fsaverage5", "spacing": 2.0}}, "spacing = 2.0 has no use"),
+        (
+            "hybrid",
+            {"anatomical": {"templat": "fsaverage5"}},
+            "unknown setting of AnatomicalSettings: 'anatomical.templat'",
+        ),
+        ("hybrid", {"components": (3,)}, r"components = \(3,\) has no use with method = 'ridge', which has penalties"),
+        ("hybrid", {"method": "procrustes", "penalties": (1.0,)}, "penalties = .*which has components"),
+        ("ridge", {"penalties": ()}, "penalties"),
+        ("srm", {"features": (0,)}, "features"),
+    ],
+    ids=str,
+)
+def test_settings_that_others_leave_without_a_use_are_refused(name: str, settings: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_aligner(name, **settings)
+
+
+def test_settings_that_the_way_of_people_has_no_use_for_are_refused(study: Study) -> None:
+    view, grid = study.split("train"), shared_study((40, 40), space=one_grid()).split("train")
+    with pytest.raises(
+        InputError, match=r"method = 'nearest', radius = 3.0 have no use where people who lie on one grid"
+    ):
+        make_aligner("anatomical", method="nearest", radius=3.0).fit(grid)
+    with pytest.raises(
+        InputError, match=r"freesurfer = 'there' has no use where.*template positions; allowed.*spacing"
+    ):
+        make_aligner("anatomical", freesurfer="there").fit(view)
+    with pytest.raises(InputError, match=r"rounds = 5 has no use where one person is the template \(sub-01\)"):
+        make_aligner("procrustes", rounds=5).fit(view)
+    assert make_aligner("procrustes", rounds=5).fit(grid).template.size == 40
 
 
 def test_another_folder_is_no_aligner(tmp_path: Path) -> None:

@@ -82,6 +82,8 @@ def test_a_coarser_mesh_by_neighbours_and_not_by_slicing(method: str, tree: Path
 def test_maps_find_back_and_the_disk_keeps_them_sparse(tree: Path, tmp_path: Path) -> None:
     view = _study([np.ones(len(FINE), dtype=bool)]).split("train")
     aligner = make_aligner("anatomical", template="fsaverage5", roi=("V1",), freesurfer=str(tree)).fit(view)
+    with pytest.raises(InputError, match=r"radius = 2.0 has no use where people go onto a mesh from surfaces"):
+        make_aligner("anatomical", template="fsaverage5", radius=2.0, freesurfer=str(tree)).fit(view)
     native = aligner.inverse("sub-01", np.ones(aligner.template.size))
     known = np.isfinite(native)
     np.testing.assert_allclose(native[known], 1, atol=1e-6)

@@ -38,6 +38,7 @@ class Anatomical(Aligner):
 
     def _fit(self, view: StudyView) -> None:
         self._way = self._choose(view)
+        self._refuse_unused(view)
         template = _WAYS[self._way].build(view, self.config)
         people = {subject: self._place(subject, view, template) for subject in view.subjects}
         for subject, person in people.items():
@@ -64,6 +65,14 @@ class Anatomical(Aligner):
             "positions in a common space (template_u, template_v or template_x, template_y, template_z). Name a "
             "surface template (fsaverage5 ...), the columns that hold positions, or use a functional aligner"
         )
+
+    def _refuse_unused(self, view: StudyView) -> None:
+        way = self._way
+        if way == "mesh":
+            surfaces = [meshes.on_surface(view.voxels(subject)) for subject in view.subjects]
+            way = "surface" if all(surfaces) else "volume"
+        if words := self.config.unused(way):
+            raise InputError(f"settings of anatomical alignment: {words}")
 
     def _place(self, subject: str, view: StudyView, template: Template) -> PersonMap:
         return PersonMap.of(_WAYS[self._way].place(view, subject, template, self.config))

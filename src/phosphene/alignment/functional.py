@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -21,7 +21,9 @@ from phosphene.errors import InputError, unknown
 if TYPE_CHECKING:
     from phosphene.recordings import StudyView
 
-__all__ = ["Functional", "FunctionalSettings", "Lesson", "Target", "common_target"]
+__all__ = ["Components", "Functional", "FunctionalSettings", "Lesson", "Target", "common_target", "limited"]
+
+Components = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 
 
 class FunctionalSettings(AlignerSettings):

@@ -10,18 +10,18 @@ Human Connectome Project (Imaging Neuroscience 2024, imag_a_00253); its form her
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 from scipy import sparse
 
 from phosphene.alignment.anatomical import Anatomical
 from phosphene.alignment.base import PersonMap
-from phosphene.alignment.functional import Functional, FunctionalSettings, Lesson, limited
+from phosphene.alignment.functional import Components, Functional, FunctionalSettings, Lesson, limited
 from phosphene.alignment.procrustes import COMPONENTS
 from phosphene.alignment.resampling import AnatomicalSettings
-from phosphene.alignment.ridge import PENALTIES
+from phosphene.alignment.ridge import PENALTIES, Penalties
 from phosphene.alignment.solvers import choose, procrustes_map, procrustes_path, ridge_map, ridge_path
 
 if TYPE_CHECKING:
@@ -44,14 +44,21 @@ class HybridSettings(FunctionalSettings):
         How the functional maps are fitted.
     anatomical : AnatomicalSettings
     penalties, components : tuples
-        Candidates for ridge and procrustes; inner folds choose one a person.
+        Candidates for ridge and procrustes; inner folds choose one a person. Those of the other method are refused.
     """
 
-    weight: Share | tuple[Share, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    weight: Share | Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0, 0.25, 0.5, 0.75, 1.0)
     method: Literal["ridge", "procrustes"] = "ridge"
     anatomical: AnatomicalSettings = AnatomicalSettings()
-    penalties: tuple[float, ...] = PENALTIES
-    components: tuple[int, ...] = COMPONENTS
+    penalties: Penalties = PENALTIES
+    components: Components = COMPONENTS
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        other, own = ("components", "penalties") if self.method == "ridge" else ("penalties", "components")
+        if idle := self.changed([other]):
+            raise ValueError(f"{idle[0]} has no use with method = {self.method!r}, which has {own}")
+        return self
 
 
 class Hybrid(Functional):

@@ -28,7 +28,12 @@ if TYPE_CHECKING:
     from phosphene.alignment.resampling import AnatomicalSettings
     from phosphene.recordings import StudyView
 
-__all__ = ["build", "place"]
+__all__ = ["build", "on_surface", "place"]
+
+
+def on_surface(voxels: Table) -> bool:
+    """Whether a voxel table lists vertices of a surface; else it is a volume."""
+    return "vertex" in voxels and "hemisphere" in voxels
 
 
 def build(view: StudyView, config: AnatomicalSettings) -> Template:
@@ -55,7 +60,7 @@ def place(view: StudyView, subject: str, template: Template, config: AnatomicalS
         if not len(places):
             continue
         target = find_sphere(template.name, side, config.freesurfer).points[template.voxels["vertex"][places]]
-        if "vertex" in voxels and "hemisphere" in voxels:
+        if on_surface(voxels):
             block = _from_surface(view, subject, side, target, config)
         else:
             block = _from_volume(view, subject, side, target, config)

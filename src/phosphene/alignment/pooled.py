@@ -6,10 +6,10 @@ it is linear. No place in the pooled vector means the same in two people, except
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 from scipy import sparse
 
 from phosphene.alignment.base import Aligner, AlignerSettings, PersonMap, Template
@@ -30,13 +30,22 @@ class PooledSettings(AlignerSettings):
     ----------
     width : int or None
         Places of the template; None takes the smallest number of voxels anybody has. With ``within="roi"`` every
-        region has as many places as the person with the fewest voxels in it, and `width` does not apply.
+        region has as many places as the person with the fewest voxels in it, and a width is refused.
     within : {"brain", "roi"}
         Whether all voxels are pooled together, or those of each region apart.
     """
 
     width: int | None = Field(default=None, ge=1)
     within: Literal["brain", "roi"] = "brain"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.within == "roi" and self.width is not None:
+            raise ValueError(
+                f"width = {self.width} has no use with within = 'roi', where every region has its own width: give it "
+                "with within = 'brain' only"
+            )
+        return self
 
 
 def pooling_matrix(n_voxels: int, width: int) -> sparse.csr_array:

@@ -14,8 +14,9 @@ from pydantic import Field
 from scipy import sparse
 
 from phosphene.alignment.base import Matrix, PersonMap
-from phosphene.alignment.functional import Functional, FunctionalSettings, Lesson, common_target, limited
+from phosphene.alignment.functional import Components, Functional, FunctionalSettings, Lesson, common_target, limited
 from phosphene.alignment.solvers import choose, procrustes_map, procrustes_path
+from phosphene.errors import InputError
 
 if TYPE_CHECKING:
     from phosphene.recordings import StudyView
@@ -35,11 +36,12 @@ class ProcrustesSettings(FunctionalSettings):
     components : tuple of int
         Candidates for the number of principal components that are rotated; inner folds choose one a person.
     rounds : int
-        How often the template is made anew from what is aligned to it; a named or implied reference person stays.
+        How often the template is made anew from what is aligned to it. A reference person, named or implied, stays as
+        recorded: another number than the default is refused there.
     """
 
     reference: str | None = None
-    components: tuple[int, ...] = COMPONENTS
+    components: Components = COMPONENTS
     rounds: int = Field(default=2, ge=0)
 
 
@@ -51,6 +53,11 @@ class Procrustes(Functional):
 
     def _learn(self, view: StudyView, ids: np.ndarray, responses: Mapping[str, np.ndarray]) -> None:
         target = common_target(view, responses, self.config.reference)
+        if target.reference is not None and (idle := self.config.changed(["rounds"])):
+            raise InputError(
+                f"{idle[0]} has no use where one person is the template ({target.reference}), who stays as recorded: "
+                "leave it out, or align people who lie on one grid without a reference"
+            )
         lessons = {s: self._lesson(view, ids, x) for s, x in responses.items() if s != target.reference}
         response = target.response - target.response.mean(axis=0)
         chosen = {subject: self._choose(lesson, response) for subject, lesson in lessons.items()}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 from scipy import sparse
 
 from phosphene.alignment.base import AlignerSettings, PersonMap, Template
@@ -16,23 +16,39 @@ from phosphene.recordings.recording import ROI_PREFIX
 if TYPE_CHECKING:
     from phosphene.recordings import StudyView
 
-__all__ = ["AnatomicalSettings", "region_mask", "vote_on_regions"]
+__all__ = ["AnatomicalSettings", "normalised", "region_mask", "vote_on_regions"]
+
+
+_OF_POINTS = ("method", "spacing", "radius", "columns", "affines")
+_USED = {
+    "grid": (),
+    "points": _OF_POINTS,
+    "surface": ("template", "method", "freesurfer"),
+    "volume": ("template", "method", "radius", "freesurfer"),
+}
+WAYS = {
+    "grid": "people who lie on one grid or mesh stay there",
+    "points": "people go onto a grid over their template positions",
+    "surface": "people go onto a mesh from surfaces",
+    "volume": "people go onto a mesh from volumes",
+}
 
 
 class AnatomicalSettings(AlignerSettings):
-    """Settings of anatomical.
+    """Settings of anatomical. What the way that people take has no use for is refused, unless it is at its default.
 
     Attributes
     ----------
     template : str or None
-        ``"fsaverage5"``, ``"fsaverage6"`` or ``"fsaverage"``; None: the grid that people share already, else a grid
-        over their template positions.
+        ``"fsaverage5"``, ``"fsaverage6"`` or ``"fsaverage"``; excludes `spacing`, `columns` and `affines`. None: the
+        grid that people share already, else a grid over their template positions.
     method : {"area", "nearest"}
         Whether a place takes a weighted mean of the voxels around it, or the nearest one.
     spacing : float
         Of a grid over template positions, in their unit (mm).
     radius : float
-        Voxels farther from a place than this do not count; with ``"nearest"`` it is the farthest one allowed.
+        Voxels farther from a place than this do not count; with ``"nearest"`` it is the farthest one allowed. From a
+        surface onto a mesh there is none.
     columns : tuple of str or None
         Columns of the voxel table that hold positions in the common space. Default: ``template_u, template_v``, else
         ``template_x, template_y, template_z``.
@@ -55,6 +71,23 @@ class AnatomicalSettings(AlignerSettings):
     roi: tuple[str, ...] = ()
     share: float = Field(default=0.5, ge=0, le=1)
     freesurfer: str | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.template is not None and (words := self.unused("volume")):
+            raise ValueError(words)
+        return self
+
+    def unused(self, way: str) -> str | None:
+        """In words, which settings were changed that have no use on one of the `WAYS`; None where there are none."""
+        of_ways = {name for names in _USED.values() for name in names}
+        idle = self.changed(sorted(of_ways - set(_USED[way])))
+        allowed = ", ".join(("roi", "share", *_USED[way]))
+        return (
+            f"{', '.join(idle)} {'have' if len(idle) > 1 else 'has'} no use where {WAYS[way]}; allowed there: {allowed}"
+            if idle
+            else None
+        )
 
 
 def vote_on_regions(view: StudyView, people: Mapping[str, PersonMap], template: Template) -> Template:

@@ -7,9 +7,10 @@ What the template's response is, and how the penalty is chosen, is our choice.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+from pydantic import Field
 from scipy import sparse
 
 from phosphene.alignment.base import PersonMap
@@ -19,8 +20,9 @@ from phosphene.alignment.solvers import choose, ridge_map, ridge_path
 if TYPE_CHECKING:
     from phosphene.recordings import StudyView
 
-__all__ = ["PENALTIES", "RidgeAligner", "RidgeAlignerSettings"]
+__all__ = ["PENALTIES", "Penalties", "RidgeAligner", "RidgeAlignerSettings"]
 
+Penalties = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
@@ -37,7 +39,7 @@ class RidgeAlignerSettings(FunctionalSettings):
     """
 
     reference: str | None = None
-    penalties: tuple[float, ...] = PENALTIES
+    penalties: Penalties = PENALTIES
 
 
 class RidgeAligner(Functional):

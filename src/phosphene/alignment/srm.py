@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from phosphene.alignment.base import Matrix, PersonMap, Template
-from phosphene.alignment.functional import Functional, FunctionalSettings, Lesson, limited
+from phosphene.alignment.functional import Components, Functional, FunctionalSettings, Lesson, limited
 from phosphene.alignment.solvers import choose_features, orthonormal_map, shared_response
 from phosphene.table import Table
 
@@ -34,7 +34,7 @@ class SrmSettings(FunctionalSettings):
         Turns between maps and shared response.
     """
 
-    features: tuple[int, ...] = (5, 10, 20, 50, 100)
+    features: Components = (5, 10, 20, 50, 100)
     rounds: int = Field(default=10, ge=1)
 
 

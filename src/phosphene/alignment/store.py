@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from scipy import sparse
 
 from phosphene._version import __version__
 from phosphene.alignment.base import Aligner, PersonMap, Template
-from phosphene.errors import InputError
+from phosphene.errors import InputError, unknown
 from phosphene.files import atomic_path, read_json, write_json
 from phosphene.table import Table
 
@@ -22,7 +22,11 @@ __all__ = ["load_aligner", "save_aligner"]
 
 FORMAT = "phosphene-aligner"
 _CONFIG, _MAPS, _TEMPLATE = "config.json", "maps.safetensors", "template.tsv"
-_NEEDED = ("aligner", "settings", "template", "people", "fitted_on", "has_pictures", "provenance", "state", "sha256")
+_KEYS = (
+    *("format", "version", "software", "aligner", "settings", "template", "people"),
+    *("fitted_on", "has_pictures", "provenance", "state", "sha256"),
+)
+_OF_TEMPLATE, _OF_PERSON = ("name", "size", "n_vertices"), ("subject", "voxels", "sparse")
 
 
 def save_aligner(aligner: Aligner, path: str | Path) -> Path:
@@ -66,8 +70,8 @@ def load_aligner(path: str | Path) -> Aligner:
     Raises
     ------
     InputError
-        When a file is missing or damaged, `config.json` lacks something, an array is not the one that was written, or
-        the template has another number of places than the maps.
+        When a file is missing or damaged, `config.json` lacks something or has a key that nobody reads, an array is
+        not the one that was written, or the template has another number of places than the maps.
     """
     from phosphene.alignment.registry import aligner_class
 
@@ -75,8 +79,10 @@ def load_aligner(path: str | Path) -> Aligner:
     config = read_json(path / _CONFIG)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise InputError(f"{path / _CONFIG} is not the config of a phosphene aligner")
-    if missing := [key for key in _NEEDED if key not in config]:
-        raise InputError(f"{path / _CONFIG} of the aligner is damaged: it lacks {', '.join(missing)}")
+    _check_keys(path, "", config, _KEYS)
+    _check_keys(path, "template.", config["template"], _OF_TEMPLATE)
+    for number, entry in enumerate(config["people"]):
+        _check_keys(path, f"people.{number}.", entry, _OF_PERSON)
     kind = aligner_class(config["aligner"])
     aligner = kind(kind.Config.build(config["settings"]))
     voxels = Table.read_tsv(path / _TEMPLATE)
@@ -91,8 +97,22 @@ def load_aligner(path: str | Path) -> Aligner:
     aligner.has_pictures = bool(config["has_pictures"])
     aligner.provenance = dict(config["provenance"])
     state = {name[len("state/") :]: array for name, array in tensors.items() if name.startswith("state/")}
-    aligner._restore(state, config["state"])
+    try:
+        aligner._restore(state, config["state"])
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path / _CONFIG} of the aligner is damaged: state, {error}") from error
     return aligner
+
+
+def _check_keys(path: Path, lead: str, found: Any, known: Sequence[str]) -> None:
+    """Refuse a table of the config that lacks a key, or has one that nobody reads."""
+    damaged = f"{path / _CONFIG} of the aligner is damaged"
+    if not isinstance(found, Mapping):
+        raise InputError(f"{damaged}: {lead.rstrip('.')} must be a table, found {type(found).__name__}")
+    if missing := [key for key in known if key not in found]:
+        raise InputError(f"{damaged}: it lacks {', '.join(lead + key for key in missing)}")
+    if strange := [key for key in found if key not in known]:
+        raise InputError(f"{damaged}: {unknown('key', lead + strange[0], [lead + key for key in known])}")
 
 
 def _arrays(person: PersonMap) -> dict[str, np.ndarray]:
