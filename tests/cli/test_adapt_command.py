@@ -74,7 +74,7 @@ def test_a_person_is_added_to_the_decoder(study: Path, trained: Path, tmp_path: 
 def test_the_whole_arms_want_a_folder(study: Path, trained: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="name a run folder"):
         _run(trained, study, "--subject", 3, "--arm", "full")
-    said = _run(trained / "decoder", study, "--subject", "sub-03", "--arm", "full", "--out", tmp_path / "run", *SHORT)
+    said = _run(trained / "decoder", study, "--subject", "sub-03", "--arm", "full", "--out", tmp_path / "run", *SHORT[:4])
     assert "sub-03 of this person alone" in said
     assert list(Decoder.load(tmp_path / "run" / "decoder").subjects) == ["sub-03"]
 
@@ -121,8 +121,9 @@ def test_a_wills_aligner_gets_a_person_by_the_same_line(study: Path, tmp_path: P
     assert done.exit_code == 0, done.output
     with pytest.raises(InputError, match="name a run folder"):
         _run(tmp_path / "run", study, "--subject", 3)
-    with pytest.raises(InputError, match="no arms"):
-        _run(tmp_path / "run", study, "--subject", 3, "--arm", "lora", "--out", tmp_path / "three")
+    for words in (["--arm", "lora"], ["--set", "adapter.rank=2"], ["--preset", "small"]):
+        with pytest.raises(InputError, match="no arms, no adapter settings and no presets"):
+            _run(tmp_path / "run", study, "--subject", 3, *words, "--out", tmp_path / "three")
     said = _run(tmp_path / "run", study, "--subject", 3, "--sessions", 1, "--out", tmp_path / "three")
     assert "parameters of their own trained" in said
     assert "sub-03 with sub-01, sub-02" in said

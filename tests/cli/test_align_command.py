@@ -54,6 +54,12 @@ def test_settings_people_and_no_measurement(file: Path, tmp_path: Path) -> None:
     assert json.loads((out / "isc.json").read_text())["after"] is None
 
 
+@pytest.mark.parametrize("words", [("--bootstrap", 10), ("--seed", 3)])
+def test_words_of_a_measurement_that_is_left_out(file: Path, tmp_path: Path, words: tuple[str, int]) -> None:
+    with pytest.raises(InputError, match="of the measurement, which --measure none leaves out"):
+        _run(file, "--method", "pooled", "--out", tmp_path / "few", "--measure", "none", *words)
+
+
 def test_a_template_without_regions_leaves_dashes(file: Path, tmp_path: Path) -> None:
     said = _run(file, "--method", "srm", "--out", tmp_path / "srm", "--bootstrap", 0)
     line = next(line for line in said.splitlines() if line.strip().startswith("V1"))

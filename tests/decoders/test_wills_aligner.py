@@ -256,7 +256,7 @@ def test_somebody_added_later_changes_nobody_and_begins_without_an_id(settings: 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"patches": 8}, "patches belong to the trunk lite-mind"),
+        ({"patches": 8}, "patches = 8 belong to the trunk lite-mind"),
         ({"router": ("anatomy",)}, "anatomy names the columns"),
         ({"anatomy": ("sulc",)}, "anatomy names the columns"),
         ({"gate": "per-token"}, "latent tokens"),
@@ -269,6 +269,37 @@ def test_somebody_added_later_changes_nobody_and_begins_without_an_id(settings: 
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_decoder("wills-aligner", subjects=PEOPLE, target_shape=(4,), **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        (
+            "wills-aligner",
+            {"stage2": "none", "private": True},
+            "private = True has no use: stage2 = 'none' has no experts",
+        ),
+        ("wills-aligner", {"inner_rate": 0.1}, "inner_rate = 0.1 has no use: for stage2 = 'meta', found 'plain'"),
+        ("wills-aligner", {"top": 1}, "top = 1 has no use: for gate = 'top-k', found 'dense'"),
+        ("wills-aligner", {"router": ("data",), "id_dropout": 0.1}, "id_dropout = 0.1 .*router with 'person'"),
+        (
+            "wills-aligner",
+            {"balance_weight": 0.0, "balance_sharpness": 0.1},
+            "balance_sharpness = 0.1 .*balance_weight = 0",
+        ),
+        ("wills-aligner", {"linear_rank": 0, "branch_scale": 0.2}, "branch_scale = 0.2 .*linear_rank = 0"),
+        ("mindtuner", {"blocks": 0, "dropout": 0.1}, "dropout = 0.1 has no use: blocks = 0"),
+        ("mindtuner", {"blocks": 0, "projector": 0, "branch_scale": 0.1}, "branch_scale = 0.1 has no use"),
+    ],
+    ids=str,
+)
+def test_settings_that_others_leave_without_a_use_are_refused(
+    name: str, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        make_decoder(name, subjects=PEOPLE, target_shape=(4,), width=8, **settings)
+    # what a preset says does not count: it may know more than the settings leave a use for
+    make_decoder("wills-aligner", "small", subjects=PEOPLE, target_shape=(4,), width=8, stage2="none")
 
 
 def test_places_of_experts_by_word_and_pattern() -> None:

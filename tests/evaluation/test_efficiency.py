@@ -70,12 +70,35 @@ def test_what_the_study_is_too_small_for_is_left_out_and_said(
     assert "left out: 7" in caplog.text
 
 
+def test_every_arm_gets_the_settings_of_the_adapters_it_has(made: tuple[Study, Targets], tmp_path: Path) -> None:
+    adapter = {"rank": 1, "skip_rank": 2}
+    arms = ["lora", "skip-lora", "from-scratch"]
+    _run(made, tmp_path, sessions=[2], people=[1], arms=arms, adapter=adapter)
+    for arm, name in (("lora", "lora-people-1"), ("skip-lora", "skip-lora-people-1"), ("from-scratch", "from-scratch")):
+        used = read_json(tmp_path / "seed-0" / f"{name}-sessions-2" / "config.json")["adapter"]
+        assert (used["rank"] == 1) == (arm == "lora")
+        assert (used["skip_rank"] == 2) == (arm == "skip-lora")
+
+
+def test_alone_nobody_is_trained_on_for_nothing(made: tuple[Study, Targets], tmp_path: Path) -> None:
+    found = _run(made, tmp_path, sessions=[2], people=[1, 2], arms=["from-scratch"])
+    assert len(found.points) == 1
+    assert not (tmp_path / "seed-0" / "people-2").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         ({"sessions": [10]}, "none of 10 is possible"),
         ({"people": [0]}, "more than 0"),
         ({"arms": ["loraa"]}, "unknown arm 'loraa'"),
+        ({"arms": []}, "one arm and one seed are needed"),
+        (
+            {"arms": ["lora", "full"], "adapter": {"skip_rank": 2}},
+            "skip_rank = 2 is a setting of the arms skip-lora and b",
+        ),
+        ({"adapter": {"skip_rnk": 2}}, "unknown setting of AdapterConfig: 'skip_rnk'"),
+        ({"decoder": "lite-mind"}, "lite-mind has no shared weights to which a person could be adapted"),
     ],
 )
 def test_bad_input(made: tuple[Study, Targets], tmp_path: Path, words: dict[str, Any], said: str) -> None:

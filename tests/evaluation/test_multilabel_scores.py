@@ -137,6 +137,15 @@ def test_other_classes_cannot_be_compared(study: Study) -> None:
         evaluate_labels(other, study)
 
 
+def test_what_would_be_ignored_is_refused(study: Study) -> None:
+    with pytest.raises(InputError, match="a rival is called '_head' like the decoder itself"):
+        evaluate_labels(_head(study, True), study, name="_head", rivals={"_head": _head(study, False)})
+    with pytest.raises(InputError, match="subjects is empty"):
+        evaluate_labels(_head(study, True), study, subjects=[])
+    with pytest.raises(InputError, match="repeats must be at least 1, or None for all of them; found 0"):
+        evaluate_labels(_head(study, True), study, repeats=0)
+
+
 def test_classes_without_any_positive(study: Study) -> None:
     config = ClassesConfig(class_columns=("shape_*",), classes=("never",))
     with pytest.raises(InputError, match="none of the 1 classes has a positive"):

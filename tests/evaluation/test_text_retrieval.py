@@ -108,6 +108,26 @@ def test_contrastive_passes_start_at_ridge_and_keep_the_best(world):
     np.testing.assert_array_equal(fitted.weight, again.weight)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0, "temperature": 0.1}, "temperature = 0.1: no use with epochs = 0"),
+        ({"validation_fraction": 0.0, "patience": 3}, "patience = 3 needs validation_fraction above 0"),
+    ],
+)
+def test_settings_of_a_pivot_without_a_use_are_refused(settings, message, world):
+    study, images, texts = world
+    with pytest.raises(InputError, match=message):
+        fit_pivot(study, images, texts, progress=False, **settings)
+
+
+def test_straight_to_the_text_there_is_one_output(world):
+    study, _, texts = world
+    with pytest.raises(InputError, match="what = 'target' is for a pivot"):
+        text_retrieval(decoder_of(study, texts), study, texts, what="target")
+    assert text_retrieval(decoder_of(study, texts), study, texts, what="embedding", n_boot=0).scores
+
+
 def test_saved_and_loaded_it_says_the_same(world, tmp_path):
     study, images, texts = world
     pivot = fit_pivot(study, images, texts, progress=False)

@@ -11,6 +11,7 @@ import torch
 from tiny_study import tiny_study
 
 from phosphene.decoders import Decoder, make_decoder
+from phosphene.decoders.adaptable import settings_of_arm
 from phosphene.encoders import Targets, make_encoder
 from phosphene.errors import InputError, LeakageError
 from phosphene.nn.freezing import adapter_names
@@ -23,7 +24,7 @@ from phosphene.training.validation import retrieval
 SIZES = {"n_stimuli": 150, "repeats": 2, "voxels": (24, 20, 22), "width": 8, "noise": 1.0, "sessions": 5}
 NEW = "sub-03"
 QUICK = {"epochs": 3, "batch_size": 32, "accelerator": "cpu", "checkpoint_steps": 1}
-WORDS = {"sessions": 1, "training": QUICK, "rank": 2, "skip_rank": 2}
+WORDS = {"sessions": 1, "training": QUICK}
 SMALL = {"width": 16, "blocks": 2, "projector": 8, "start_rank": 8, "dropout": 0.1}
 
 
@@ -69,7 +70,8 @@ def held_out():
 
 
 def run(base, study, targets, arm="both", **words):
-    return adapt(base, study, targets, NEW, arm=arm, progress=False, **{**WORDS, **words})
+    small = {name: 2 for name in ("rank", "skip_rank") if name in settings_of_arm(arm)}
+    return adapt(base, study, targets, NEW, arm=arm, progress=False, **{**WORDS, **small, **words})
 
 
 def same(one, two):
@@ -256,6 +258,37 @@ def test_what_is_refused(base, study, targets):
     leaky = Targets(targets.ids, targets.tokens, targets.pooled, targets.encoder, study.stimuli.ids)
     with pytest.raises(LeakageError, match="fitted on 50 stimuli outside"):
         run(base, study, leaky)
+
+
+@pytest.mark.parametrize(
+    ("arm", "words", "message"),
+    [
+        (
+            "full",
+            {"lora": ["out"]},
+            r"lora = \['out'\] is a setting of the arms lora and both, found arm 'full', which has voxel",
+        ),
+        (
+            "from-scratch",
+            {"skip_rank": 3},
+            "skip_rank = 3 is a setting of the arms skip-lora and both, found arm 'from-scr",
+        ),
+        ("ridge-only", {"rank": 3}, "rank = 3 is a setting of the arms lora and both, found arm 'ridge-only'"),
+        (
+            "lora",
+            {"decorrelation": 0.5},
+            "decorrelation = 0.5 is a setting .*which has voxel_dropout, lora, rank, alpha, dr",
+        ),
+        ("skip-lora", {"dropout": 0.1}, "dropout = 0.1 is a setting .*found arm 'skip-lora'"),
+        ("both", {"training": {"class_weight": 1.0}}, "class_weight = 1 needs a decoder with a head for classes"),
+    ],
+    ids=str,
+)
+def test_settings_that_the_arm_has_no_use_for_are_refused(arm, words, message, base, study, targets, tmp_path):
+    with pytest.raises(InputError, match=message):
+        run(base, study, targets, arm, out=tmp_path / "run", **words)
+    assert not (tmp_path / "run").exists()
+    assert run(base, study, targets, arm, voxel_dropout=0.1, training={**QUICK, "epochs": 1}).voxel_dropout.p == 0.1
 
 
 def test_input_layers_may_learn_at_a_rate_of_their_own(base, study, targets):

@@ -153,9 +153,16 @@ def test_with_nothing_of_ones_own_the_router_does(study: Study, targets: Targets
     decoder = of_two(study, targets, router=("data", "anatomy"), anatomy=("sulc", "curvature"))
     added = add_subject(decoder, study, targets, "sub-03", sessions=2, progress=False)
     assert added.provenance["newcomers"]["sub-03"]["trained"] == 0
+    with pytest.raises(InputError, match=r"training settings \(epochs\) have no use: .*nothing is trained"):
+        add_subject(decoder, study, targets, "sub-03", sessions=2, progress=False, training={"epochs": 3})
     assert added.anatomies is not None
     assert not torch.equal(added.anatomies.vectors[2], added.anatomies.mean)
     assert added.predict(study.split("test").responses("sub-03"), "sub-03").shape[1:] == targets.shape("pooled")
+
+
+def test_a_weight_of_classes_needs_a_head_for_them(study: Study, targets: Targets, private: WillsAligner) -> None:
+    with pytest.raises(InputError, match="class_weight = 1 needs a decoder with a head for classes"):
+        add_subject(private, study, targets, "sub-03", progress=False, training={"class_weight": 1.0})
 
 
 def test_who_cannot_be_added_is_refused(study: Study, targets: Targets, private: WillsAligner) -> None:
@@ -173,7 +180,7 @@ def test_who_cannot_be_added_is_refused(study: Study, targets: Targets, private:
     ridge = fit("ridge", study, targets, subjects=["sub-01"], progress=False)
     with pytest.raises(InputError, match="ridge has no experts"):
         add_subject(ridge, study, targets, "sub-03", progress=False)
-    settings = {**SMALL, "stage2": "none"}
+    settings = {key: value for key, value in SMALL.items() if key not in ("experts", "rank")} | {"stage2": "none"}
     plain = fit(
         "wills-aligner",
         study,

@@ -281,7 +281,8 @@ def test_a_head_for_classes_is_trained_by_the_presets(study: Study, targets: Tar
         layers = load_preset("decoders", "wills-aligner", preset)["training"]
         assert TrainingConfig.build({k: v for k, v in layers.items() if k != "stage2"}).class_weight == 1.0
     training = {"epochs": 1, "batch_size": 48}
-    settings: dict[str, Any] = {**SMALL, "stage2": "none", "preset": "small", "training": training}
+    trunk = {key: value for key, value in SMALL.items() if key not in ("experts", "rank")}
+    settings: dict[str, Any] = {**trunk, "stage2": "none", "preset": "small", "training": training}
     decoder = fit("wills-aligner", study, targets, aligner=aligner, progress=False, **settings)
     assert bool((decoder.class_head.bias != 0).all())
     # without classes the weight of the preset asks for nothing
@@ -289,8 +290,10 @@ def test_a_head_for_classes_is_trained_by_the_presets(study: Study, targets: Tar
 
 
 def test_a_stage_that_is_not_there_cannot_be_set(study: Study, targets: Targets, aligner: Aligner) -> None:
-    with pytest.raises(InputError, match="stage2"):
+    with pytest.raises(InputError, match=r"experts = 3 has no use: stage2 = 'none' has no experts; rank = 2"):
         fitted(study, targets, aligner, stage2="none")
+    with pytest.raises(InputError, match="unknown stage of wills-aligner: 'stage2'"):
+        fit("wills-aligner", study, targets, aligner=aligner, progress=False, stage2="none", training=TRAINING)
     decoder = fit(
         "wills-aligner", study, targets, aligner=aligner, progress=False, stage2="none", training={"epochs": 1}, width=8
     )

@@ -63,7 +63,12 @@ def adapt(
             opened = opened.using(split)
         name = person_named(subject, opened.subjects)
         if read_json(folder / "config.json").get("decoder") == "wills-aligner":
-            _add_to_wills_aligner(folder, opened, name, sessions, arm, out, targets, seed, training, adapter, json)
+            if arm != "both" or adapter or preset is not None:
+                raise InputError(
+                    "a wills-aligner has no arms, no adapter settings and no presets of adaptation: a new person gets "
+                    "gates over its experts; only settings of training are taken (--set training.KEY=)"
+                )
+            _add_to_wills_aligner(folder, opened, name, sessions, out, targets, seed, training, json)
             return
         adapted = run(
             folder,
@@ -96,12 +101,10 @@ def _add_to_wills_aligner(
     study: Study,
     name: str,
     sessions: float | None,
-    arm: str,
     out: Path | None,
     targets: Path | None,
     seed: int,
     training: dict[str, Any],
-    adapter: dict[str, Any],
     json: Path | None,
 ) -> None:
     """A person for the experts of a wills-aligner, which has no arms: what is trained is the person's own."""
@@ -109,10 +112,6 @@ def _add_to_wills_aligner(
     from phosphene.files import write_json
     from phosphene.training.newcomer import add_subject
 
-    if arm != "both" or adapter:
-        raise InputError(
-            "a wills-aligner has no arms and no adapter settings: a new person gets gates over its experts"
-        )
     if out is None:
         raise InputError("a wills-aligner with a new person is written as a whole: name a run folder (--out)")
     adapted = add_subject(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from phosphene.cli.options import Config, Json, Seed, Set, StudyFile, Subjects, given_settings
+from phosphene.errors import InputError
 
 if TYPE_CHECKING:
     from phosphene.alignment import Aligner, IscReport
@@ -30,7 +31,9 @@ def align(
     ),
     measure: Annotated[str, typer.Option("--measure", help="Measure on this part, or: none.")] = "test",
     subjects: Subjects = None,
-    bootstrap: Annotated[int, typer.Option("--bootstrap", help="Resamples of stimuli for the intervals.")] = 500,
+    bootstrap: Annotated[
+        int | None, typer.Option("--bootstrap", help="Resamples of stimuli for the intervals; default 500.")
+    ] = None,
     seed: Seed = 0,
     config: Config = None,
     assignments: Set = None,
@@ -41,6 +44,8 @@ def align(
     from phosphene.files import write_json
     from phosphene.recordings import Study
 
+    if measure == "none" and (bootstrap is not None or seed):
+        raise InputError("--bootstrap and --seed are of the measurement, which --measure none leaves out")
     aligner = make_aligner(method, **given_settings(config, assignments))
     with Study.open(study) as opened:
         if split is not None:
@@ -51,7 +56,7 @@ def align(
         aligner.fit(fitted)
         before = after = None
         if measured is not None:
-            words: dict[str, Any] = {"n_boot": bootstrap, "seed": seed}
+            words: dict[str, Any] = {"n_boot": 500 if bootstrap is None else bootstrap, "seed": seed}
             before = inter_subject_correlation(unaligned(measured), measured, label="before", **words)
             after = inter_subject_correlation(aligner, measured, label="after", **words)
     facts = _facts(aligner, before, after)

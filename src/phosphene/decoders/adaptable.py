@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from phosphene.encoders import Targets
     from phosphene.recordings import StudyView
 
-__all__ = ["ADAPTER_ARMS", "AdaptableDecoder", "AdapterConfig"]
+__all__ = ["ADAPTER_ARMS", "AdaptableDecoder", "AdapterConfig", "check_of_arm", "settings_of_arm"]
 
 FORMAT = "phosphene-person"
 
@@ -38,6 +38,33 @@ ADAPTER_ARMS: dict[str, tuple[bool, bool]] = {
     "both": (True, True),
 }
 """What a person may get beside an input layer: (LoRA, Skip-LoRA)."""
+
+_OF_LORA = ("lora", "rank", "alpha", "dropout")
+_OF_SKIPS = ("skip_rank", "skip_alpha", "skip_tokens", "activation", "decorrelation")
+
+
+def settings_of_arm(arm: str) -> tuple[str, ...]:
+    """Names of the settings of `AdapterConfig` for which an arm has a use."""
+    lora, skip = ADAPTER_ARMS.get(arm, (False, False))
+    return ("voxel_dropout", *(_OF_LORA if lora else ()), *(_OF_SKIPS if skip else ()))
+
+
+def check_of_arm(arm: str, given: Mapping[str, Any]) -> None:
+    """Refuse settings of adapters that an arm does not have.
+
+    Raises
+    ------
+    InputError
+        Naming them, the arms that have them, and what this one has.
+    """
+    known = settings_of_arm(arm)
+    for name, value in given.items():
+        if name not in known:
+            arms = [each for each in ADAPTER_ARMS if name in settings_of_arm(each)]
+            raise InputError(
+                f"{name} = {value!r} is a setting of the arms {' and '.join(arms)}, found arm {arm!r}, which has "
+                f"{', '.join(known)}"
+            )
 
 
 class AdapterConfig(Settings):

@@ -69,6 +69,11 @@ class MindTunerConfig(DecoderConfig):
     start: Literal["ridge", "random"] = "ridge"
     start_rank: int = Field(512, ge=1)
 
+    def without_use(self) -> dict[str, str]:
+        """Settings of blocks and branches, where there are none."""
+        idle = {} if self.blocks else dict.fromkeys(("hidden_ratio", "dropout"), "blocks = 0")
+        return idle if self.blocks or self.projector else {**idle, "branch_scale": "blocks = 0 and projector = 0"}
+
 
 class MindTuner(AdaptableDecoder):
     """Ridge layers by person, a residual backbone shared by all, heads for target and retrieval, adapters by person."""

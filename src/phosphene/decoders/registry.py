@@ -58,7 +58,7 @@ def make_decoder(
     target_shape : (tokens, width) or (width,)
         What is to be predicted: a grid of tokens, or one pooled embedding.
     **settings
-        Settings of the decoder's config; unknown ones are refused.
+        Settings of the decoder's config; unknown ones are refused, and those that the others leave without a use.
 
     Examples
     --------
@@ -68,4 +68,6 @@ def make_decoder(
     """
     cls = decoder_class(name)
     layers = load_preset("decoders", name, preset).get("decoder", {}) if preset else {}
-    return cls(cls.Config.build(layers, settings), subjects, tuple(target_shape))
+    config = cls.Config.build(layers, settings)
+    config.check_given(settings)
+    return cls(config, subjects, tuple(target_shape))

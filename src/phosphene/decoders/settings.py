@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from phosphene.errors import InputError
 from phosphene.settings import Settings
 
 __all__ = ["ClassesConfig", "DecoderConfig", "Episodes"]
@@ -21,6 +22,22 @@ class DecoderConfig(Settings):
     """
 
     pool_subjects: bool = False
+
+    def without_use(self) -> dict[str, str]:
+        """Settings that the others leave without a use, and why, in words."""
+        return {}
+
+    def check_given(self, given: Iterable[str]) -> None:
+        """Refuse settings that were asked for and have no use; those of a preset do not count.
+
+        Raises
+        ------
+        InputError
+        """
+        idle = self.without_use()
+        if found := [name for name in given if name in idle]:
+            words = "; ".join(f"{name} = {getattr(self, name)!r} has no use: {idle[name]}" for name in found)
+            raise InputError(f"settings of {type(self).__name__}: {words}")
 
 
 class ClassesConfig(DecoderConfig):

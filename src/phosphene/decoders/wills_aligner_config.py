@@ -13,6 +13,10 @@ from phosphene.nn.router import RouterKind
 __all__ = ["WillsAlignerConfig"]
 
 _SPECTRAL = ("patches", "filters", "hidden", "heads", "queries")
+_OF_STAGE2 = (
+    *("experts", "rank", "alpha", "insert", "private", "router", "anatomy", "gate", "top", "temperature"),
+    *("id_dropout", "balance_weight", "balance_sharpness", "inner_steps", "inner_rate"),
+)
 
 
 class WillsAlignerConfig(ClassesConfig):
@@ -100,8 +104,7 @@ class WillsAlignerConfig(ClassesConfig):
         if self.trunk == "lite-mind":
             LiteMindConfig.build({key: getattr(self, key) for key in ("width", *_SPECTRAL)})
         else:
-            fields = type(self).model_fields
-            strange = [key for key in _SPECTRAL if getattr(self, key) != fields[key].default]
+            strange = self.changed(_SPECTRAL)
             if strange:
                 raise ValueError(f"{', '.join(strange)} belong to the trunk lite-mind, found trunk 'mlp'")
         if ("anatomy" in self.router) != bool(self.anatomy):
@@ -113,3 +116,18 @@ class WillsAlignerConfig(ClassesConfig):
         if self.stage2 == "meta" and "person" not in self.router and not self.private:
             raise ValueError("stage2 'meta' adapts what is a person's own: a router with 'person', or private = true")
         return self
+
+    def without_use(self) -> dict[str, str]:
+        """Settings of a linear path or of a second stage that is not there, or that is another one."""
+        idle = {} if self.linear_rank else {"branch_scale": "linear_rank = 0 has no linear path"}
+        if self.stage2 == "none":
+            return idle | dict.fromkeys(_OF_STAGE2, "stage2 = 'none' has no experts")
+        if self.stage2 != "meta":
+            idle |= dict.fromkeys(("inner_steps", "inner_rate"), f"for stage2 = 'meta', found {self.stage2!r}")
+        if self.gate != "top-k":
+            idle["top"] = f"for gate = 'top-k', found {self.gate!r}"
+        if "person" not in self.router:
+            idle["id_dropout"] = "for a router with 'person'"
+        if not self.balance_weight:
+            idle["balance_sharpness"] = "balance_weight = 0"
+        return idle

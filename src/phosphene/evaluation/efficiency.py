@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from phosphene.decoders.adaptable import AdaptableDecoder, AdapterConfig, check_of_arm, settings_of_arm
+from phosphene.decoders.registry import decoder_class
 from phosphene.errors import InputError, unknown
 from phosphene.evaluation.evaluate import evaluate
 from phosphene.files import atomic_path, read_json, write_json
@@ -168,12 +170,13 @@ def efficiency(
     sessions : sequence of float
         Of the new person; 0.5 is the first half of the first session.
     people : sequence of int
-        How many people are trained on before.
+        How many people are trained on before; of no account for ``"from-scratch"``, which takes the first number.
     arms : sequence of str
-        Of `adapt`; ``"from-scratch"`` does not depend on the people before and is run once.
+        Of `adapt`; ``"from-scratch"`` does not depend on the people before and is run once a seed.
     seeds : sequence of int
     training, adapting, adapter : mapping, optional
-        Settings of both trainings, and of the adapters, over those of the presets.
+        Settings of both trainings, and of the adapters, over those of the presets. Every arm gets those of the
+        adapters it has; one that none of the arms has is refused.
     report : callable
         Told of every finished point.
     progress : bool
@@ -187,9 +190,17 @@ def efficiency(
         raise unknown("subject", subject, study.subjects)
     if wrong := [arm for arm in arms if arm not in ARMS]:
         raise unknown("arm", wrong[0], ARMS)
+    if not arms or not seeds:
+        raise InputError(f"one arm and one seed are needed at least, found {len(arms)} and {len(seeds)}")
+    adapter = AdapterConfig.build(adapter).model_dump(include=set(adapter or {}))
+    if idle := [name for name in adapter if not any(name in settings_of_arm(arm) for arm in arms)]:
+        check_of_arm(arms[0], {idle[0]: adapter[idle[0]]})
+    if not issubclass(decoder_class(decoder), AdaptableDecoder):
+        raise InputError(f"{decoder} has no shared weights to which a person could be adapted; mindtuner has")
     others = [name for name in study.subjects if name != subject]
     recorded = len(np.unique(study.recordings[subject].trials["session"]))
     sizes = _within("people before", people, len(others), study.name)
+    sizes = sizes[:1] if set(arms) == {_ALONE} else sizes
     lengths = _within(f"sessions of {subject}", sessions, recorded, study.name)
     out, points = Path(out), []
     for seed, (number, size) in itertools.product(seeds, enumerate(sizes)):
@@ -224,7 +235,7 @@ def efficiency(
                 seed=seed,
                 progress=progress,
                 training=adapting,
-                **(adapter or {}),
+                **{name: value for name, value in adapter.items() if name in settings_of_arm(arm)},
             )
             if not (folder / "point.json").exists():
                 before = 0 if alone else size

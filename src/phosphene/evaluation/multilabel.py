@@ -221,11 +221,19 @@ def evaluate_labels(
     Raises
     ------
     InputError
-        For decoders without classes, or with different ones; when no class has a positive.
+        For decoders without classes, or with different ones; two methods of one name; nobody to score; when no class
+        has a positive.
     LeakageError
         When a decoder was fitted on what is scored.
     """
-    methods = {name or decoder.name: decoder, **(rivals or {})}
+    first = name or decoder.name
+    if first in (rivals or {}):
+        raise InputError(f"a rival is called {first!r} like the decoder itself: give one of them another name (name=)")
+    if subjects is not None and not subjects:
+        raise InputError("subjects is empty: name at least one person")
+    if repeats is not None and repeats < 1:
+        raise InputError(f"repeats must be at least 1, or None for all of them; found {repeats}")
+    methods = {first: decoder, **(rivals or {})}
     columns, classes = _classes_of(methods)
     view = study.split(role)
     for one in methods.values():

@@ -100,7 +100,7 @@ def text_retrieval(
     *,
     role: str = "test",
     subjects: Sequence[str] | None = None,
-    what: Literal["target", "embedding"] = "target",
+    what: Literal["target", "embedding"] | None = None,
     name: str | None = None,
     n_boot: int = 1000,
     seed: int = 0,
@@ -123,8 +123,8 @@ def text_retrieval(
     subjects : sequence of str, optional
         Default: all whom the decoder knows.
     what : {"target", "embedding"}
-        Which output of the decoder goes through the pivot: the predicted target, or what it compares with targets.
-        Without a pivot it is always the embedding.
+        Which output of the decoder goes through the pivot: the predicted target (default), or what it compares with
+        targets. Without a pivot it is the embedding, and nothing else.
     name : str, optional
         Of the method.
     n_boot, seed : int
@@ -145,6 +145,11 @@ def text_retrieval(
     view = study.split(role)
     fold = Fold(study.current_split, study, decoder, texts, view, None)
     refuse_leakage(fold)
+    if pivot is None and what == "target":
+        raise InputError(
+            "what = 'target' is for a pivot; without one the decoder's own embedding is compared with text"
+        )
+    what = what or ("embedding" if pivot is None else "target")
     if pivot is None:
         if decoder.encoder is not None:
             texts.require(decoder.encoder, f"this {decoder.name} decoder")
@@ -205,7 +210,7 @@ def _person(
     distinct, first, which = np.unique(item, return_index=True, return_inverse=True)
     if len(distinct) < 2:
         raise InputError(f"{person} saw {len(distinct)} different captions in the {view.role} part; two are needed")
-    said = decoder.predict(responses, person, what="embedding" if pivot is None else what)
+    said = decoder.predict(responses, person, what=what)
     said = said.reshape(len(said), -1) if pivot is None else pivot.predict(said)
     gallery = texts.of(ids[first], "pooled")
     mean = np.zeros((len(distinct), said.shape[1]))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from phosphene.decoders.adaptable import ADAPTER_ARMS, AdaptableDecoder, AdapterConfig
+from phosphene.decoders.adaptable import ADAPTER_ARMS, AdaptableDecoder, AdapterConfig, check_of_arm
 from phosphene.decoders.base import Decoder
 from phosphene.decoders.seen import seen_together
 from phosphene.errors import InputError, unknown
@@ -23,6 +23,7 @@ from phosphene.nn.freezing import adapter_names, frozen, train_only, trainable
 from phosphene.settings import load_preset, merge, presets
 from phosphene.training.bench import (
     Bench,
+    check_classes,
     prepare,
     refuse_leakage,
     shown_stimuli,
@@ -102,7 +103,7 @@ def adapt(
     training : mapping, optional
         Settings of `TrainingConfig` over those of the preset.
     **adapter
-        Settings of `AdapterConfig` over those of the preset.
+        Settings of `AdapterConfig` over those of the preset; those of layers that the arm does not have are refused.
 
     Returns
     -------
@@ -116,8 +117,9 @@ def adapt(
     Raises
     ------
     InputError
-        For an unknown person or arm, a person the decoder knows, no training trials, more sessions than there are,
-        targets of another encoder, decoders that cannot be adapted, a folder of another run.
+        For an unknown person or arm, settings that the arm has no use for, a person the decoder knows, no training
+        trials, more sessions than there are, targets of another encoder, decoders that cannot be adapted, a folder of
+        another run.
     LeakageError
         When the targets' encoder was fitted on stimuli outside of the training part.
     """
@@ -226,7 +228,10 @@ def _settings(
     table = layers.get("adapting", {})
     plain = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
     config = TrainingConfig.build(merge(plain, table.get(arm, {})), training)
-    return config, AdapterConfig.build(layers.get("adapter", {}), adapter)
+    check_classes(base, float(training.get("class_weight", 0.0)))
+    settings = AdapterConfig.build(layers.get("adapter", {}), adapter)
+    check_of_arm(arm, adapter)
+    return config, settings
 
 
 def _run_folder(home: Path | None, out: str | Path | None, subject: str, facts: Mapping[str, Any]) -> RunFolder | None:

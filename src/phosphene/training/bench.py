@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bench",
+    "check_classes",
     "outcome",
     "prepare",
     "refuse_leakage",
@@ -58,6 +59,20 @@ def refuse_leakage(study: Study, view: StudyView, targets: Targets) -> None:
             f"the encoder of these targets ({targets.encoder.label}) was fitted on {len(outside)} stimuli outside of "
             f"the training part of split {view.split_name!r}, such as {', '.join(outside[:5])}; fit it (or pretrain "
             "its model) on that part: fit_on=study.split('train').stimulus_ids"
+        )
+
+
+def check_classes(decoder: Decoder, weight: float) -> None:
+    """Refuse a weight of classes where the decoder has no head for them.
+
+    Raises
+    ------
+    InputError
+    """
+    if weight and not (isinstance(decoder.config, ClassesConfig) and decoder.config.classes):
+        raise InputError(
+            f"class_weight = {weight:g} needs a decoder with a head for classes and their columns (class_columns); "
+            f"this {decoder.name} has none"
         )
 
 

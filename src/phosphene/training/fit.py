@@ -20,6 +20,7 @@ from phosphene.settings import load_preset, merge, presets
 from phosphene.stimuli.multilabel import find_classes
 from phosphene.training.bench import (
     Bench,
+    check_classes,
     prepare,
     refuse_leakage,
     set_aside,
@@ -255,12 +256,8 @@ def _check_stages(decoder: Decoder, configs: Mapping[str, TrainingConfig], asked
     for name in asked:
         if isinstance(asked[name], Mapping) and name not in decoder.stages():
             raise unknown(f"stage of {decoder.name}:", name, decoder.stages())
+    check_classes(decoder, weight)
     known = decoder.config.classes if isinstance(decoder.config, ClassesConfig) else ()
-    if weight and not known:
-        raise InputError(
-            f"class_weight = {weight:g} needs a decoder with a head for classes and their columns (class_columns); "
-            f"this {decoder.name} has none"
-        )
     if known and not decoder.closed_form and not any(_of_stage(configs, s).class_weight for s in decoder.stages()):
         raise InputError(
             f"class_columns make a head for {len(known)} classes, which class_weight = 0 would leave untrained; "

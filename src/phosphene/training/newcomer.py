@@ -19,7 +19,7 @@ from phosphene.decoders.wills_aligner import WillsAligner
 from phosphene.errors import InputError
 from phosphene.nn.freezing import frozen
 from phosphene.training.adapt import scarce_view
-from phosphene.training.bench import prepare, refuse_leakage, train_on, training_content
+from phosphene.training.bench import check_classes, prepare, refuse_leakage, train_on, training_content
 from phosphene.training.in_front import aligner_with
 from phosphene.training.launch import launch
 from phosphene.training.run_folder import RunFolder
@@ -70,7 +70,8 @@ def add_subject(
     seed : int
     progress : bool
     training : mapping, optional
-        Settings of `TrainingConfig` over those of the decoder's own second stage.
+        Settings of `TrainingConfig` over those of the decoder's own second stage; refused where nothing is a person's
+        own.
 
     Returns
     -------
@@ -90,7 +91,13 @@ def add_subject(
     base = _checked(decoder, targets, subject)
     refuse_leakage(study, study.split("train"), targets)
     view = scarce_view(study, subject, sessions)
+    if training and not base.own(next(iter(base.subjects))):
+        raise InputError(
+            f"training settings ({', '.join(training)}) have no use: with router = {base.config.router} and "
+            "private = False nothing in this wills-aligner is a person's own, and nothing is trained"
+        )
     config = TrainingConfig.build(base.provenance["stage2"]["training"], {"mixing_fraction": 0.0}, training or {})
+    check_classes(base, float((training or {}).get("class_weight", 0.0)))
     facts = {
         "subject": subject,
         "sessions": list(view.sessions(subject)),

@@ -13,11 +13,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -50,7 +50,8 @@ class PivotConfig(Settings):
     Attributes
     ----------
     epochs : int
-        Passes over the pairs by the contrastive loss; 0 stays at the ridge solution.
+        Passes over the pairs by the contrastive loss; 0 stays at the ridge solution, and settings of the passes are
+        refused beside it.
     batch_size : int
         Pairs of a step.
     learning_rate, weight_decay : float
@@ -60,7 +61,7 @@ class PivotConfig(Settings):
     validation_fraction : float
         Share of the captions set aside to choose the best epoch; the ridge solution is epoch 0.
     patience : int
-        Epochs without improvement after which it stops; 0 never stops early.
+        Epochs without improvement after which it stops; 0 never stops early. Without validation it has no use.
     """
 
     epochs: int = Field(30, ge=0)
@@ -70,6 +71,15 @@ class PivotConfig(Settings):
     temperature: float = Field(0.05, gt=0, le=10)
     validation_fraction: float = Field(0.1, ge=0, le=0.5)
     patience: int = Field(5, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        of_passes = ("batch_size", "learning_rate", "weight_decay", "temperature", "patience")
+        if not self.epochs and (idle := self.changed(of_passes)):
+            raise ValueError(f"{', '.join(idle)}: no use with epochs = 0, which stays at the ridge solution")
+        if not self.validation_fraction and (idle := self.changed(["patience"])) and self.patience:
+            raise ValueError(f"{idle[0]} needs validation_fraction above 0")
+        return self
 
 
 class Pivot:
