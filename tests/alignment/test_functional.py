@@ -69,7 +69,7 @@ def test_maps_of_procrustes_and_srm_come_back_through_the_transpose() -> None:
     view = shared_study().split("train")
     for name in ("procrustes", "srm"):
         aligner = make_aligner(name).fit(view)
-        matrix = aligner.matrix("sub-02").astype(np.float64)
+        matrix = np.asarray(aligner.matrix("sub-02"), dtype=np.float64)
         within = np.random.default_rng(0).normal(size=(3, 44)) @ matrix  # maps that the person can have
         back = aligner.inverse("sub-02", within)
         np.testing.assert_allclose(back @ matrix, within, atol=1e-4)

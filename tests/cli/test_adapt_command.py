@@ -74,7 +74,9 @@ def test_a_person_is_added_to_the_decoder(study: Path, trained: Path, tmp_path: 
 def test_the_whole_arms_want_a_folder(study: Path, trained: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="name a run folder"):
         _run(trained, study, "--subject", 3, "--arm", "full")
-    said = _run(trained / "decoder", study, "--subject", "sub-03", "--arm", "full", "--out", tmp_path / "run", *SHORT[:4])
+    said = _run(
+        trained / "decoder", study, "--subject", "sub-03", "--arm", "full", "--out", tmp_path / "run", *SHORT[:4]
+    )
     assert "sub-03 of this person alone" in said
     assert list(Decoder.load(tmp_path / "run" / "decoder").subjects) == ["sub-03"]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from scipy import sparse
 
+from phosphene.alignment.factored import Factored, Matrix, onto, parts_of, reached
 from phosphene.errors import InputError, LeakageError, unknown
 from phosphene.files import digest
 from phosphene.recordings.recording import named_regions
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from phosphene.recordings import StudyView
 
 __all__ = ["TRAINING_ROLES", "Aligner", "AlignerSettings", "Matrix", "PersonMap", "Template"]
-
-Matrix = Any  # scipy.sparse.csr_array or ndarray: scipy has no types
 
 TRAINING_ROLES = ("train", "validation", "align")  # what a functional aligner may look at
 _RCOND = 0.01  # of a pseudo-inverse: what a map hardly passed is not brought back
@@ -99,7 +98,7 @@ class PersonMap:
 
     Attributes
     ----------
-    matrix : (V_s, V) csr_array or ndarray of float32
+    matrix : (V_s, V) csr_array, Factored or ndarray of float32
     mean : (V_s,) ndarray of float32
     offset : (V,) ndarray of float32
     covered : (V,) ndarray of bool
@@ -120,8 +119,7 @@ class PersonMap:
             matrix = sparse.csr_array(matrix)
             matrix.sum_duplicates()
         if covered is None:
-            reached = abs(matrix).sum(axis=0) if sparse.issparse(matrix) else np.abs(matrix).sum(axis=0)
-            covered = np.asarray(reached).ravel() > 0
+            covered = reached(matrix, 0)
         zeros = np.zeros
         return cls(
             matrix,
@@ -135,22 +133,18 @@ class PersonMap:
         """Voxels of the person."""
         return int(self.matrix.shape[0])
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> PersonMap:
+        return self  # a map is never changed, and may be large: copies of an aligner share it
+
     def take(self, rows: np.ndarray) -> PersonMap:
         """The map onto some places of the template."""
-        return PersonMap(self.matrix[:, rows], self.mean, self.offset[rows], self.covered[rows])
+        return PersonMap(onto(self.matrix, rows), self.mean, self.offset[rows], self.covered[rows])
 
     def apply(self, responses: np.ndarray) -> np.ndarray:
         """Responses ``(n, V_s)`` in the template, float32 ``(n, V)``; NaN where the person covers nothing."""
         aligned = np.asarray((responses - self.mean) @ self.matrix, dtype=np.float32) + self.offset
         aligned[:, ~self.covered] = np.nan
         return aligned
-
-
-def _parts(matrix: Matrix) -> tuple[np.ndarray, ...]:
-    if not sparse.issparse(matrix):
-        return (matrix,)
-    # indices are 32 or 64 bits wide as scipy likes: the width is no part of what the map says
-    return (matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64), matrix.data)
 
 
 class Aligner(ABC):
@@ -283,7 +277,7 @@ class Aligner(ABC):
         arrays = [
             np.ascontiguousarray(part).tobytes()
             for person in self.people.values()
-            for part in (*_parts(person.matrix), person.mean, person.offset, person.covered)
+            for part in (*parts_of(person.matrix).values(), person.mean, person.offset, person.covered)
         ]
         content = hashlib.sha256(b"".join(hashlib.sha256(array).digest() for array in arrays)).hexdigest()
         return digest(self.name, self.template.digest, *self.people, content)
@@ -296,7 +290,7 @@ class Aligner(ABC):
         return self.people[subject]
 
     def matrix(self, subject: str) -> Matrix:
-        """The map ``(V_s, V)``, sparse where it is."""
+        """The map ``(V_s, V)``, sparse or factored where it is; ``np.asarray`` makes the latter whole."""
         return self.person(subject).matrix
 
     def covered(self, subject: str) -> np.ndarray:
@@ -405,12 +399,13 @@ class Aligner(ABC):
         if subject not in self._backwards:
             self._backwards[subject] = self._backward(person)
         native = np.asarray(values @ self._backwards[subject], dtype=np.float32)
-        weights = abs(person.matrix) if sparse.issparse(person.matrix) else np.abs(person.matrix)
-        native[..., np.asarray(weights.sum(axis=1)).ravel() == 0] = np.nan
+        native[..., ~reached(person.matrix, 1)] = np.nan
         return native
 
     def _backward(self, person: PersonMap) -> Matrix:
         """The map ``(V, V_s)`` from the template back to the voxels."""
+        if isinstance(person.matrix, Factored):
+            return person.matrix.pinv(_RCOND)
         if not sparse.issparse(person.matrix):
             return np.linalg.pinv(person.matrix, rcond=_RCOND)
         totals = np.asarray(person.matrix.sum(axis=1)).ravel()

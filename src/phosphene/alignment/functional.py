@@ -13,6 +13,7 @@ from pydantic import Field
 from phosphene.alignment import one_grid
 from phosphene.alignment.anatomical import Anatomical
 from phosphene.alignment.base import Aligner, AlignerSettings, PersonMap, Template
+from phosphene.alignment.factored import factored
 from phosphene.alignment.resampling import AnatomicalSettings
 from phosphene.alignment.shared import mean_responses, shared_stimuli, units_of
 from phosphene.alignment.solvers import inner_folds, thin_svd
@@ -93,7 +94,7 @@ class Lesson:
 
     def mapped(self, weights: np.ndarray, offset: np.ndarray) -> PersonMap:
         """The map of weights ``(r, V)`` on the coordinates; it says something about every place."""
-        return PersonMap.of(self.basis @ weights, self.mean, offset, np.ones(weights.shape[1], dtype=bool))
+        return PersonMap.of(factored(self.basis, weights), self.mean, offset, np.ones(weights.shape[1], dtype=bool))
 
 
 def common_target(view: StudyView, responses: Mapping[str, np.ndarray], reference: str | None) -> Target:

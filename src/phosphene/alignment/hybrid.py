@@ -18,6 +18,7 @@ from scipy import sparse
 
 from phosphene.alignment.anatomical import Anatomical
 from phosphene.alignment.base import PersonMap
+from phosphene.alignment.factored import factored
 from phosphene.alignment.functional import Components, Functional, FunctionalSettings, Lesson, limited
 from phosphene.alignment.procrustes import COMPONENTS
 from phosphene.alignment.resampling import AnatomicalSettings
@@ -114,11 +115,11 @@ class Hybrid(Functional):
         offset = response.mean(axis=0, dtype=np.float64)
         if weight == 0:
             return place
-        functional = lesson.basis @ self._functional(lesson, response - offset)
+        functional = self._functional(lesson, response - offset)
         share = np.where(place.covered, weight, 1.0)
         anatomical = place.matrix @ sparse.diags_array(1 - share)
         return PersonMap.of(
-            np.asarray(functional * share + anatomical),
+            factored(lesson.basis, functional * share, sparse.csr_array(anatomical)),
             lesson.mean,
             share * offset + lesson.mean @ anatomical,
             np.ones(len(offset), dtype=bool),

@@ -7,13 +7,13 @@ principal components are rotated, as many as inner folds choose, is our choice: 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import Field
 from scipy import sparse
 
-from phosphene.alignment.base import Matrix, PersonMap
+from phosphene.alignment.base import PersonMap
 from phosphene.alignment.functional import Components, Functional, FunctionalSettings, Lesson, common_target, limited
 from phosphene.alignment.solvers import choose, procrustes_map, procrustes_path
 from phosphene.errors import InputError
@@ -84,10 +84,3 @@ class Procrustes(Functional):
         offset = response.mean(axis=0, dtype=np.float64)
         components = self._choose(lesson, response - offset)
         return lesson.mapped(procrustes_map(lesson.centred, response - offset, components), offset)
-
-    def _backward(self, person: PersonMap) -> Matrix:
-        """The transpose over the squared scale: the inverse within the components that are rotated."""
-        if sparse.issparse(person.matrix):
-            return super()._backward(person)
-        scale: Any = np.linalg.norm(person.matrix, 2)
-        return person.matrix.T / scale**2

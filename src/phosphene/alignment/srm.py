@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import Field
 
-from phosphene.alignment.base import Matrix, PersonMap, Template
+from phosphene.alignment.base import PersonMap, Template
 from phosphene.alignment.functional import Components, Functional, FunctionalSettings, Lesson, limited
 from phosphene.alignment.solvers import choose_features, orthonormal_map, shared_response
 from phosphene.table import Table
@@ -59,7 +59,3 @@ class Srm(Functional):
     def _map(self, subject: str, view: StudyView, lesson: Lesson, response: np.ndarray) -> PersonMap:
         offset = response.mean(axis=0, dtype=np.float64)
         return lesson.mapped(orthonormal_map(lesson.centred, response - offset), offset)
-
-    def _backward(self, person: PersonMap) -> Matrix:
-        """The transpose: the columns of the map are orthonormal."""
-        return person.matrix.T

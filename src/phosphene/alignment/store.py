@@ -14,6 +14,7 @@ from scipy import sparse
 
 from phosphene._version import __version__
 from phosphene.alignment.base import Aligner, PersonMap, Template
+from phosphene.alignment.factored import Factored, parts_of
 from phosphene.errors import InputError, unknown
 from phosphene.files import atomic_path, read_json, write_json
 from phosphene.table import Table
@@ -26,7 +27,7 @@ _KEYS = (
     *("format", "version", "software", "aligner", "settings", "template", "people"),
     *("fitted_on", "has_pictures", "provenance", "state", "sha256"),
 )
-_OF_TEMPLATE, _OF_PERSON = ("name", "size", "n_vertices"), ("subject", "voxels", "sparse")
+_OF_TEMPLATE, _OF_PERSON = ("name", "size", "n_vertices"), ("subject", "voxels")
 
 
 def save_aligner(aligner: Aligner, path: str | Path) -> Path:
@@ -37,8 +38,7 @@ def save_aligner(aligner: Aligner, path: str | Path) -> Path:
     tensors = {f"state/{name}": array for name, array in tensors.items()}
     people = []
     for number, (subject, person) in enumerate(aligner.people.items()):
-        is_sparse = sparse.issparse(person.matrix)
-        people.append({"subject": subject, "voxels": person.n_voxels, "sparse": is_sparse})
+        people.append({"subject": subject, "voxels": person.n_voxels})
         tensors |= {f"{number}/{name}": array for name, array in _arrays(person).items()}
     tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     config: dict[str, Any] = {
@@ -116,27 +116,21 @@ def _check_keys(path: Path, lead: str, found: Any, known: Sequence[str]) -> None
 
 
 def _arrays(person: PersonMap) -> dict[str, np.ndarray]:
-    arrays = {"mean": person.mean, "offset": person.offset, "covered": person.covered.astype(np.uint8)}
-    if not sparse.issparse(person.matrix):
-        return {**arrays, "matrix": person.matrix}
-    matrix = person.matrix
-    return {
-        **arrays,
-        "data": matrix.data,
-        "indices": matrix.indices.astype(np.int64),
-        "indptr": matrix.indptr.astype(np.int64),
-    }
+    plain = {"mean": person.mean, "offset": person.offset, "covered": person.covered.astype(np.uint8)}
+    return {**plain, **parts_of(person.matrix)}
 
 
 def _person(path: Path, tensors: Mapping[str, np.ndarray], number: int, entry: Mapping[str, Any]) -> PersonMap:
     try:
         part = {name.split("/", 1)[1]: a for name, a in tensors.items() if name.startswith(f"{number}/")}
-        matrix: Any
-        if entry["sparse"]:
+        thin: Any = None
+        if "data" in part:
             shape = (entry["voxels"], len(part["offset"]))
-            matrix = sparse.csr_array((part["data"], part["indices"], part["indptr"]), shape=shape)
+            thin = sparse.csr_array((part["data"], part["indices"], part["indptr"]), shape=shape)
+        if "left" in part:
+            matrix: Any = Factored(part["left"], part["right"], thin)
         else:
-            matrix = part["matrix"]
+            matrix = part["matrix"] if thin is None else thin
         return PersonMap(matrix, part["mean"], part["offset"], part["covered"].astype(bool))
     except (KeyError, ValueError) as error:
         raise InputError(f"{path / _MAPS} does not fit its config.json: map of {entry['subject']}, {error}") from error

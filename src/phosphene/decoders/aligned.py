@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from scipy import sparse
 from torch import Tensor, nn
+
+from phosphene.alignment.factored import Factored
 
 if TYPE_CHECKING:
     from phosphene.alignment import PersonMap
@@ -24,7 +26,9 @@ class AlignedInput(nn.Module):
     person : PersonMap
     """
 
-    weight: Tensor
+    weight: Tensor | None
+    left: Tensor | None
+    right: Tensor | None
     mean: Tensor
     offset: Tensor
     covered: Tensor
@@ -32,25 +36,31 @@ class AlignedInput(nn.Module):
     def __init__(self, person: PersonMap) -> None:
         super().__init__()
         self.n_voxels, self.size = person.matrix.shape
-        # transposed, so that the sparse factor stands first: torch has a gradient for that order
-        matrix = person.matrix.T
-        if sparse.issparse(matrix):
-            entries = sparse.coo_array(matrix)
-            where = torch.stack([torch.from_numpy(axis.astype("int64")) for axis in entries.coords])
-            weight = torch.sparse_coo_tensor(
-                where, torch.from_numpy(entries.data), matrix.shape, check_invariants=False
-            )
-            weight = weight.coalesce()
-        else:
-            weight = torch.from_numpy(matrix.copy())
-        tensors = {"mean": person.mean, "offset": person.offset, "covered": person.covered}
-        self.register_buffer("weight", weight, persistent=False)
-        for name, array in tensors.items():
-            self.register_buffer(name, torch.from_numpy(array.copy()), persistent=False)
+        matrix, factors = person.matrix, {"left": None, "right": None}
+        if isinstance(matrix, Factored):
+            matrix, factors = matrix.rest, {"left": matrix.left, "right": matrix.right}
+        self.register_buffer("weight", None if matrix is None else _transposed(matrix), persistent=False)
+        arrays = {**factors, "mean": person.mean, "offset": person.offset, "covered": person.covered}
+        for name, array in arrays.items():
+            self.register_buffer(name, None if array is None else torch.from_numpy(array.copy()), persistent=False)
 
     def forward(self, responses: Tensor) -> Tensor:
         """``(b, voxels)`` to ``(b, places)``, float32; zero at places the person does not cover."""
         with torch.autocast(responses.device.type, enabled=False):
             centred = responses.float() - self.mean
-            aligned: Tensor = torch.mm(self.weight, centred.T).T + self.offset
+            aligned = self.offset
+            if self.weight is not None:
+                aligned = aligned + torch.mm(self.weight, centred.T).T
+            if self.left is not None and self.right is not None:
+                aligned = aligned + centred @ self.left @ self.right
             return torch.where(self.covered, aligned, 0.0)
+
+
+def _transposed(matrix: Any) -> Tensor:
+    """So that a sparse factor stands first: torch has a gradient for that order."""
+    if not sparse.issparse(matrix):
+        return torch.from_numpy(matrix.T.copy())
+    entries = sparse.coo_array(matrix.T)
+    where = torch.stack([torch.from_numpy(axis.astype("int64")) for axis in entries.coords])
+    values = torch.from_numpy(entries.data)
+    return torch.sparse_coo_tensor(where, values, entries.shape, check_invariants=False).coalesce()

@@ -1,0 +1,103 @@
+"""Maps of low rank as two thin factors, beside a sparse rest: what n shared stimuli tell has at most the rank n."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+__all__ = ["Factored", "Matrix", "factored", "onto", "parts_of", "reached"]
+
+Matrix = Any  # scipy.sparse.csr_array, ndarray or Factored: scipy has no types
+
+
+@dataclass(frozen=True)
+class Factored:
+    """The matrix ``left @ right + rest`` of shape ``(V_s, V)``, which is never made whole to be applied.
+
+    Attributes
+    ----------
+    left : (V_s, r) ndarray
+    right : (r, V) ndarray
+    rest : (V_s, V) csr_array or None
+
+    Examples
+    --------
+    >>> matrix = Factored(np.ones((3, 1)), np.array([[1.0, 2.0]]))
+    >>> (np.ones((1, 3)) @ matrix).tolist(), matrix.shape
+    ([[3.0, 6.0]], (3, 2))
+    """
+
+    left: np.ndarray
+    right: np.ndarray
+    rest: Any = None
+
+    __array_ufunc__ = None  # a product with an array on the left is left to `__rmatmul__`
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(V_s, V)."""
+        return self.left.shape[0], self.right.shape[1]
+
+    def __rmatmul__(self, rows: np.ndarray) -> np.ndarray:
+        product = (rows @ self.left) @ self.right
+        return product if self.rest is None else np.asarray(product + rows @ self.rest)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        whole = self.left @ self.right
+        if self.rest is not None:
+            whole = np.asarray(whole + self.rest)
+        return whole if dtype is None else whole.astype(dtype, copy=False)
+
+    def astype(self, dtype: Any) -> Factored:
+        """With numbers of another type."""
+        rest = None if self.rest is None else self.rest.astype(dtype)
+        return Factored(self.left.astype(dtype, copy=False), self.right.astype(dtype, copy=False), rest)
+
+    def pinv(self, rcond: float) -> Matrix:
+        """Pseudo-inverse ``(V, V_s)``, without singular values below `rcond` of the largest.
+
+        From the small product of both triangles, ``left = Q_1 R_1`` and ``right.T = Q_2 R_2``; with a rest only by the
+        whole matrix.
+        """
+        if self.rest is not None:
+            return np.linalg.pinv(np.asarray(self), rcond=rcond)
+        (first, one), (second, two) = (np.linalg.qr(each.astype(np.float64)) for each in (self.left, self.right.T))
+        u, values, vt = np.linalg.svd(one @ two.T, full_matrices=False)
+        kept = values > rcond * values.max(initial=0.0)
+        back = Factored(second @ vt[kept].T / values[kept], (first @ u[:, kept]).T)
+        return back.astype(self.left.dtype)
+
+
+def factored(left: np.ndarray, right: np.ndarray, rest: Any = None) -> Matrix:
+    """The matrix ``left @ right + rest``, as factors where these are fewer numbers than the whole, else dense."""
+    matrix = Factored(left, right, rest)
+    return matrix if left.size + right.size < left.shape[0] * right.shape[1] else np.asarray(matrix)
+
+
+def onto(matrix: Matrix, places: np.ndarray) -> Matrix:
+    """The part of a map that leads onto some of the places."""
+    if not isinstance(matrix, Factored):
+        return matrix[:, places]
+    return Factored(matrix.left, matrix.right[:, places], None if matrix.rest is None else matrix.rest[:, places])
+
+
+def reached(matrix: Matrix, axis: int) -> np.ndarray:
+    """Places (axis 0) or voxels (axis 1) that a map has anything to do with, boolean."""
+    if isinstance(matrix, Factored):
+        known = np.abs(matrix.right if axis == 0 else matrix.left).sum(axis=axis) > 0
+        return known if matrix.rest is None else known | reached(matrix.rest, axis)
+    return np.asarray(abs(matrix).sum(axis=axis)).ravel() > 0
+
+
+def parts_of(matrix: Matrix) -> dict[str, np.ndarray]:
+    """The arrays of a map by name: ``matrix``; ``data, indices, indptr``; or ``left, right`` and those of the rest."""
+    if isinstance(matrix, Factored):
+        return {"left": matrix.left, "right": matrix.right, **({} if matrix.rest is None else parts_of(matrix.rest))}
+    if not sparse.issparse(matrix):
+        return {"matrix": matrix}
+    # indices are 32 or 64 bits wide as scipy likes: the width is no part of what the map says
+    indices = {"indices": matrix.indices.astype(np.int64), "indptr": matrix.indptr.astype(np.int64)}
+    return {"data": matrix.data, **indices}
