@@ -97,6 +97,16 @@ def test_another_base_is_refused_and_nothing_is_changed(tmp_path):
     assert bool((other[2].parts["lora"].b == 0).all())
 
 
+def test_what_the_network_rests_on_itself_counts(tmp_path):
+    net = _lora(_base())
+    assert base_digest(net, beside=["front"]) != base_digest(net)
+    found = read_adapter(save_adapter(tmp_path / "a.safetensors", net, beside=["front"]))
+    load_adapter(_lora(_base()), found.tensors, found.base, beside=["front"])
+    for beside in ([], ["another"]):
+        with pytest.raises(InputError, match="another base model"):
+            load_adapter(_lora(_base()), found.tensors, found.base, beside=beside)
+
+
 def test_places_that_do_not_fit_are_named(tmp_path):
     net = _lora(_base())
     found = read_adapter(save_adapter(tmp_path / "a.safetensors", net))

@@ -10,7 +10,15 @@ from phosphene.errors import InputError
 from phosphene.nn.adapter import AdaptedLinear, AdapterBank, LowRank, Person
 from phosphene.nn.attach import add_person, attach
 from phosphene.nn.cost import count_parameters
-from phosphene.nn.freezing import adapter_names, frozen, tensor_digest, train_only, trainable
+from phosphene.nn.freezing import (
+    adapter_names,
+    frozen,
+    state_digest,
+    tensor_digest,
+    train_only,
+    trainable,
+    twin,
+)
 from phosphene.nn.lora import LoRALinear, SkipLoRA
 
 
@@ -164,3 +172,22 @@ def test_digests_see_bits_type_and_shape():
     others = [x.bfloat16(), x.double(), x.T, x[:, :2], x.view(3, 4), -x, torch.complex(x, x), torch.tensor(1.0)]
     assert len({tensor_digest(each) for each in [x, *others]}) == 1 + len(others)
     assert tensor_digest(torch.tensor([0.0])) != tensor_digest(torch.tensor([-0.0]))
+
+
+def test_a_twin_shares_memory_and_nothing_else():
+    net, encoder = _Net(), object()
+    net.encoder, net.twice = encoder, net.out
+    flags, before = [each.requires_grad for each in net.parameters()], state_digest(net)
+    other = twin(net, encoder)
+    assert other.encoder is encoder
+    assert other.twice is other.out is not net.out
+    pairs = list(zip(net.state_dict().values(), other.state_dict().values(), strict=True))
+    assert all(one.data_ptr() == two.data_ptr() for one, two in pairs)
+    with other.person.using("sub-01"):
+        assert net.person.value is None
+    other.requires_grad_(False).train()
+    add_person(other, "sub-03")
+    for each in other.parameters():
+        each.data = each.data + 1  # as when a network is moved to another device
+    assert [each.requires_grad for each in net.parameters()] == flags
+    assert state_digest(net) == before != state_digest(other)

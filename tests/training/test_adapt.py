@@ -14,10 +14,11 @@ from phosphene.decoders import Decoder, make_decoder
 from phosphene.decoders.adaptable import settings_of_arm
 from phosphene.encoders import Targets, make_encoder
 from phosphene.errors import InputError, LeakageError
-from phosphene.nn.freezing import adapter_names
+from phosphene.nn.freezing import adapter_names, state_digest
 from phosphene.recordings import Recording, Study
 from phosphene.training import ARMS, adapt, fit
 from phosphene.training.adapt import parameter_table
+from phosphene.training.checkpoint import load_checkpoint
 from phosphene.training.loop import _Run
 from phosphene.training.validation import retrieval
 
@@ -137,6 +138,45 @@ def test_the_validation_part_lies_inside_the_scarce_data(base, study, targets, m
     assert len(sizes) == 2
     assert sum(sizes) == facts["n_trials"]
     assert set(facts["training_content"]) <= set(study.split("train").stimulus_ids)
+
+
+@pytest.mark.parametrize("arm", ["both", "full"])
+def test_the_base_given_is_not_modified_and_not_copied(arm, base, study, targets, tmp_path):
+    given = copy.deepcopy(base).train()
+    for each in given.inputs.parameters():
+        each.requires_grad_(False)
+    flags = {name: each.requires_grad for name, each in given.named_parameters()}
+    before, provenance = state_digest(given), copy.deepcopy(given.provenance)
+    training = {**QUICK, "ema": 0.9, "weight_decay": 0.5}
+    adapted = run(given, study, targets, arm, out=tmp_path, training=training)
+    assert state_digest(given) == before
+    assert {name: each.requires_grad for name, each in given.named_parameters()} == flags
+    assert all(module.training for module in given.modules())
+    assert not any(module.training for module in adapted.modules())
+    assert (list(given.subjects), given.apart, given.provenance) == (["sub-01", "sub-02"], {}, provenance)
+    if arm == "both":
+        known = adapted.state_dict()
+        assert all(each.data_ptr() == known[name].data_ptr() for name, each in given.state_dict().items())
+    assert adapted.encoder is given.encoder
+
+
+def test_the_other_peoples_layers_are_not_in_its_checkpoints(base, study, targets, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
+    adapted = run(base, study, targets, out=tmp_path)
+    kept, _ = load_checkpoint(tmp_path / "checkpoints" / "last.safetensors")
+    assert {name.split("inputs.")[1][0] for name in kept if "inputs." in name} == {"2"}
+    assert {name.split("standardisers.")[1][0] for name in kept if "standardisers." in name} == {"2"}
+    assert [type(each) for each in adapted.inputs] == [torch.nn.Linear] * 3
+
+
+def test_a_finished_run_is_not_read_back_for_a_base_of_other_people(base, study, targets, tmp_path):
+    run(base, study, targets, out=tmp_path)
+    grown = copy.deepcopy(base)
+    grown.adopt("sub-09", 30)
+    with pytest.raises(
+        InputError, match=r"a decoder of sub-01, sub-02, sub-03, but the base now knows .*sub-09: name an"
+    ):
+        run(grown, study, targets, out=tmp_path)
 
 
 def test_one_seed_one_result(base, study, targets):

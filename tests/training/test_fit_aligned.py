@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ import pytest
 import torch
 
 from phosphene import virtual
-from phosphene.alignment import make_aligner
+from phosphene.alignment import Aligner, make_aligner
 from phosphene.decoders import Decoder
+from phosphene.decoders.adaptable import AdaptableDecoder
 from phosphene.encoders import Targets, encode
 from phosphene.errors import InputError, LeakageError
 from phosphene.evaluation import evaluate
 from phosphene.recordings import Study
-from phosphene.training import fit
+from phosphene.training import adapt, fit
 
 SETTINGS: dict[str, Any] = {
     "subjects": 3,
@@ -129,6 +131,58 @@ def test_an_aligner_that_saw_the_test_part_is_refused(study: Study, targets: Tar
     decoder.align(aligner)
     with pytest.raises(LeakageError, match="ridge aligner was fitted on"):
         evaluate(decoder, study, targets, rivals=(), n_boot=0, n_perm=0, progress=False)
+
+
+def test_another_aligner_in_the_folder_of_a_decoder_is_refused(study: Study, targets: Targets, tmp_path: Path) -> None:
+    train = study.split("train")
+    aligner = make_aligner("ridge").fit(train)
+    decoder = fit("ridge", study, targets, aligner=aligner, progress=False)
+    folder = decoder.save(tmp_path / "decoder")
+    make_aligner("ridge", penalties=(100.0,)).fit(train).save(folder / "aligner")
+    with pytest.raises(InputError, match=rf"aligner is not the aligner in front of this decoder.*{aligner.identity}"):
+        Decoder.load(folder)
+
+
+def test_an_adapter_belongs_to_the_aligner_in_front_too(study: Study, targets: Targets, tmp_path: Path) -> None:
+    view, quick = study.split("train"), {"epochs": 1, "batch_size": 32}
+    two = view.subset(["sub-01", "sub-02"])
+    aligner = make_aligner("ridge").fit(two)
+    small: dict[str, Any] = {"width": 8, "blocks": 1, "projector": 0, "start_rank": 4, "pool_subjects": False}
+    words: dict[str, Any] = {"progress": False, "training": quick}
+    base = fit("mindtuner", study, targets, subjects=["sub-01"], aligner=aligner, **small, **words)
+    assert isinstance(base, AdaptableDecoder)
+    adapted = adapt(base, study, targets, "sub-02", out=tmp_path / "run", **words)
+    assert isinstance(adapted, AdaptableDecoder)
+    person = adapted.save_person(tmp_path / "person", "sub-02")
+
+    def behind(front: Aligner | None) -> AdaptableDecoder:
+        decoder = copy.deepcopy(base)
+        decoder.aligner, decoder.fronts = None, torch.nn.ModuleList()
+        if front is not None:
+            decoder.align(front)
+        return decoder
+
+    assert behind(aligner).load_person(person) == "sub-02"
+    grown = copy.deepcopy(aligner)
+    grown.add("sub-03", view)
+    assert behind(grown).load_person(person) == "sub-02"  # whoever else is added changes nothing for them
+    others = make_aligner("ridge", penalties=(100.0,)).fit(two)
+    own = copy.deepcopy(aligner)
+    own.people["sub-02"] = others.person("sub-02")
+    for front, words_ in (
+        (others, "behind its ridge aligner"),
+        (own, "behind its ridge"),
+        (None, "without an aligner"),
+    ):
+        decoder = behind(front)
+        with pytest.raises(
+            InputError, match=rf"another aligner in front of it.*{words_}.*adapt this one to sub-02 anew"
+        ):
+            decoder.load_person(person)
+        assert list(decoder.subjects) == ["sub-01"]
+    # a finished run behind one aligner is not that behind another
+    with pytest.raises(InputError, match=r"aligner was .*, is now"):
+        adapt(behind(others), study, targets, "sub-02", out=tmp_path / "run", **words)
 
 
 def test_a_person_without_aligned_data_is_named(study: Study, targets: Targets) -> None:

@@ -16,6 +16,7 @@ from phosphene.decoders.wills_aligner import WillsAligner
 from phosphene.encoders import Targets, encode
 from phosphene.errors import InputError, LeakageError
 from phosphene.evaluation import evaluate
+from phosphene.nn.freezing import state_digest
 from phosphene.recordings import Study
 from phosphene.training import adapt, fit
 from phosphene.training.newcomer import add_subject
@@ -80,6 +81,25 @@ def test_only_what_is_the_persons_own_is_trained(
     )
     card = evaluate(added, study, targets, subjects=["sub-03"], rivals=(), n_boot=10, n_perm=0, progress=False)
     assert 0 < card.get("two-way", "brain_to_image").value <= 1
+
+
+def test_the_base_given_is_not_modified_and_another_one_is_another_run(
+    study: Study, targets: Targets, private: WillsAligner, tmp_path: Path
+) -> None:
+    base, before = copy.deepcopy(private).train(), state_digest(private)
+    flags = {name: each.requires_grad for name, each in base.named_parameters()}
+    words: dict[str, Any] = {"sessions": 1, "progress": False, "out": tmp_path, "training": {**FEW, "ema": 0.9}}
+    added = add_subject(base, study, targets, "sub-03", **words)
+    assert state_digest(base) == before
+    assert {name: each.requires_grad for name, each in base.named_parameters()} == flags
+    assert all(module.training for module in base.modules())
+    assert added.get_parameter("out.out.weight").data_ptr() == base.get_parameter("out.out.weight").data_ptr()
+    # the same first stage under other experts
+    with torch.no_grad():
+        base.router.constant.add_(1.0)
+    assert base.common == private.common
+    with pytest.raises(InputError, match=r"base was .*, is now"):
+        add_subject(base, study, targets, "sub-03", **words)
 
 
 def test_what_a_newcomer_was_shown_counts_as_seen(study: Study, targets: Targets, private: WillsAligner) -> None:

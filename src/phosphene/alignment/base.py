@@ -274,13 +274,24 @@ class Aligner(ABC):
     @property
     def identity(self) -> str:
         """Hash of the template and of everybody's map."""
+        return self.identity_of(self.people)
+
+    def identity_of(self, subjects: Iterable[str]) -> str:
+        """Hash of the template and of the maps of some people: the same whoever else was added.
+
+        Raises
+        ------
+        InputError
+            For somebody unknown.
+        """
+        people = {subject: self.person(subject) for subject in subjects}
         arrays = [
             np.ascontiguousarray(part).tobytes()
-            for person in self.people.values()
+            for person in people.values()
             for part in (*parts_of(person.matrix).values(), person.mean, person.offset, person.covered)
         ]
         content = hashlib.sha256(b"".join(hashlib.sha256(array).digest() for array in arrays)).hexdigest()
-        return digest(self.name, self.template.digest, *self.people, content)
+        return digest(self.name, self.template.digest, *people, content)
 
     def person(self, subject: str) -> PersonMap:
         """Everything about one person's map; an unknown person lists the known ones."""

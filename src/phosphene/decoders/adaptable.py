@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -123,6 +124,19 @@ class AdaptableDecoder(Decoder):
         """Patterns of the parameters and buffers that are a person's own, adapters apart."""
         return [f"{name}.{self.index(subject)}.*" for name in self.personal]
 
+    @contextmanager
+    def alone(self, subject: str) -> Iterator[None]:
+        """Leave other people's layers out of the network inside the ``with`` block: not moved, saved or looked at."""
+        lists, at = [getattr(self, name) for name in self.personal], self.index(subject)
+        parked = [(layers, n, each) for layers in lists for n, each in enumerate(layers) if n != at]
+        for layers, number, _ in parked:
+            layers[number] = nn.Identity()
+        try:
+            yield
+        finally:
+            for layers, number, each in parked:
+                layers[number] = each
+
     @property
     def of_people(self) -> list[str]:
         """Patterns of what belongs to people, whoever they are, and not to the shared base."""
@@ -130,8 +144,22 @@ class AdaptableDecoder(Decoder):
 
     @property
     def base(self) -> str:
-        """Digest of the shared base, on which everybody's adapters rest."""
+        """Digest of the shared base, whatever stands in front of it."""
         return base_digest(self, "anybody", self.of_people)
+
+    def base_for(self, subject: str) -> str:
+        """Digest of what a person's adapters rest on: the shared base, and the aligner in front of it if there is one.
+
+        Of the aligner count the template and the maps of the people the base was trained on, and of the person; whoever
+        else was added changes nothing.
+        """
+        return base_digest(self, "anybody", self.of_people, self._beside(subject))
+
+    def _beside(self, subject: str) -> list[str]:
+        if self.aligner is None:
+            return []
+        people = [each for each in self.subjects if each not in self.apart and each != subject]
+        return [self.aligner.identity_of([*people, subject])]
 
     # -- adding somebody ----------------------------------------------------------------------------------------
 
@@ -235,7 +263,7 @@ class AdaptableDecoder(Decoder):
     def save_person(self, path: str | Path, subject: str) -> Path:
         """Write what a person has apart from the shared base, atomically.
 
-        ``adapter.safetensors`` (with the digest of the base), ``config.json``, ``voxels.tsv``.
+        ``adapter.safetensors`` (with the digest of base and aligner, `base_for`), ``config.json``, ``voxels.tsv``.
         """
         path, facts = Path(path), self.apart[subject]
         config = {
@@ -250,7 +278,8 @@ class AdaptableDecoder(Decoder):
         with atomic_path(path) as temporary:
             temporary.mkdir()
             about = {"subject": subject, "arm": facts["arm"], "decoder": self.name}
-            save_adapter(temporary / "adapter.safetensors", self, subject, self.own(subject), self.of_people, about)
+            names = (self.own(subject), self.of_people)
+            save_adapter(temporary / "adapter.safetensors", self, subject, *names, about, self._beside(subject))
             if subject in self.voxel_tables:
                 self.voxel_tables[subject].write_tsv(temporary / "voxels.tsv")
             write_json(temporary / "config.json", config)
@@ -267,21 +296,23 @@ class AdaptableDecoder(Decoder):
         Raises
         ------
         InputError
-            For the adapter of another base model, a person it knows, or files that are missing or damaged.
+            For the adapter of another base model, or of this one behind another aligner, a person it knows, or files
+            that are missing or damaged.
         """
         path = Path(path)
         config = read_json(path / "config.json")
         if not isinstance(config, dict) or config.get("format") != FORMAT:
             raise InputError(f"{path / 'config.json'} is not the config of an adapted person")
         file, subject = read_adapter(path / "adapter.safetensors"), config["subject"]
-        if file.base != self.base:
+        if file.base != (here := self.base_for(subject)):
+            front = "without an aligner" if self.aligner is None else f"behind its {self.aligner.name} aligner"
             raise InputError(
-                f"{path} belongs to another base model: to {file.base[:12]}, this {self.name} decoder is "
-                f"{self.base[:12]}; adapt this one to {subject} anew"
+                f"{path} belongs to another base model, or another aligner in front of it: to {file.base[:12]}, this "
+                f"{self.name} decoder {front} is {here[:12]}; adapt this one to {subject} anew"
             )
         self.adopt(subject, config["n_voxels"], config["arm"], AdapterConfig.build(config["adapter"]))
         tensors = {_moved(name, self.personal, self.index(subject)): each for name, each in file.tensors.items()}
-        load_adapter(self, tensors, file.base, subject, self.of_people)
+        load_adapter(self, tensors, file.base, subject, self.of_people, self._beside(subject))
         if (path / "voxels.tsv").exists():
             self.arrange_voxels(subject, Table.read_tsv(path / "voxels.tsv"), config["space"])
         known = ("format", "version", "subject", "index", "n_voxels", "space")

@@ -407,7 +407,7 @@ class Decoder(nn.Module, ABC):
             "subjects": {subject: n for subject, n in self.subjects.items() if subject not in self.apart},
             "target_shape": list(self.target_shape),
             "encoder": None if self.encoder is None else self.encoder.identity,
-            "aligned": self.aligner is not None,
+            "aligner": None if self.aligner is None else self.aligner.identity,
             "spaces": {subject: space for subject, space in self.spaces.items() if subject not in self.apart},
             "provenance": self.provenance,
         }
@@ -469,8 +469,14 @@ class Decoder(nn.Module, ABC):
             if table.exists():
                 decoder.arrange_voxels(subject, Table.read_tsv(table), config["spaces"].get(subject))
         decoder._load_weights(path / "model.safetensors")
-        if config.get("aligned"):
-            decoder.align(Aligner.load(path / "aligner"))
+        if config["aligner"] is not None:
+            aligner = Aligner.load(path / "aligner")
+            if aligner.identity != config["aligner"]:
+                raise InputError(
+                    f"{path / 'aligner'} is not the aligner in front of this decoder "
+                    f"(found {aligner.identity}, needed {config['aligner']})"
+                )
+            decoder.align(aligner)
         decoder.provenance = config["provenance"]
         if config["encoder"] is not None:
             decoder.encoder = Encoder.load(path / "encoder")

@@ -24,7 +24,9 @@ __all__ = ["AdapterFile", "adapter_state", "base_digest", "load_adapter", "read_
 FORMAT = "phosphene-adapter"
 
 
-def base_digest(module: nn.Module, person: str | None = None, apart: Sequence[str] = ()) -> str:
+def base_digest(
+    module: nn.Module, person: str | None = None, apart: Sequence[str] = (), beside: Sequence[str] = ()
+) -> str:
     """Digest of what adapters rest on: names, types, shapes and bits of the base's parameters and buffers.
 
     Attaching, training and detaching adapters does not change it.
@@ -37,18 +39,20 @@ def base_digest(module: nn.Module, person: str | None = None, apart: Sequence[st
         belong to nobody on the base alone. Which person it is makes no difference.
     apart : sequence of str
         Patterns of what belongs to single people, e.g. ``["inputs.*"]``.
+    beside : sequence of str
+        Digests of what the network rests on itself, such as an aligner in front of it.
     """
-    return _digest(module, person, lambda name: matches(name, apart))
+    return _digest(module, person, lambda name: matches(name, apart), beside)
 
 
-def _digest(module: nn.Module, person: str | None, left_out: Callable[[str], bool]) -> str:
+def _digest(module: nn.Module, person: str | None, left_out: Callable[[str], bool], beside: Sequence[str]) -> str:
     of_adapters = adapter_names(module)
     parts: list[str] = []
     for name, tensor in sorted(module.state_dict().items()):
         above = name in of_adapters and (person is None or of_adapters[name][0] is not None)
         if not above and not left_out(name):
             parts += [name, tensor_digest(tensor)]
-    return digest(*parts)
+    return digest(*parts, *beside)
 
 
 def adapter_state(module: nn.Module, person: str | None = None, own: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -89,6 +93,7 @@ def load_adapter(
     base: str,
     person: str | None = None,
     apart: Sequence[str] = (),
+    beside: Sequence[str] = (),
 ) -> None:
     """Copy what `adapter_state` gave into a network that has a place for it.
 
@@ -101,7 +106,7 @@ def load_adapter(
         The digest they came with.
     person : str, optional
         Whose they become here.
-    apart : sequence of str
+    apart, beside : sequence of str
         As given to `save_adapter` or `base_digest`.
 
     Raises
@@ -115,7 +120,7 @@ def load_adapter(
     places = {short: entry for entry, (whose, short) in of_adapters.items() if whose == person}
     places |= {name: name for name in tensors.keys() - places.keys() if name in state}
     own = {entry for entry in places.values() if entry not in of_adapters or of_adapters[entry][0] != person}
-    found = _digest(module, person, lambda name: name in own or matches(name, apart))
+    found = _digest(module, person, lambda name: name in own or matches(name, apart), beside)
     if found != base:
         raise InputError(f"the adapter belongs to another base model: to {base}, this one is {found}")
     for name in sorted(places.keys() ^ tensors.keys()):
@@ -158,6 +163,7 @@ def save_adapter(
     own: Sequence[str] = (),
     apart: Sequence[str] = (),
     about: Mapping[str, Any] | None = None,
+    beside: Sequence[str] = (),
 ) -> Path:
     """Write adapters as one safetensors file, atomically; see `adapter_state` and `base_digest`.
 
@@ -170,10 +176,12 @@ def save_adapter(
         What goes along, and what belongs to people and not to the base (`own` is apart anyway).
     about : mapping, optional
         Kept beside the tensors, as JSON.
+    beside : sequence of str
+        As of `base_digest`.
     """
     path = Path(path)
     tensors = adapter_state(module, person, own)
-    base = base_digest(module, person, [*apart, *own])
+    base = base_digest(module, person, [*apart, *own], beside)
     facts = json.dumps(dict(about or {}), ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={"format": FORMAT, "base": base, "about": facts})

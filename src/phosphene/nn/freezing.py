@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,18 @@ from phosphene.files import digest
 from phosphene.nn.adapter import Adapter, AdapterBank
 from phosphene.nn.attach import matches
 
-__all__ = ["Trainable", "adapter_names", "frozen", "tensor_digest", "train_only", "trainable"]
+__all__ = [
+    "Trainable",
+    "adapter_names",
+    "frozen",
+    "state_digest",
+    "tensor_digest",
+    "train_only",
+    "trainable",
+    "twin",
+]
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def adapter_names(module: nn.Module) -> dict[str, tuple[str | None, str]]:
@@ -132,6 +145,36 @@ def tensor_digest(tensor: Tensor) -> str:
     plain = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     raw = plain.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return digest(f"{tensor.dtype}{tuple(tensor.shape)}", raw)
+
+
+def state_digest(module: nn.Module) -> str:
+    """Digest of all parameters and buffers, with their names."""
+    return digest(*(part for name, each in sorted(module.state_dict().items()) for part in (name, tensor_digest(each))))
+
+
+def twin(module: M, *shared: object) -> M:
+    """A copy of a network whose parameters and buffers share their memory with the original's.
+
+    Flags, layers and what is put in a tensor's place are its own; what is written **into** a tensor is written into
+    both: for networks of which only what is added is trained.
+
+    Parameters
+    ----------
+    module : Module
+    *shared
+        Other objects in it that are not to be copied, such as an encoder.
+
+    Examples
+    --------
+    >>> base = nn.Linear(3, 2)
+    >>> copied = twin(base).requires_grad_(False)
+    >>> copied.weight.data_ptr() == base.weight.data_ptr(), base.weight.requires_grad
+    (True, True)
+    """
+    memo: dict[int, object] = {id(each): each for each in shared if each is not None}
+    memo |= {id(each): nn.Parameter(each.detach(), each.requires_grad) for each in module.parameters()}
+    memo |= {id(each): each.detach() for each in module.buffers()}
+    return copy.deepcopy(module, memo)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import shutil
 import time
@@ -19,7 +18,7 @@ from phosphene.decoders.adaptable import ADAPTER_ARMS, AdaptableDecoder, Adapter
 from phosphene.decoders.base import Decoder
 from phosphene.decoders.seen import seen_together
 from phosphene.errors import InputError, unknown
-from phosphene.nn.freezing import adapter_names, frozen, train_only, trainable
+from phosphene.nn.freezing import adapter_names, frozen, train_only, trainable, twin
 from phosphene.settings import load_preset, merge, presets
 from phosphene.training.bench import (
     Bench,
@@ -76,8 +75,9 @@ def adapt(
     Parameters
     ----------
     decoder : Decoder or path
-        Of other people; given as a `Decoder`, it is not changed. Given as a folder, and without `out`, the person is
-        added to that folder: everything new lies in ``people/<subject>/``, nothing else in it is touched.
+        Of other people; given as a `Decoder`, it is not changed, and arms with adapters share the memory of its weights
+        with what they return. Given as a folder, and without `out`, the person is added to that folder: everything new
+        lies in ``people/<subject>/``, nothing else in it is touched.
     study : Study
         Holds the person's recording; its current split is used, the person's training trials alone.
     targets : Targets
@@ -145,10 +145,11 @@ def adapt(
     config, settings = _settings(base, arm, preset, training or {}, adapter)
     plan = _Plan(subject, arm, seed, view, targets, config, settings)
     facts = plan.facts(base, study)
+    if aligner is not None:
+        facts["aligner"] = aligner.identity_of([*(each for each in base.subjects if each not in base.apart), subject])
     run = _run_folder(home, out, subject, {**facts, "training": config.model_dump(mode="json")})
     if run is not None and run.finished:
-        log.info("%s holds this run, finished: read back", run.path)
-        return Decoder.load(home if home is not None and out is None else run.result)
+        return _read_back(run, run.result if home is None or out is not None else home, base, subject, arm)
     start = time.perf_counter()
     fabric = launch(config)
     leads = fabric.global_rank == 0
@@ -177,6 +178,18 @@ def adapt(
             work.save(run.result)
         shutil.rmtree(run.checkpoints, ignore_errors=True)  # of the whole network: the result is a small part of it
     return work
+
+
+def _read_back(run: RunFolder, place: Path, base: AdaptableDecoder, subject: str, arm: str) -> Decoder:
+    """The decoder that a finished run ended with."""
+    log.info("%s holds this run, finished: read back", run.path)
+    found, wanted = Decoder.load(place), {subject} if arm in WHOLE_ARMS else {*base.subjects, subject}
+    if set(found.subjects) != wanted:
+        raise InputError(
+            f"{run.path} holds this run with a decoder of {', '.join(found.subjects)}, but the base now knows "
+            f"{', '.join(base.subjects)}: name another run folder"
+        )
+    return found
 
 
 def _adaptable(decoder: Decoder, targets: Targets) -> AdaptableDecoder:
@@ -271,7 +284,7 @@ class _Plan:
         }
 
     def decoder(self, base: AdaptableDecoder) -> AdaptableDecoder:
-        """A copy with the person in it, or a network of the person alone; without the aligner.
+        """One that shares the base's tensors and has the person in it, or of the person alone; without the aligner.
 
         The view has aligned the responses already.
         """
@@ -284,7 +297,7 @@ class _Plan:
                 if self.arm == "full":
                     work.take_shared(base)
             else:
-                work = copy.deepcopy(base)
+                work = twin(base, base.aligner, base.encoder)
                 work.aligner, work.fronts = None, nn.ModuleList()
                 work.adopt(self.subject, n_voxels, self.arm, self.adapter)
         work.voxel_dropout.p = self.adapter.voxel_dropout
@@ -303,8 +316,9 @@ class _Plan:
         else:
             people = {whose for whose, _ in adapter_names(work).values()}
             train_only(work, self.subject if self.subject in people else None, work.own(self.subject))
-            with frozen(work, work.own(self.subject)):
+            with work.alone(self.subject), frozen(work, work.own(self.subject)):
                 told = self._train(work, bench, fabric, run, progress)
+            work.eval()
         report = trainable(work, work.of_people)
         counts = {name: sum(getattr(report, name).values()) for name in ("adapters", "own", "base")}
         return {**told, "trained": {**counts, "shared": report.shared, "share": report.share}}

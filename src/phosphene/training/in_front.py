@@ -21,7 +21,7 @@ def aligner_with(aligner: Aligner, view: StudyView, subject: str) -> tuple[Align
     Parameters
     ----------
     aligner : Aligner
-        Not changed: somebody it does not know is added to a copy, from the view alone.
+        Not changed: somebody it does not know is added to a copy (which shares the maps), from the view alone.
     view : StudyView
         What of the person may be used, in native voxels.
     subject : str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import glob
 import logging
 import time
@@ -17,7 +16,7 @@ from phosphene.decoders import Decoder
 from phosphene.decoders.seen import seen_together
 from phosphene.decoders.wills_aligner import WillsAligner
 from phosphene.errors import InputError
-from phosphene.nn.freezing import frozen
+from phosphene.nn.freezing import frozen, state_digest, twin
 from phosphene.training.adapt import scarce_view
 from phosphene.training.bench import check_classes, prepare, refuse_leakage, train_on, training_content
 from phosphene.training.in_front import aligner_with
@@ -56,7 +55,7 @@ def add_subject(
     Parameters
     ----------
     decoder : WillsAligner
-        Not changed.
+        Not changed; the result shares the memory of its weights.
     study : Study
         Holds the person's recording; its current split is used, the person's training trials alone.
     targets : Targets
@@ -107,7 +106,8 @@ def add_subject(
         "study_digest": study.digest,
         "split": view.split_name,
         "targets": targets.identity,
-        "base": base.common,
+        "base": state_digest(base),
+        "aligner": None if base.aligner is None else base.aligner.identity,
     }
     run = None
     if out is not None:
@@ -161,8 +161,11 @@ def _checked(decoder: Decoder, targets: Targets, subject: str) -> WillsAligner:
 def _with_person(
     base: WillsAligner, view: StudyView, subject: str, seed: int
 ) -> tuple[WillsAligner, StudyView, Aligner | None, dict[str, Any]]:
-    """A copy with the person in it, the view it learns from, and the aligner that goes in front of it later."""
-    work, native = copy.deepcopy(base), view
+    """A decoder with the person in it, the view it learns from, and the aligner that goes in front of it later.
+
+    It shares the tensors of the base.
+    """
+    work, native = twin(base, base.aligner, base.encoder), view
     aligner, facts = work.aligner, {}
     if aligner is not None:
         aligner, told = aligner_with(aligner, native, subject)
