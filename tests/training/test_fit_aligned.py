@@ -141,6 +141,10 @@ def test_another_aligner_in_the_folder_of_a_decoder_is_refused(study: Study, tar
     make_aligner("ridge", penalties=(100.0,)).fit(train).save(folder / "aligner")
     with pytest.raises(InputError, match=rf"aligner is not the aligner in front of this decoder.*{aligner.identity}"):
         Decoder.load(folder)
+    plain = fit("ridge", study, targets, subjects=["sub-01"], progress=False).save(tmp_path / "plain")
+    aligner.save(plain / "aligner")
+    with pytest.raises(InputError, match=r"not the aligner in front of this decoder.*needed None"):
+        Decoder.load(plain)
 
 
 def test_an_adapter_belongs_to_the_aligner_in_front_too(study: Study, targets: Targets, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from phosphene.encoders import Targets
     from phosphene.recordings import StudyView
 
-__all__ = ["ADAPTER_ARMS", "AdaptableDecoder", "AdapterConfig", "check_of_arm", "settings_of_arm"]
+__all__ = ["ADAPTER_ARMS", "AdaptableDecoder", "AdapterConfig", "check_adaptable", "check_of_arm", "settings_of_arm"]
 
 FORMAT = "phosphene-person"
 
@@ -327,6 +327,17 @@ class AdaptableDecoder(Decoder):
             return
         now = facts.get("training_content", {})
         self.provenance["training_content"] = seen_together(seen, now, facts.get("study"))
+
+
+def check_adaptable(kind: type[Decoder]) -> None:
+    """Refuse decoders to which nobody can be adapted.
+
+    Raises
+    ------
+    InputError
+    """
+    if not issubclass(kind, AdaptableDecoder):
+        raise InputError(f"{kind.name} has no shared weights to which a person could be adapted; mindtuner has")
 
 
 def _moved(name: str, personal: Sequence[str], index: int) -> str:

@@ -469,12 +469,13 @@ class Decoder(nn.Module, ABC):
             if table.exists():
                 decoder.arrange_voxels(subject, Table.read_tsv(table), config["spaces"].get(subject))
         decoder._load_weights(path / "model.safetensors")
-        if config["aligner"] is not None:
+        wanted = config.get("aligner")
+        if wanted is not None or (path / "aligner").exists():
             aligner = Aligner.load(path / "aligner")
-            if aligner.identity != config["aligner"]:
+            if aligner.identity != wanted:
                 raise InputError(
                     f"{path / 'aligner'} is not the aligner in front of this decoder "
-                    f"(found {aligner.identity}, needed {config['aligner']})"
+                    f"(found {aligner.identity}, needed {wanted})"
                 )
             decoder.align(aligner)
         decoder.provenance = config["provenance"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from phosphene.decoders.adaptable import AdaptableDecoder, AdapterConfig, check_of_arm, settings_of_arm
+from phosphene.decoders.adaptable import AdapterConfig, check_adaptable, check_of_arm, settings_of_arm
 from phosphene.decoders.registry import decoder_class
 from phosphene.errors import InputError, unknown
 from phosphene.evaluation.evaluate import evaluate
@@ -195,8 +195,7 @@ def efficiency(
     adapter = AdapterConfig.build(adapter).model_dump(include=set(adapter or {}))
     if idle := [name for name in adapter if not any(name in settings_of_arm(arm) for arm in arms)]:
         check_of_arm(arms[0], {idle[0]: adapter[idle[0]]})
-    if not issubclass(decoder_class(decoder), AdaptableDecoder):
-        raise InputError(f"{decoder} has no shared weights to which a person could be adapted; mindtuner has")
+    check_adaptable(decoder_class(decoder))
     others = [name for name in study.subjects if name != subject]
     recorded = len(np.unique(study.recordings[subject].trials["session"]))
     sizes = _within("people before", people, len(others), study.name)

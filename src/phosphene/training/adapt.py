@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from phosphene.decoders.adaptable import ADAPTER_ARMS, AdaptableDecoder, AdapterConfig, check_of_arm
+from phosphene.decoders.adaptable import ADAPTER_ARMS, AdaptableDecoder, AdapterConfig, check_adaptable, check_of_arm
 from phosphene.decoders.base import Decoder
 from phosphene.decoders.seen import seen_together
 from phosphene.errors import InputError, unknown
@@ -193,8 +193,8 @@ def _read_back(run: RunFolder, place: Path, base: AdaptableDecoder, subject: str
 
 
 def _adaptable(decoder: Decoder, targets: Targets) -> AdaptableDecoder:
-    if not isinstance(decoder, AdaptableDecoder):
-        raise InputError(f"{decoder.name} has no shared weights to which a person could be adapted; mindtuner has")
+    check_adaptable(type(decoder))
+    assert isinstance(decoder, AdaptableDecoder)
     decoder.check_targets(targets)
     return decoder
 
