@@ -111,7 +111,7 @@ def test_hemispheres_are_kept_apart() -> None:
     assert crossing.sum() == 0
 
 
-def test_three_dimensions_after_an_affine() -> None:
+def test_three_dimensions_after_an_affine(caplog: pytest.LogCaptureFixture) -> None:
     def cube(shift: float) -> Table:
         points = np.stack(np.meshgrid(*[np.arange(0.0, 12.0, 2.0)] * 3), axis=-1).reshape(-1, 3) + shift
         return Table({axis: points[:, n] for n, axis in enumerate("xyz")})
@@ -125,6 +125,9 @@ def test_three_dimensions_after_an_affine() -> None:
     assert abs(aligner.matrix("sub-01") - aligner.matrix("sub-02")).max() == 0
     with pytest.raises(InputError, match="4 x 4"):
         make_aligner("anatomical", **{**words, "affines": {"sub-02": [[1.0]]}}).fit(study.split("train"))
+    with caplog.at_level("WARNING"):
+        make_aligner("anatomical", **{**words, "affines": {"sub-2": np.eye(4).tolist()}}).fit(study.split("train"))
+    assert "affines of sub-2: not among sub-01, sub-02" in caplog.text
     with pytest.raises(InputError, match=r"sub-01, sub-02 lack positions \(mni_x\)"):
         make_aligner("anatomical", columns=("mni_x",)).fit(study.split("train"))
 

@@ -201,6 +201,8 @@ def test_a_person_added_to_the_aligner_can_be_decoded(study: Study, targets: Tar
     decoder = fit("ridge", study, targets, subjects=["sub-01", "sub-02"], aligner=aligner, progress=False)
     before = decoder.predict(study.split("test").responses("sub-01"), "sub-01")
     aligner.add("sub-03", train)
+    with pytest.raises(InputError, match=r"takes 150 voxels of sub-03 to \d+ places, found 149 voxels"):
+        decoder.add_subject("sub-03", 149)
     decoder.add_subject("sub-03", 150)
     decoder.set_standardiser("sub-03", *train.through(aligner).moments("sub-03"))
     assert decoder.predict(study.split("test").responses("sub-03"), "sub-03").shape[0] > 0

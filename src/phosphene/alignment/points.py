@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from phosphene.recordings import StudyView
 
 __all__ = ["build", "place", "position_columns"]
+
+log = logging.getLogger(__name__)
 
 _PLACES = (("template_u", "template_v"), ("template_x", "template_y", "template_z"))
 _INVALID = 9999.0  # how transforms of the field mark a voxel without a place
@@ -67,6 +70,8 @@ def build(view: StudyView, config: AnatomicalSettings) -> Template:
     """A grid of whole multiples of the spacing, over the box that everybody's voxels fill, a hemisphere at a time."""
     columns = position_columns(view, config)
     assert columns is not None
+    if absent := [subject for subject in config.affines if subject not in view.subjects]:
+        log.warning("affines of %s: not among %s, of use when added later", ", ".join(absent), ", ".join(view.subjects))
     parts = [_positions(view, subject, columns, config) for subject in view.subjects]
     points = np.concatenate([part for part, _ in parts])
     sides = np.concatenate([side for _, side in parts])

@@ -173,9 +173,22 @@ class Decoder(nn.Module, ABC):
         self.standardisers.append(Standardiser(n_voxels))
 
     def add_subject(self, subject: str, n_voxels: int) -> None:
-        """Add a person; what the others have is not touched. An aligner in front must know them already."""
+        """Add a person; what the others have is not touched. An aligner in front must know them already.
+
+        Raises
+        ------
+        InputError
+            For a person it knows, or one whose voxels (with an aligner in front: their own, or the template's places)
+            are another number.
+        """
         if self.aligner is not None:
-            n_voxels = int(self.aligner.matrix(subject).shape[1])
+            counts = tuple(int(n) for n in self.aligner.matrix(subject).shape)
+            if n_voxels not in counts:
+                raise InputError(
+                    f"the aligner in front of this {self.name} decoder takes {counts[0]} voxels of {subject} to "
+                    f"{counts[1]} places, found {n_voxels} voxels"
+                )
+            n_voxels = counts[1]
         self._register(subject, n_voxels)
         if self.aligner is not None:
             self.align(self.aligner)
