@@ -8,7 +8,15 @@ import torch
 from sklearn.linear_model import Ridge as SklearnRidge
 
 from phosphene.decoders import Decoder, make_decoder
-from phosphene.decoders.ridge import inner_folds, ridge_path, ridge_weights
+from phosphene.decoders.ridge import (
+    RidgeConfig,
+    fit_ridge,
+    fit_ridge_beside,
+    inner_folds,
+    ridge_out_of_fold,
+    ridge_path,
+    ridge_weights,
+)
 from phosphene.encoders import given_targets
 from phosphene.errors import InputError
 from phosphene.recordings import Recording, Study
@@ -37,6 +45,34 @@ def test_inner_folds_keep_units_together():
         assert set(units[train]) & set(units[validation]) == set()
     with pytest.raises(InputError, match="at least two units"):
         inner_folds(np.array(["a", "a"]), 3)
+
+
+def test_beside_a_prediction_ridge_trusts_it_as_far_as_it_is_right():
+    """One target is what the prediction says and a little of its own; of another it says nothing true."""
+    rng = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(80, 12, generator=rng).double(), torch.randn(80, 2, generator=rng).double()
+    weights = torch.randn(12, 2, generator=rng).double()
+    prior = torch.randn(80, 2, generator=rng).double() * 5
+    truth = torch.stack([prior[:, 0] + x @ weights[:, 0], x @ weights[:, 1]], dim=1)
+    units = np.arange(80).astype(str)
+    found, shares = fit_ridge_beside(x, truth + 0.1 * noise, prior, units, RidgeConfig())
+    assert shares[0] > 0.95
+    assert shares[1] < 0.05
+    torch.testing.assert_close(found, weights, atol=0.15, rtol=0.1)
+    alone, _, _ = fit_ridge(x, truth + 0.1 * noise, units, RidgeConfig())
+    assert (found - weights)[:, 0].norm() < 0.2 * (alone - weights)[:, 0].norm()
+
+
+def test_out_of_fold_predictions_know_nothing_of_their_fold():
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(30, 5, generator=rng).double(), torch.randn(30, 2, generator=rng).double()
+    units, config = np.repeat(np.arange(10), 3).astype(str), RidgeConfig(penalties=(1.0,), folds=3)
+    said = ridge_out_of_fold(x, y, units, config)
+    for _, held in inner_folds(units, 3):
+        changed = y.clone()
+        changed[held] += 100
+        assert torch.equal(ridge_out_of_fold(x, changed, units, config)[held], said[held])
+        assert not torch.equal(ridge_out_of_fold(x, changed, units, config), said)
 
 
 def test_each_target_has_the_penalty_it_needs(made_study):

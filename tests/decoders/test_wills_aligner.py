@@ -280,6 +280,7 @@ def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message:
             "private = True has no use: stage2 = 'none' has no experts",
         ),
         ("wills-aligner", {"inner_rate": 0.1}, "inner_rate = 0.1 has no use: for stage2 = 'meta', found 'plain'"),
+        ("wills-aligner", {"private_rank": 4}, r"private_rank = 4 has no use: for private experts on a linear path"),
         ("wills-aligner", {"top": 1}, "top = 1 has no use: for gate = 'top-k', found 'dense'"),
         ("wills-aligner", {"router": ("data",), "id_dropout": 0.1}, "id_dropout = 0.1 .*router with 'person'"),
         (
@@ -304,9 +305,9 @@ def test_settings_that_others_leave_without_a_use_are_refused(
 
 def test_places_of_experts_by_word_and_pattern() -> None:
     decoder = build(**MLP | {"linear_rank": 4})
-    assert expert_places(decoder, ["first"]) == ["trunk.inputs.0.0", "linear.people.0"]
+    assert expert_places(decoder, ["first"]) == ["trunk.inputs.0.0", "linear.people.0", "class_path.people.0"]
     assert expert_places(decoder, ["last-1"]) == ["trunk.blocks.1.branch.0"]
-    assert expert_places(decoder, ["first", "out.out"]) == ["trunk.inputs.0.0", "linear.people.0", "out.out"]
+    assert expert_places(decoder, ["linear.*", "out.out"]) == ["linear.people.0", "out.out"]
     assert len(expert_places(decoder, ["all"])) == 10
     with pytest.raises(InputError, match=r"'lasst-1'; there are: trunk.inputs.0.0"):
         expert_places(decoder, ["lasst-1"])

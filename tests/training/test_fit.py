@@ -167,7 +167,7 @@ def test_a_warm_start_sees_no_validation_stimulus_and_is_kept_when_training_make
     study, targets = tiny
     started, validated = [], []
 
-    def warm_start(self, view, targets, kind, progress):
+    def warm_start(self, view, targets, kind, progress, stage):
         started.append(view)
         with torch.no_grad():
             self.output.bias.fill_(7.0)

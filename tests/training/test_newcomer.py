@@ -170,7 +170,7 @@ def test_a_person_whom_the_aligner_does_not_know_is_added_to_it_by_adapt(
 
 
 def test_with_nothing_of_ones_own_the_router_does(study: Study, targets: Targets) -> None:
-    decoder = of_two(study, targets, router=("data", "anatomy"), anatomy=("sulc", "curvature"))
+    decoder = of_two(study, targets, router=("data", "anatomy"), anatomy=("sulc", "curvature"), private=False)
     added = add_subject(decoder, study, targets, "sub-03", sessions=2, progress=False)
     assert added.provenance["newcomers"]["sub-03"]["trained"] == 0
     with pytest.raises(InputError, match=r"training settings \(epochs\) have no use: .*nothing is trained"):

@@ -374,7 +374,9 @@ class Decoder(nn.Module, ABC):
         """Fit in closed form (only decoders with `closed_form`)."""
         raise InputError(f"{self.name} has no closed form; it is trained by gradient descent")
 
-    def warm_start(self, view: StudyView, targets: Targets, kind: str, progress: bool = True) -> bool:
+    def warm_start(
+        self, view: StudyView, targets: Targets, kind: str, progress: bool = True, stage: str = "training"
+    ) -> bool:
         """Set first weights that have a closed form, before gradient descent; by default there are none.
 
         Parameters
@@ -385,6 +387,8 @@ class Decoder(nn.Module, ABC):
         kind : {"tokens", "pooled"}
         progress : bool
             Show progress.
+        stage : str
+            Which of `stages` is about to start; a later one starts from the weights of the one before.
 
         Returns
         -------

@@ -22,7 +22,8 @@ __all__ = ["Anatomies", "anatomy_vector", "attach_experts", "expert_places", "us
 
 log = logging.getLogger(__name__)
 
-_SEES_RESPONSES = ("trunk.inputs.", "linear.people.")
+_LINEAR_PATHS = ("linear.people.", "class_path.people.")
+_SEES_RESPONSES = ("trunk.inputs.", *_LINEAR_PATHS)
 
 
 def expert_places(module: nn.Module, words: Sequence[str], within: str = "*") -> list[str]:
@@ -86,7 +87,7 @@ def attach_experts(
     module : Module
     names : sequence of str
     config : Settings
-        With ``experts``, ``rank`` and ``alpha``.
+        With ``experts``, ``rank``, ``alpha`` and ``private_rank``.
     gates : Gates
     person : Person, optional
     reach : callable
@@ -100,7 +101,8 @@ def attach_experts(
             "experts": Experts(*sizes, config.experts, config.rank, gates, config.alpha, axes[name])
         }
         if person is not None:
-            parts["own"] = AdapterBank(person, lambda: LowRank(*sizes, config.rank, config.alpha))
+            rank = (name.startswith(_LINEAR_PATHS) and min(config.private_rank, *sizes)) or config.rank
+            parts["own"] = AdapterBank(person, lambda: LowRank(*sizes, rank, config.alpha))
         return AdaptedLinear(linear, **parts)
 
     attach(module, names, adapted)

@@ -167,7 +167,9 @@ class LiteMind(Decoder):
             output = output + self.linear(responses, at).view_as(output)
         return output
 
-    def warm_start(self, view: StudyView, targets: Targets, kind: str, progress: bool = True) -> bool:
+    def warm_start(
+        self, view: StudyView, targets: Targets, kind: str, progress: bool = True, stage: str = "training"
+    ) -> bool:
         """Start at what has a closed form: the targets' mean, and the ridge solution in the linear path.
 
         With a ridge start, voxels are standardised as ridge does it.

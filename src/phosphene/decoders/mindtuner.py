@@ -193,7 +193,9 @@ class MindTuner(AdaptableDecoder):
     # -- closed forms -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def warm_start(self, view: StudyView, targets: Targets, kind: str, progress: bool = True) -> bool:
+    def warm_start(
+        self, view: StudyView, targets: Targets, kind: str, progress: bool = True, stage: str = "training"
+    ) -> bool:
         """Start at the ridge solution: voxels to scores of the targets' components, into the width, and out again.
 
         With P the components (rows), sigma their deviations, and orthonormal columns L (width, k) out of the first

@@ -10,7 +10,7 @@ Penalties are chosen by inner folds over units (stimuli, or what the study says 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -25,11 +25,23 @@ if TYPE_CHECKING:
     from phosphene.encoders import Targets
     from phosphene.recordings import StudyView
 
-__all__ = ["Ridge", "RidgeConfig", "fit_ridge", "inner_folds", "ridge_path", "ridge_weights"]
+__all__ = [
+    "Ridge",
+    "RidgeConfig",
+    "fit_ridge",
+    "fit_ridge_beside",
+    "inner_folds",
+    "ridge_out_of_fold",
+    "ridge_path",
+    "ridge_penalties",
+    "ridge_weights",
+]
 
 log = logging.getLogger(__name__)
 
 _CONSTANT = 1e-12  # variance, in units of a standardised voxel's, that is rounding
+_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of a prediction from elsewhere
+_FORGIVEN = 0.02  # excess of the squared error over the least that costs a factor of e
 
 
 class RidgeConfig(DecoderConfig):
@@ -138,22 +150,83 @@ def fit_ridge(
     InputError
         For responses that do not vary, or fewer than two units.
     """
+    penalty, best = _best_penalties(x, y, units, config, who)
+    weight, intercept = ridge_weights(x, y, penalty)
+    return weight, intercept, float(torch.tensor(config.penalties)[best.cpu()].median())
+
+
+def fit_ridge_beside(
+    x: Tensor, y: Tensor, prior: Tensor, units: np.ndarray, config: RidgeConfig, who: str = "ridge"
+) -> tuple[Tensor, Tensor]:
+    """Ridge on what a share of somebody else's prediction leaves, averaged over shares.
+
+    With the share 1 ridge corrects the prediction, and shrinks to it; with 0 it stands alone. Every share has its best
+    penalty for each target, by inner folds, and counts the less the larger its error on them is: by a factor of e for
+    each two hundredths of the least error.
+
+    Parameters
+    ----------
+    x : Tensor of shape (trials, voxels)
+    y : Tensor of shape (trials, targets)
+    prior : Tensor of shape (trials, targets)
+        Predictions by weights that have not seen these trials.
+    units, config, who
+        As in `fit_ridge`; each target has its own penalty.
+
+    Returns
+    -------
+    weights : Tensor of shape (voxels, targets)
+    shares : Tensor of shape (targets,)
+        Of the prediction; the whole is ``share * prediction + x @ weights``, but for a constant.
+    """
+    shares = torch.tensor(_SHARES, dtype=x.dtype, device=x.device)
+    rests = torch.cat([y - share * prior for share in shares], dim=1)
+    penalties = ridge_penalties(x, config, who)
+    least, place = _fold_errors(x, rests, units, penalties, config.folds).min(dim=0)
+    least = least.view(len(shares), -1)
+    excess = least / least.min(dim=0).values.clamp_min(torch.finfo(x.dtype).tiny) - 1
+    counts = torch.softmax(-excess / _FORGIVEN, dim=0)
+    weights, _ = ridge_weights(x, rests, torch.tensor(penalties, dtype=x.dtype, device=x.device)[place])
+    return torch.einsum("vst,st->vt", weights.view(len(weights), *counts.shape), counts), shares @ counts
+
+
+def ridge_out_of_fold(x: Tensor, y: Tensor, units: np.ndarray, config: RidgeConfig, who: str = "ridge") -> Tensor:
+    """What ridge says of every row ``(trials, targets)`` when it was fitted without the row's fold of units."""
+    penalty, _ = _best_penalties(x, y, units, config, who)
+    said = torch.empty_like(y)
+    for train, held in inner_folds(units, config.folds):
+        weight, intercept = ridge_weights(x[train], y[train], penalty)
+        said[held] = x[held] @ weight + intercept
+    return said
+
+
+def _best_penalties(x: Tensor, y: Tensor, units: np.ndarray, config: RidgeConfig, who: str) -> tuple[Tensor, Tensor]:
+    """The penalty of each target ``(targets,)`` that is best on held-out folds, and its place among the candidates."""
+    penalties = ridge_penalties(x, config, who)
+    error = _fold_errors(x, y, units, penalties, config.folds)
+    if config.penalty == "shared":
+        error = error.sum(dim=1, keepdim=True).expand_as(error)
+    best = error.argmin(dim=0)
+    return torch.tensor(penalties, dtype=x.dtype, device=x.device)[best], best
+
+
+def ridge_penalties(x: Tensor, config: RidgeConfig, who: str) -> list[float]:
+    """Candidate penalties in the units of responses ``(trials, voxels)``; refuses responses that do not vary."""
     scale = float((x - x.mean(dim=0)).square().sum(dim=1).mean())
     if scale <= _CONSTANT * x.shape[1]:
         raise InputError(
             f"{who}: nothing can be learnt from responses that do not vary: {len(x)} training stimuli, "
             f"{x.shape[1]} voxel{'s' * (x.shape[1] > 1)}, each with one value throughout"
         )
-    penalties = [scale * p for p in config.penalties]
+    return [scale * penalty for penalty in config.penalties]
+
+
+def _fold_errors(x: Tensor, y: Tensor, units: np.ndarray, penalties: Sequence[float], folds: int) -> Tensor:
+    """Squared errors on the held-out folds, ``(penalties, targets)``."""
     error = torch.zeros(len(penalties), y.shape[1], dtype=x.dtype, device=x.device)
-    for train, validation in inner_folds(units, config.folds):
-        predicted = ridge_path(x[train], y[train], x[validation], penalties)
-        error += (predicted - y[validation]).square().sum(dim=1)
-    if config.penalty == "shared":
-        error = error.sum(dim=1, keepdim=True).expand_as(error)
-    chosen = torch.tensor(penalties, dtype=x.dtype, device=x.device)[error.argmin(dim=0)]
-    weight, intercept = ridge_weights(x, y, chosen)
-    return weight, intercept, float(chosen.median()) / scale
+    for train, held in inner_folds(units, folds):
+        error += (ridge_path(x[train], y[train], x[held], penalties) - y[held]).square().sum(dim=1)
+    return error
 
 
 class Ridge(Decoder):
@@ -198,16 +271,20 @@ class Ridge(Decoder):
         With `pool_subjects` all people's responses are rows of one regression; penalties are then chosen on people
         together, and inner folds hold a unit out for everybody.
         """
+        self.solve_for(view, lambda ids: targets.of(ids, kind))
+
+    def solve_for(self, view: StudyView, values: Callable[[np.ndarray], np.ndarray]) -> None:
+        """As `solve`, to whatever `values` says of stimulus ids, an array with a row each."""
         for subject in self.subjects:
             self.set_standardiser(subject, *view.moments(subject))
         self.provenance["penalty"] = {}
         if self.subject_free:
             parts = [self._averaged(view, subject) for subject in self.subjects]
             ids = np.concatenate([part[0] for part in parts])
-            self._solve_one(0, "all", ids, np.concatenate([part[1] for part in parts]), view, targets, kind)
+            self._solve_one(0, "all", ids, np.concatenate([part[1] for part in parts]), view, values)
         else:
             for at, subject in enumerate(self.subjects):
-                self._solve_one(at, subject, *self._averaged(view, subject), view, targets, kind)
+                self._solve_one(at, subject, *self._averaged(view, subject), view, values)
 
     def _averaged(self, view: StudyView, subject: str) -> tuple[np.ndarray, np.ndarray]:
         ids, responses = view.averaged(subject)
@@ -217,17 +294,22 @@ class Ridge(Decoder):
         return ids, standardised.cpu().numpy()
 
     def _solve_one(
-        self, at: int, who: str, ids: np.ndarray, responses: np.ndarray, view: StudyView, targets: Targets, kind: str
+        self,
+        at: int,
+        who: str,
+        ids: np.ndarray,
+        responses: np.ndarray,
+        view: StudyView,
+        values: Callable[[np.ndarray], np.ndarray],
     ) -> None:
         config: Any = self.config
         device = self.components.device
         # double precision while it is cheap; penalties near zero need it
         dtype = torch.float64 if min(responses.shape) <= 3000 else torch.float32
         x = torch.as_tensor(responses, dtype=dtype, device=device)
-        y = torch.as_tensor(targets.of(ids, kind).reshape(len(ids), -1), dtype=dtype, device=device)
+        y = torch.as_tensor(values(ids).reshape(len(ids), -1), dtype=dtype, device=device)
         y, components, offset = self._reduced(y)
-        unit_of = dict(zip(view.stimulus_ids.tolist(), view.units.tolist(), strict=True))
-        units = np.array([unit_of[name] for name in ids.tolist()])
+        units = view.units_of(ids)
         weight, intercept, middle = fit_ridge(x, y, units, config, who)
         if components is not None:
             self.register_buffer("components", components.float().contiguous())

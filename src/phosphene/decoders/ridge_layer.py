@@ -114,8 +114,7 @@ class RidgeLayer(nn.Module):
         self, ids: Sequence[np.ndarray], x: Tensor, view: StudyView, targets: Targets, kind: str, who: str
     ) -> tuple[Tensor, Tensor]:
         names = np.concatenate(ids)
-        unit_of = dict(zip(view.stimulus_ids.tolist(), view.units.tolist(), strict=True))
-        units = np.array([unit_of[name] for name in names.tolist()])
+        units = view.units_of(names)
         # double precision while it is cheap; penalties near zero need it
         dtype = torch.float64 if min(x.shape) <= 3000 else torch.float32
         z = self.scores(names, targets, kind).to(dtype)

@@ -322,11 +322,9 @@ def _collect(view: StudyView, targets: Targets, kind: str, people: Sequence[str]
             f"shared-response keeps the kernel of all training rows: at most {_MOST_ROWS}, found {len(shown)}; "
             "use ridge or lite-mind for a study of this size"
         )
-    unit_of = dict(zip(view.stimulus_ids.tolist(), view.units.tolist(), strict=True))
     _, stimulus = np.unique(shown, return_inverse=True)
     values = torch.from_numpy(targets.of(shown, kind).reshape(len(shown), -1)).double()
-    units = np.array([unit_of[name] for name in shown.tolist()])
-    return _Rows(torch.cat(responses), torch.cat(person), torch.from_numpy(stimulus), values, units)
+    return _Rows(torch.cat(responses), torch.cat(person), torch.from_numpy(stimulus), values, view.units_of(shown))
 
 
 def _training_kernel(data: _Rows, space: _Space, choice: Choice) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -18,7 +18,13 @@ from torch import Tensor, nn
 
 from phosphene.decoders.base import Decoder, Episodes, Prediction
 from phosphene.decoders.brain_experts import Anatomies, anatomy_vector, attach_experts, expert_places, use_of_experts
-from phosphene.decoders.ridge_start import start_at_mean, start_at_ridge
+from phosphene.decoders.ridge_start import (
+    class_slopes,
+    start_at_mean,
+    start_at_ridge,
+    start_classes,
+    start_individually,
+)
 from phosphene.decoders.trunks import TRUNKS
 from phosphene.decoders.wills_aligner_config import WillsAlignerConfig
 from phosphene.errors import InputError
@@ -31,6 +37,7 @@ from phosphene.nn.readout import LinearPath, TokenReadout
 from phosphene.nn.residual import TokenProjector
 from phosphene.nn.router import Router, balance
 from phosphene.recordings.recording import named_regions
+from phosphene.stimuli.multilabel import label_matrix
 from phosphene.table import Table
 
 if TYPE_CHECKING:
@@ -60,7 +67,7 @@ class WillsAligner(Decoder):
         self.projector = TokenProjector(self.target_shape[-1], config.projector) if config.projector else None
         n_classes = len(config.classes)
         self.class_head = self.trunk.head((n_classes,)) if n_classes else None
-        self.class_path = nn.Linear(rank, n_classes, bias=False) if n_classes and rank else None
+        self.class_path = LinearPath(n_classes, n_classes) if n_classes and rank else None
         for subject, n_voxels in list(self.subjects.items())[: 1 if self.subject_free else None]:
             self._add_input(subject, n_voxels)
         self.register_parameter("fill", None)
@@ -78,8 +85,12 @@ class WillsAligner(Decoder):
 
     def _add_input(self, subject: str, n_voxels: int) -> None:
         self.trunk.add(n_voxels)
-        if self.linear is not None:
-            self.linear.add(n_voxels)
+        for path in self._paths:
+            path.add(n_voxels)
+
+    @property
+    def _paths(self) -> list[LinearPath]:
+        return [path for path in (self.linear, self.class_path) if path is not None]
 
     def add_subject(self, subject: str, n_voxels: int) -> None:
         """Add a person: gates begin as those of somebody without an id, a private expert at nothing."""
@@ -149,9 +160,9 @@ class WillsAligner(Decoder):
         output: Tensor = self.out(hidden).view(len(responses), *self.target_shape)
         logits = None if self.class_head is None else self.class_head(hidden)
         if self.linear is not None:
-            scores = self.linear.people[at](responses)
-            output = output + (scores @ self.linear.basis).view_as(output)
-            logits = logits if self.class_path is None else logits + self.class_path(scores)
+            output = output + self.linear(responses, at).view_as(output)
+        if self.class_path is not None:
+            logits = logits + self.class_path(responses, at)
         found = Prediction.of(output, self.target_shape)
         retrieval = None if self.projector is None else self.projector(output)
         return Prediction(found.tokens, found.pooled, retrieval, logits)
@@ -285,13 +296,64 @@ class WillsAligner(Decoder):
         gates = torch.cat([each.flatten(0, -2) for _, each in routed])
         return {"balance": self.config.balance_weight * balance(gates, self.config.balance_sharpness)}
 
-    def warm_start(self, view: StudyView, targets: Targets, kind: str, progress: bool = True) -> bool:
-        """Start at the targets' mean, or at the ridge solution in the linear path."""
+    def warm_start(
+        self, view: StudyView, targets: Targets, kind: str, progress: bool = True, stage: str = "training"
+    ) -> bool:
+        """Start at the targets' mean, or with ridge in the linear paths; later at what ridge finds individual."""
+        if stage != "training":
+            self.start_individuals(view, targets, kind, view.subjects, known=True)
+            return True
         if self.linear is None:
             start_at_mean(self.out, view, targets, kind)
-        else:
-            start_at_ridge(self, self.linear, self.out, self.config.branch_scale, view, targets, kind, progress)
+            return True
+        scale = self.config.branch_scale
+        start_at_ridge(self, self.linear, self.out, scale, view, targets, kind, progress)
+        if self.class_path is not None and self.class_head is not None:
+            start_classes(self, self.class_path, self.class_head, scale, view, self._labels(view))
         return True
+
+    def start_individuals(
+        self, view: StudyView, targets: Targets, kind: str, subjects: Sequence[str], known: bool
+    ) -> None:
+        """Start private experts on linear paths where ridge finds these people unlike the others.
+
+        Parameters
+        ----------
+        view, targets, kind
+            As in `warm_start`.
+        subjects : sequence of str
+        known : bool
+            Whether the paths were trained on these people.
+        """
+        if not self.config.private or not self.subject_free:
+            return  # inputs of one's own are individual already
+        responses = {}
+        for subject in subjects:
+            ids, mean = view.averaged(subject)
+            seen = self._filled(self._standardised(torch.from_numpy(mean), subject), self.index(subject))
+            responses[subject] = (ids, view.units_of(ids), seen.detach())
+        if self.linear is not None:
+            readout: Any = self.out
+            mean = readout.bias.detach().flatten()
+
+            def target(ids: np.ndarray) -> Tensor:
+                return torch.from_numpy(targets.of(ids, kind)).flatten(1) - mean.cpu()
+
+            start_individually(self.linear, responses, target, known)
+        if self.class_path is not None:
+            labels = self._labels(view)
+            share, slope = class_slopes(labels)
+
+            def logit(ids: np.ndarray) -> Tensor:
+                return (torch.stack([labels[name] for name in ids]) - share) * slope
+
+            start_individually(self.class_path, responses, logit, known)
+
+    def _labels(self, view: StudyView) -> dict[str, Tensor]:
+        """Which classes each stimulus of a view has, 0 or 1."""
+        config: Any = self.config
+        rows = label_matrix(view.stimuli.labels, config.class_columns, config.classes)
+        return dict(zip(view.stimulus_ids.tolist(), torch.from_numpy(rows).float(), strict=True))
 
     def conclude(self, view: StudyView, targets: Targets, kind: str) -> None:
         """Tell how experts are used, warn of a collapse by name, and make sure that the trunk is as it was."""
@@ -328,7 +390,14 @@ class WillsAligner(Decoder):
         with whole.person.using(subject), whole.gates.using(whole._route(torch.zeros(1, 1), place, 0)):
             detach(whole, merge=True)
         whole.router = None
-        settings = {"stage2": "none", "private": False, "router": ("person",), "anatomy": (), "gate": "dense"}
+        settings = {
+            "stage2": "none",
+            "private": False,
+            "private_rank": 0,
+            "router": ("person",),
+            "anatomy": (),
+            "gate": "dense",
+        }
         config = WillsAlignerConfig.build(self.config.model_dump(), settings)
         alone = WillsAligner(config, {subject: self.subjects[subject]}, self.target_shape)
         if (table := self.voxel_tables.get(subject)) is not None:
@@ -362,7 +431,7 @@ def _of_one(state: Mapping[str, Tensor], place: int, shared: bool) -> dict[str, 
     """The entries that one person needs, as those of the only person."""
     kept = {}
     for name, tensor in state.items():
-        for lead in ("standardisers.", "trunk.inputs.", "linear.people."):
+        for lead in ("standardisers.", "trunk.inputs.", "linear.people.", "class_path.people."):
             if name.startswith(lead):
                 number, _, rest = name[len(lead) :].partition(".")
                 wanted = 0 if shared and lead != "standardisers." else place

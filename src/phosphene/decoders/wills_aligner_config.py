@@ -14,7 +14,19 @@ __all__ = ["WillsAlignerConfig"]
 
 _SPECTRAL = ("patches", "filters", "hidden", "heads", "queries")
 _OF_STAGE2 = (
-    *("experts", "rank", "alpha", "insert", "private", "router", "anatomy", "gate", "top", "temperature"),
+    *(
+        "experts",
+        "rank",
+        "alpha",
+        "insert",
+        "private",
+        "private_rank",
+        "router",
+        "anatomy",
+        "gate",
+        "top",
+        "temperature",
+    ),
     *("id_dropout", "balance_weight", "balance_sharpness", "inner_steps", "inner_rate"),
 )
 
@@ -46,7 +58,10 @@ class WillsAlignerConfig(ClassesConfig):
     insert : tuple of str
         Linear layers that get experts, see `phosphene.decoders.brain_experts.expert_places`.
     private : bool
-        Give each person an expert of their own beside the shared ones.
+        Give each person an expert of their own beside the shared ones. On linear paths it starts where ridge finds
+        this person unlike the others, elsewhere at nothing.
+    private_rank : int
+        Rank of private experts on linear paths; 0: `rank`.
     router : tuple of {"person", "data", "anatomy"}
         What the gates depend on, summed: an embedding of the person, the trunk's feature of the trial, and the
         columns `anatomy`.
@@ -88,6 +103,7 @@ class WillsAlignerConfig(ClassesConfig):
     alpha: float = Field(16.0, gt=0)
     insert: tuple[str, ...] = Field(("all",), min_length=1)
     private: bool = False
+    private_rank: int = Field(0, ge=0)
     router: tuple[Literal["person", "data", "anatomy"], ...] = Field(("person",), min_length=1)
     anatomy: tuple[str, ...] = ()
     gate: RouterKind = "dense"
@@ -122,6 +138,8 @@ class WillsAlignerConfig(ClassesConfig):
         idle = {} if self.linear_rank else {"branch_scale": "linear_rank = 0 has no linear path"}
         if self.stage2 == "none":
             return idle | dict.fromkeys(_OF_STAGE2, "stage2 = 'none' has no experts")
+        if not (self.private and self.linear_rank):
+            idle["private_rank"] = "for private experts on a linear path (private = true, linear_rank > 0)"
         if self.stage2 != "meta":
             idle |= dict.fromkeys(("inner_steps", "inner_rate"), f"for stage2 = 'meta', found {self.stage2!r}")
         if self.gate != "top-k":

@@ -276,6 +276,11 @@ class StudyView:
         """The unit every stimulus of the view belongs to, text ``(stimuli,)``: its label, or its own id."""
         return self.stimulus_ids if self.unit is None else self.stimuli.labels[self.unit].astype(str)
 
+    def units_of(self, ids: np.ndarray) -> np.ndarray:
+        """The unit of each of these stimuli of the view, in their order."""
+        unit_of = dict(zip(self.stimulus_ids.tolist(), self.units.tolist(), strict=True))
+        return np.array([unit_of[name] for name in ids.tolist()])
+
     def _recording(self, subject: str) -> Recording:
         if subject not in self.subjects:
             raise unknown("subject", subject, self.subjects)

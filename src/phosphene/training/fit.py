@@ -223,7 +223,7 @@ def _trained(
         seed,
         fabric,
         None if run is None else run.checkpoints if first else run.path / stage / run.checkpoints.name,
-        lambda: not first or decoder.warm_start(bench.view, targets, kind, progress),
+        lambda: decoder.warm_start(bench.view, targets, kind, progress, stage) or not first,
         f"fit {decoder.name}" if first else f"{decoder.name}, {stage}",
         progress,
         None if episodes is None else EpisodeLoader(bench.loader, seed),

@@ -125,12 +125,17 @@ def add_subject(
     bench = prepare(work, view, targets, work.target_kind, config, seed, fabric)
     own = work.own(subject)
     told: dict[str, Any] = {"trained": sum(work.get_parameter(name).numel() for name in own), **alignment}
+
+    def start_own() -> bool:
+        work.start_individuals(bench.view, targets, work.target_kind, [subject], known=False)
+        return True
+
     if own:
         _let_train(work, own)
         folder, title = None if run is None else run.checkpoints, f"{work.name}: {subject}"
         with frozen(work, [glob.escape(name) for name in own]):
             shown = progress and fabric.global_rank == 0
-            told |= train_on(bench, work, config, seed, fabric, folder, lambda: True, title, shown)
+            told |= train_on(bench, work, config, seed, fabric, folder, start_own, title, shown)
     else:
         log.info("nothing of %s is a person's own: %s is decoded by what the router finds", work.name, subject)
     if aligner is not None:
