@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from phosphene.decoders.base import Decoder
+from phosphene.decoders.common_ridge import CommonRidge
 from phosphene.decoders.ridge import Ridge, RidgeConfig, fit_ridge_beside, ridge_out_of_fold
 from phosphene.nn.adapter import AdaptedLinear, AdapterBank, LowRank
 from phosphene.nn.readout import LinearPath
@@ -18,7 +19,14 @@ if TYPE_CHECKING:
     from phosphene.encoders import Targets
     from phosphene.recordings import StudyView
 
-__all__ = ["class_slopes", "start_at_mean", "start_at_ridge", "start_classes", "start_individually"]
+__all__ = [
+    "class_slopes",
+    "start_at_mean",
+    "start_at_ridge",
+    "start_by_counting",
+    "start_classes",
+    "start_individually",
+]
 
 
 def start_at_mean(readout: Any, view: StudyView, targets: Targets, kind: str) -> None:
@@ -142,6 +150,40 @@ def start_individually(
         own, share = fit_ridge_beside(responses.double(), scores[subject], prior[subject], units, config, subject)
         change = own.T.float() + (share.float() - 1)[:, None] * common
         _set(cast(LowRank, bank.get_submodule(bank.keys[subject])), change, responses)
+
+
+@torch.no_grad()
+def start_by_counting(
+    path: LinearPath,
+    people: Mapping[str, tuple[np.ndarray, np.ndarray, Tensor]],
+    wanted: Callable[[np.ndarray], Tensor],
+    known: bool,
+    shared: CommonRidge,
+    times: float,
+) -> None:
+    """Start people's private experts where everybody's ridge would be, had their own responses counted more often.
+
+    Parameters
+    ----------
+    path, people, wanted, known
+        As of `start_individually`.
+    shared : CommonRidge
+        Learnt here from these people where they are known.
+    times : float
+        How many times more.
+    """
+    layer = path.people[0]
+    if not isinstance(layer, AdaptedLinear) or "own" not in layer.parts:
+        return
+    common, bank = layer.weight, cast(AdapterBank, layer.parts["own"])
+    to_scores = torch.linalg.pinv(path.basis.double())
+    scores = {subject: wanted(ids).double() @ to_scores for subject, (ids, _, _) in people.items()}
+    if known:
+        units = np.concatenate([units for _, units, _ in people.values()])
+        shared.learn(torch.cat([x for _, _, x in people.values()]), torch.cat(list(scores.values())), units)
+    for subject, (_, _, responses) in people.items():
+        change = shared.change(responses, scores[subject] - (responses @ common.T).double(), times)
+        _set(cast(LowRank, bank.get_submodule(bank.keys[subject])), change.T.float(), responses)
 
 
 @torch.no_grad()

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from phosphene.decoders.base import Decoder, Episodes, Prediction
 from phosphene.decoders.brain_experts import Anatomies, anatomy_vector, attach_experts, expert_places, use_of_experts
+from phosphene.decoders.common_ridge import CommonRidge
 from phosphene.decoders.ridge_start import (
     class_slopes,
     start_at_mean,
     start_at_ridge,
+    start_by_counting,
     start_classes,
     start_individually,
 )
@@ -70,6 +72,7 @@ class WillsAligner(Decoder):
         self.class_path = LinearPath(n_classes, n_classes) if n_classes and rank else None
         for subject, n_voxels in list(self.subjects.items())[: 1 if self.subject_free else None]:
             self._add_input(subject, n_voxels)
+        self.shared_ridge = CommonRidge() if self.linear is not None and config.own_weight else None
         self.register_parameter("fill", None)
         self.anatomies: Anatomies | None = None
         self.person, self.gates = Person(), Gates()
@@ -212,7 +215,7 @@ class WillsAligner(Decoder):
     @property
     def common(self) -> str:
         """Digest of what people share and the first stage learned: no second stage changes it."""
-        return base_digest(self, apart=["anatomies.*"])
+        return base_digest(self, apart=["anatomies.*", "shared_ridge.*"])
 
     # -- stages -------------------------------------------------------------------------------------------------
 
@@ -339,7 +342,10 @@ class WillsAligner(Decoder):
             def target(ids: np.ndarray) -> Tensor:
                 return torch.from_numpy(targets.of(ids, kind)).flatten(1) - mean.cpu()
 
-            start_individually(self.linear, responses, target, known)
+            if self.shared_ridge is None:
+                start_individually(self.linear, responses, target, known)
+            else:
+                start_by_counting(self.linear, responses, target, known, self.shared_ridge, self.config.own_weight)
         if self.class_path is not None:
             labels = self._labels(view)
             share, slope = class_slopes(labels)
@@ -394,6 +400,7 @@ class WillsAligner(Decoder):
             "stage2": "none",
             "private": False,
             "private_rank": 0,
+            "own_weight": 0.0,
             "router": ("person",),
             "anatomy": (),
             "gate": "dense",
@@ -417,6 +424,9 @@ class WillsAligner(Decoder):
         """Take on what the stages of the saved decoder added, and this one has not yet."""
         if self.anatomies is None and "anatomies.vectors" in tensors:
             self.anatomies = Anatomies(tensors["anatomies.vectors"])
+        if self.shared_ridge is not None:
+            lead = "shared_ridge."
+            self.shared_ridge.make_room({n.removeprefix(lead): t for n, t in tensors.items() if n.startswith(lead)})
         if self.fill is None and "fill" in tensors:
             self.fill = nn.Parameter(torch.zeros_like(tensors["fill"]))
         if self.router is None and any(name.startswith("router.") for name in tensors):
@@ -439,6 +449,6 @@ def _of_one(state: Mapping[str, Tensor], place: int, shared: bool) -> dict[str, 
                     kept[f"{lead}0.{rest}"] = tensor
                 break
         else:
-            if not name.startswith("anatomies."):
+            if not name.startswith(("anatomies.", "shared_ridge.")):
                 kept[name] = tensor
     return kept

@@ -21,6 +21,7 @@ _OF_STAGE2 = (
         "insert",
         "private",
         "private_rank",
+        "own_weight",
         "router",
         "anatomy",
         "gate",
@@ -62,6 +63,9 @@ class WillsAlignerConfig(ClassesConfig):
         this person unlike the others, elsewhere at nothing.
     private_rank : int
         Rank of private experts on linear paths; 0: `rank`.
+    own_weight : float
+        Above 0, private experts on the linear path of targets start where the ridge of all people would be, had the
+        person's own responses counted so many times more (`CommonRidge`): for few stimuli.
     router : tuple of {"person", "data", "anatomy"}
         What the gates depend on, summed: an embedding of the person, the trunk's feature of the trial, and the
         columns `anatomy`.
@@ -104,6 +108,7 @@ class WillsAlignerConfig(ClassesConfig):
     insert: tuple[str, ...] = Field(("all",), min_length=1)
     private: bool = False
     private_rank: int = Field(0, ge=0)
+    own_weight: float = Field(0.0, ge=0)
     router: tuple[Literal["person", "data", "anatomy"], ...] = Field(("person",), min_length=1)
     anatomy: tuple[str, ...] = ()
     gate: RouterKind = "dense"
@@ -139,7 +144,8 @@ class WillsAlignerConfig(ClassesConfig):
         if self.stage2 == "none":
             return idle | dict.fromkeys(_OF_STAGE2, "stage2 = 'none' has no experts")
         if not (self.private and self.linear_rank):
-            idle["private_rank"] = "for private experts on a linear path (private = true, linear_rank > 0)"
+            words = "for private experts on a linear path (private = true, linear_rank > 0)"
+            idle |= dict.fromkeys(("private_rank", "own_weight"), words)
         if self.stage2 != "meta":
             idle |= dict.fromkeys(("inner_steps", "inner_rate"), f"for stage2 = 'meta', found {self.stage2!r}")
         if self.gate != "top-k":
