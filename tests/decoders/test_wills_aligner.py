@@ -264,6 +264,8 @@ def test_somebody_added_later_changes_nobody_and_begins_without_an_id(settings: 
         ({"stage2": "meta", "router": ("data",)}, "a person's own"),
         ({"router": ()}, "at least 1"),
         ({"trunk": "lite-mind", "hidden": 10, "heads": 4}, "heads must divide"),
+        ({"person_embedding": True}, "instead of a second stage: give it with stage2 'none', found 'plain'"),
+        ({"person_embedding": True, "stage2": "none", "pool_subjects": False}, "for one input of all people"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -281,6 +283,7 @@ def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message:
         ),
         ("wills-aligner", {"inner_rate": 0.1}, "inner_rate = 0.1 has no use: for stage2 = 'meta', found 'plain'"),
         ("wills-aligner", {"private_rank": 4}, r"private_rank = 4 has no use: for private experts on a linear path"),
+        ("wills-aligner", {"private": True, "private_start": "zero"}, "private_start = 'zero' has no use: for private"),
         ("wills-aligner", {"top": 1}, "top = 1 has no use: for gate = 'top-k', found 'dense'"),
         ("wills-aligner", {"router": ("data",), "id_dropout": 0.1}, "id_dropout = 0.1 .*router with 'person'"),
         (
@@ -301,6 +304,25 @@ def test_settings_that_others_leave_without_a_use_are_refused(
         make_decoder(name, subjects=PEOPLE, target_shape=(4,), width=8, **settings)
     # what a preset says does not count: it may know more than the settings leave a use for
     make_decoder("wills-aligner", "small", subjects=PEOPLE, target_shape=(4,), width=8, stage2="none")
+
+
+@pytest.mark.parametrize("settings", [MLP, LITE], ids=["mlp", "lite-mind"])
+def test_a_vector_for_each_person_is_learned_and_goes_with_the_person(settings: dict[str, Any], tmp_path) -> None:
+    settings = {key: value for key, value in settings.items() if key not in ("experts", "rank")}
+    decoder = build(**settings, stage2="none", person_embedding=True)
+    x = torch.randn(6, 30)
+    assert torch.equal(heads(decoder, x, "sub-01"), heads(decoder, x, "sub-02"))
+    with_gradient(decoder, x, "sub-02").square().sum().backward()
+    assert [each.grad is not None and bool(each.grad.any()) for each in decoder.embeddings] == [False, True, False]
+    with torch.no_grad():
+        decoder.embeddings[1].normal_()
+    alone = {subject: heads(decoder, x, subject) for subject in PEOPLE}
+    assert not torch.allclose(alone["sub-02"], alone["sub-01"], atol=1e-3)
+    decoder.add_subject("sub-04", 30)
+    again = Decoder.load(decoder.save(tmp_path / "decoder"))
+    assert all(torch.equal(heads(again, x, subject), found) for subject, found in alone.items())
+    assert torch.equal(heads(again, x, "sub-04"), heads(decoder, x, None))
+    torch.testing.assert_close(heads(decoder.merged("sub-02"), x, "sub-02"), alone["sub-02"])
 
 
 def test_places_of_experts_by_word_and_pattern() -> None:

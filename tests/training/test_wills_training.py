@@ -317,3 +317,9 @@ def test_classes_start_at_ridge_and_private_experts_at_what_is_individual(
         common = decoder.predict(responses, "sub-01")
     truth = targets.of(ids, decoder.target_kind)
     assert ((whole - truth) ** 2).mean() < ((common - truth) ** 2).mean()
+    zero = fitted(
+        study, targets, aligner, private=True, private_rank=8, private_start="zero", linear_rank=1024, training=still
+    )
+    whole = zero.predict(responses, "sub-01")
+    with zero.commonality():
+        np.testing.assert_allclose(whole, zero.predict(responses, "sub-01"), atol=1e-4)

@@ -42,8 +42,8 @@ class Trunk(nn.Module, ABC):
         """Make one more input."""
 
     @abstractmethod
-    def forward(self, responses: Tensor, at: int) -> Tensor:
-        """Responses ``(b, voxels)`` through input `at` to hidden features."""
+    def forward(self, responses: Tensor, at: int, beside: Tensor | None = None) -> Tensor:
+        """Responses ``(b, voxels)`` through input `at`, where `beside` ``(width,)`` is added, to hidden features."""
 
     @abstractmethod
     def summary(self, hidden: Tensor) -> Tensor:
@@ -85,9 +85,10 @@ class BlocksTrunk(Trunk):
     def add(self, n_voxels: int) -> None:
         self.inputs.append(input_layer(n_voxels, self.width, self.input_dropout))
 
-    def forward(self, responses: Tensor, at: int) -> Tensor:
-        hidden: Tensor = self.blocks(self.inputs[at](responses))
-        return hidden
+    def forward(self, responses: Tensor, at: int, beside: Tensor | None = None) -> Tensor:
+        hidden: Tensor = self.inputs[at](responses)
+        mixed: Tensor = self.blocks(hidden if beside is None else hidden + beside)
+        return mixed
 
     def summary(self, hidden: Tensor) -> Tensor:
         return hidden
@@ -116,9 +117,10 @@ class SpectralTrunk(Trunk):
     def add(self, n_voxels: int) -> None:
         self.inputs.append(PatchEmbedding(n_voxels, self.sizes.patches, self.width, shared=False))
 
-    def forward(self, responses: Tensor, at: int) -> Tensor:
-        hidden: Tensor = self.mixed(self.blocks(self.inputs[at](self.voxel_dropout(responses))))
-        return hidden
+    def forward(self, responses: Tensor, at: int, beside: Tensor | None = None) -> Tensor:
+        hidden: Tensor = self.inputs[at](self.voxel_dropout(responses))
+        mixed: Tensor = self.mixed(self.blocks(hidden if beside is None else hidden + beside))
+        return mixed
 
     def summary(self, hidden: Tensor) -> Tensor:
         return hidden.mean(dim=0)

@@ -73,6 +73,7 @@ class WillsAligner(Decoder):
         for subject, n_voxels in list(self.subjects.items())[: 1 if self.subject_free else None]:
             self._add_input(subject, n_voxels)
         self.shared_ridge = CommonRidge() if self.linear is not None and config.own_weight else None
+        self.embeddings = nn.ParameterList([self._embedding() for _ in self.subjects if config.person_embedding])
         self.register_parameter("fill", None)
         self.anatomies: Anatomies | None = None
         self.person, self.gates = Person(), Gates()
@@ -91,6 +92,9 @@ class WillsAligner(Decoder):
         for path in self._paths:
             path.add(n_voxels)
 
+    def _embedding(self) -> nn.Parameter:
+        return nn.Parameter(torch.zeros(self.trunk.width, device=next(self.parameters()).device))
+
     @property
     def _paths(self) -> list[LinearPath]:
         return [path for path in (self.linear, self.class_path) if path is not None]
@@ -98,6 +102,8 @@ class WillsAligner(Decoder):
     def add_subject(self, subject: str, n_voxels: int) -> None:
         """Add a person: gates begin as those of somebody without an id, a private expert at nothing."""
         super().add_subject(subject, n_voxels)
+        if self.config.person_embedding:
+            self.embeddings.append(self._embedding())
         if self.anatomies is not None:
             self.anatomies.add()
         if self.router is None:
@@ -156,10 +162,11 @@ class WillsAligner(Decoder):
         if gates is not None and self.training and torch.is_grad_enabled():
             self._routed.append((known, gates))
         with self.person.using(subject if self.individual else None), self.gates.using(gates):
-            return self._heads(responses, at)
+            beside = self.embeddings[known] if self.config.person_embedding and known is not None else None
+            return self._heads(responses, at, beside)
 
-    def _heads(self, responses: Tensor, at: int) -> Prediction:
-        hidden = self.trunk(responses, at)
+    def _heads(self, responses: Tensor, at: int, beside: Tensor | None = None) -> Prediction:
+        hidden = self.trunk(responses, at, beside)
         output: Tensor = self.out(hidden).view(len(responses), *self.target_shape)
         logits = None if self.class_head is None else self.class_head(hidden)
         if self.linear is not None:
@@ -328,7 +335,7 @@ class WillsAligner(Decoder):
         known : bool
             Whether the paths were trained on these people.
         """
-        if not self.config.private or not self.subject_free:
+        if not self.config.private or self.config.private_start == "zero" or not self.subject_free:
             return  # inputs of one's own are individual already
         responses = {}
         for subject in subjects:
@@ -400,6 +407,7 @@ class WillsAligner(Decoder):
             "stage2": "none",
             "private": False,
             "private_rank": 0,
+            "private_start": "ridge",
             "own_weight": 0.0,
             "router": ("person",),
             "anatomy": (),
@@ -441,12 +449,12 @@ def _of_one(state: Mapping[str, Tensor], place: int, shared: bool) -> dict[str, 
     """The entries that one person needs, as those of the only person."""
     kept = {}
     for name, tensor in state.items():
-        for lead in ("standardisers.", "trunk.inputs.", "linear.people.", "class_path.people."):
+        for lead in ("standardisers.", "embeddings.", "trunk.inputs.", "linear.people.", "class_path.people."):
             if name.startswith(lead):
                 number, _, rest = name[len(lead) :].partition(".")
-                wanted = 0 if shared and lead != "standardisers." else place
+                wanted = 0 if shared and lead not in ("standardisers.", "embeddings.") else place
                 if int(number) == wanted:
-                    kept[f"{lead}0.{rest}"] = tensor
+                    kept[f"{lead}0.{rest}".removesuffix(".")] = tensor
                 break
         else:
             if not name.startswith(("anatomies.", "shared_ridge.")):

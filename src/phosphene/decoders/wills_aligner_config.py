@@ -21,6 +21,7 @@ _OF_STAGE2 = (
         "insert",
         "private",
         "private_rank",
+        "private_start",
         "own_weight",
         "router",
         "anatomy",
@@ -51,6 +52,9 @@ class WillsAlignerConfig(ClassesConfig):
         Rank of a linear path beside the trunk, which starts at the ridge solution of all people; 0 has none.
     branch_scale : float
         Size of the trunk's output beside that path when training starts.
+    person_embedding : bool
+        A learned vector of each person is added where the trunk begins, zero for somebody unknown: a plainer way to
+        be individual than experts, and instead of them (``stage2 = "none"``, one input for all).
     stage2 : {"plain", "meta", "none"}
         How experts are trained: as the trunk was; in episodes of sessions; there are none.
     experts, rank : int
@@ -63,6 +67,8 @@ class WillsAlignerConfig(ClassesConfig):
         this person unlike the others, elsewhere at nothing.
     private_rank : int
         Rank of private experts on linear paths; 0: `rank`.
+    private_start : {"ridge", "zero"}
+        "zero" starts them at nothing on linear paths too.
     own_weight : float
         Above 0, private experts on the linear path of targets start where the ridge of all people would be, had the
         person's own responses counted so many times more (`CommonRidge`): for few stimuli.
@@ -101,6 +107,7 @@ class WillsAlignerConfig(ClassesConfig):
     projector: int = Field(2048, ge=0)
     linear_rank: int = Field(0, ge=0)
     branch_scale: float = Field(0.1, gt=0)
+    person_embedding: bool = False
     stage2: Literal["plain", "meta", "none"] = "plain"
     experts: int = Field(8, ge=1)
     rank: int = Field(8, ge=1)
@@ -108,6 +115,7 @@ class WillsAlignerConfig(ClassesConfig):
     insert: tuple[str, ...] = Field(("all",), min_length=1)
     private: bool = False
     private_rank: int = Field(0, ge=0)
+    private_start: Literal["ridge", "zero"] = "ridge"
     own_weight: float = Field(0.0, ge=0)
     router: tuple[Literal["person", "data", "anatomy"], ...] = Field(("person",), min_length=1)
     anatomy: tuple[str, ...] = ()
@@ -134,6 +142,12 @@ class WillsAlignerConfig(ClassesConfig):
             raise ValueError("gate 'per-token' needs latent tokens (trunk 'lite-mind') and a router with 'data'")
         if self.gate == "top-k" and self.top > self.experts:
             raise ValueError(f"top must be at most the number of experts {self.experts}, found {self.top}")
+        if self.person_embedding and self.stage2 != "none":
+            raise ValueError(
+                f"person_embedding stands instead of a second stage: give it with stage2 'none', found {self.stage2!r}"
+            )
+        if self.person_embedding and not self.pool_subjects:
+            raise ValueError("person_embedding is for one input of all people, found pool_subjects = False")
         if self.stage2 == "meta" and "person" not in self.router and not self.private:
             raise ValueError("stage2 'meta' adapts what is a person's own: a router with 'person', or private = true")
         return self
@@ -145,7 +159,9 @@ class WillsAlignerConfig(ClassesConfig):
             return idle | dict.fromkeys(_OF_STAGE2, "stage2 = 'none' has no experts")
         if not (self.private and self.linear_rank):
             words = "for private experts on a linear path (private = true, linear_rank > 0)"
-            idle |= dict.fromkeys(("private_rank", "own_weight"), words)
+            idle |= dict.fromkeys(("private_rank", "private_start", "own_weight"), words)
+        elif self.private_start == "zero":
+            idle["own_weight"] = "for private experts that start at ridge (private_start = 'ridge')"
         if self.stage2 != "meta":
             idle |= dict.fromkeys(("inner_steps", "inner_rate"), f"for stage2 = 'meta', found {self.stage2!r}")
         if self.gate != "top-k":
