@@ -1,11 +1,17 @@
-"""What one model of many people is worth on virtual studies, where people differ and where they do not.
+"""What one model of many people is worth on virtual studies, beside its rivals, where people differ and do not.
 
-    OMP_NUM_THREADS=1 python benchmarks/wills_aligner.py --work FOLDER [--seeds 0 1 2] [--encoder z:pocket]
+    OMP_NUM_THREADS=1 python benchmarks/wills_aligner.py --work FOLDER [--seeds 0 1 2] [--arms ...] [--json FILE]
 
 Every (seed, condition, arm) is a line in ``FOLDER/records.jsonl`` as soon as it is done; an interrupted run goes on
-from there. Seed s simulates study s and decides everything random of the fits. All arms have the same trunk, heads,
-samples and batches of the preset `small`; weights are those best on validation stimuli inside the training part, and
-the test stimuli are scored once. Single-person models are wills-aligner itself with one person and no experts.
+from there, and processes with different seeds or conditions may share a folder. Seed s simulates study s and
+decides everything random of the fits: all arms of a cell have the same study, targets, seed and rule for validation
+stimuli (a tenth inside the training part). Weights are those best on these, and the test stimuli are scored once.
+
+All arms behind `Bench.fit` have trunk, heads, linear path, losses and batches of the preset `small` of wills-aligner;
+single-person models are wills-aligner with one person and no experts. Arms of mindtuner have its own preset `small`
+and no head for classes, hence no mAP. Scores are kept by person. Differences to single-person models and to stage 1
+are paired; their intervals are a bootstrap over seeds and, within each, over test stimuli (`wills_aligner_summary`).
+Arms in `ROTATED` are run where people differ in tuning.
 """
 
 from __future__ import annotations
@@ -20,13 +26,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from wills_aligner_summary import DIRECTIONS, METRICS, SINGLE, STAGE1, WILLS, markdown, summarise
 
 import phosphene as ph
 from phosphene.alignment import make_aligner
 from phosphene.decoders import Decoder
 from phosphene.decoders.wills_aligner import WillsAligner
-from phosphene.evaluation.multilabel import evaluate_labels
+from phosphene.evaluation.metrics import Counts, metric
+from phosphene.evaluation.multilabel import average_precision, evaluate_labels
+from phosphene.evaluation.statistics import Resampler
 from phosphene.files import write_json
+from phosphene.stimuli.multilabel import label_matrix
+from phosphene.training import adapt
 from phosphene.virtual import make_settings, simulate
 
 log = logging.getLogger("wills_aligner")
@@ -42,10 +53,12 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "people alike": {"warp": 0.0, "rotation": 0.0, "nonlinearity": 0.0},
     "warp": {"warp": 4.0, "rotation": 0.0, "nonlinearity": 0.0},
     "warp and rotation": {"warp": 4.0, "rotation": 1.2, "nonlinearity": 0.15},
+    "far apart": {"warp": 4.0, "rotation": 1.57, "rotation_rank": 96, "nonlinearity": 0.15},
 }
 PERSON: dict[str, Any] = {"voxels": 400, "noise": 0.8}
 CLASSES: dict[str, Any] = {"class_columns": ("shape_*", "background")}
-METRICS = ("top-1 brain_to_image", "top-1 image_to_brain", "two-way brain_to_image", "two-way image_to_brain", "mAP")
+N_BOOT = 500
+Models = dict[str, dict[str, Any]]
 
 
 class Bench:
@@ -62,73 +75,160 @@ class Bench:
         train = self.study.split("train").stimulus_ids
         return ph.encode(self.study.stimuli, self.encoder, fit_on=train, cache=False, progress=False)
 
-    def fit(self, aligner: str | None, subjects: list[str] | None = None, **settings: Any) -> WillsAligner:
-        """Fit wills-aligner, behind an aligner or on voxels as they are."""
-        made = None if aligner is None else make_aligner(aligner).fit(self.study.split("train"))
-        training = {"class_weight": 1.0, **settings.pop("training", {})}
-        found = ph.fit(
-            "wills-aligner",
+    @property
+    def people(self) -> list[str]:
+        """Everybody."""
+        return list(self.study.subjects)
+
+    def fit(
+        self, aligner: Mapping[str, Any] | None, subjects: list[str] | None = None, **settings: Any
+    ) -> WillsAligner:
+        """Fit wills-aligner, behind an aligner (its name and settings) or on voxels as they are."""
+        made = None if aligner is None else make_aligner(**aligner).fit(self.study.split("train"))
+        found = self._fitted("wills-aligner", subjects, aligner=made, **CLASSES, **settings)
+        assert isinstance(found, WillsAligner)
+        return found
+
+    def pretrain(self, subjects: list[str] | None = None) -> Decoder:
+        """Fit mindtuner: an input layer for each person, a shared backbone."""
+        return self._fitted("mindtuner", subjects)
+
+    def _fitted(self, name: str, subjects: list[str] | None, **settings: Any) -> Decoder:
+        return ph.fit(
+            name,
             self.study,
             self.targets,
             preset="small",
             subjects=subjects,
-            aligner=made,
             seed=self.seed,
             progress=False,
-            training=training,
-            **CLASSES,
             **settings,
         )
-        assert isinstance(found, WillsAligner)
-        return found
 
-    def score(self, decoder: Decoder, subjects: list[str] | None = None) -> dict[str, float]:
-        """Scores of the test part, means over people."""
-        people = subjects or self.study.subjects
+    def score(self, decoder: Decoder, subjects: list[str] | None = None) -> dict[str, Any]:
+        """Scores of the test part by person, and of resamples of its stimuli, which are the same for every arm."""
+        people = subjects or self.people
         quiet: dict[str, Any] = {"subjects": people, "rivals": (), "n_boot": 0, "n_perm": 0, "progress": False}
         card = ph.evaluate(decoder, self.study, self.targets, **quiet)
-        found = {
-            f"{metric} {direction}": card.get(metric, direction).value
-            for metric in ("top-1", "two-way")
-            for direction in ("brain_to_image", "image_to_brain")
-        }
-        labels = evaluate_labels(decoder, self.study, subjects=people, n_boot=0)
-        return {**found, "mAP": labels.get("mAP").value}
+        view = self.study.split("test")
+        resampler = Resampler({"test": view.stimulus_ids}, N_BOOT, self.seed)
+        scores: dict[str, dict[str, float | None]] = {}
+        draws: dict[str, list[np.ndarray]] = {}
+        for record in card.stimuli:
+            weights = resampler.weights("test", np.asarray(record["ids"])).astype(float)
+            each = {f"{name} {way}": _values(record, way, name) for name in ("top-1", "two-way") for way in DIRECTIONS}
+            scores[record["subject"]] = {name: float(values.mean()) for name, values in each.items()} | {"mAP": None}
+            for name, values in each.items():
+                draws.setdefault(name, []).append(weights @ values / weights.sum(axis=1))
+        if isinstance(decoder, WillsAligner):
+            labels = evaluate_labels(decoder, self.study, subjects=people, n_boot=0)
+            for person in people:
+                scores[person]["mAP"] = labels.get("mAP", person).value
+                draws.setdefault("mAP", []).append(self._precision(decoder, person, resampler))
+        means = {name: np.mean(each, axis=0).round(5).tolist() for name, each in draws.items()}
+        return {"people": scores, "draws": means}
+
+    def _precision(self, decoder: WillsAligner, person: str, resampler: Resampler) -> np.ndarray:
+        """Mean average precision of every resample, over the classes that have a positive in it."""
+        config: Any = decoder.config
+        view = self.study.split("test")
+        ids, responses = view.averaged(person)
+        rows = label_matrix(view.stimuli.labels, config.class_columns, config.classes)
+        truth = rows[np.array([view.stimulus_ids.tolist().index(name) for name in ids.tolist()])]
+        logits = decoder.predict(responses, decoder.known_as(person), what="classes")
+        weights = resampler.weights("test", ids).astype(float)
+        found = [average_precision(truth[:, at], logits[:, at], weights) for at in np.flatnonzero(truth.any(axis=0))]
+        return np.asarray(np.nanmean(found, axis=0))
 
 
-def single(bench: Bench) -> dict[str, dict[str, float]]:
+def _values(record: dict[str, Any], way: str, name: str) -> np.ndarray:
+    """Of every stimulus, from its rank and ties among all candidates."""
+    rank, ties = np.asarray(record["rank"][way], float), np.asarray(record["ties"][way], float)
+    size = int(np.asarray(record["candidates"])[0])
+    return np.asarray(metric(name).values(Counts(rank - 1 - ties / 2, ties, size)))
+
+
+def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Scores of several people's own models as those of one."""
+    people = {person: scores for part in parts for person, scores in part["people"].items()}
+    names = parts[0]["draws"]
+    return {
+        "people": people,
+        "draws": {name: np.mean([part["draws"][name] for part in parts], axis=0).round(5).tolist() for name in names},
+    }
+
+
+def single(bench: Bench) -> Models:
     """One model a person, on the person's own voxels."""
-    scores = [bench.score(bench.fit(None, [subject], stage2="none"), [subject]) for subject in bench.study.subjects]
-    return {"single-person models": {name: float(np.mean([one[name] for one in scores])) for name in scores[0]}}
+    return {SINGLE: joined([bench.score(bench.fit(None, [each], **ALONE), [each]) for each in bench.people])}
 
 
-def naive(bench: Bench) -> dict[str, dict[str, float]]:
-    """One model of all, voxel by number, as if brains were alike."""
-    return {"naive pooling": bench.score(bench.fit(None, stage2="none"))}
+def one(bench: Bench, name: str, aligner: Mapping[str, Any] | None, **settings: Any) -> Models:
+    """One model of all with nothing individual, but for what `settings` give."""
+    return {name: bench.score(bench.fit(aligner, **ALONE, **settings))}
 
 
-def two_stages(bench: Bench, aligner: str, name: str, **settings: Any) -> dict[str, dict[str, float]]:
+def mindbridge(bench: Bench) -> Models:
+    """Adaptive average pooling to half of the voxels (MindBridge: 8,192 of 13,000 to 16,000), or region by region."""
+    half = {"name": "pooled", "width": PERSON["voxels"] // 2}
+    return one(bench, "MindBridge-style pooling", half) | one(
+        bench, "MindBridge-style pooling, region by region", {"name": "pooled", "within": "roi"}
+    )
+
+
+def shared_backbone(bench: Bench) -> Models:
+    """Everybody has an input layer that starts at ridge; all else is shared, and there are no adapters."""
+    return {"per-person ridge, shared backbone": bench.score(bench.pretrain())}
+
+
+def transfer(bench: Bench) -> Models:
+    """Each person in turn is new to a model of the others, with all of their own trials."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for person in bench.people:
+        base = bench.pretrain([each for each in bench.people if each != person])
+        for arm, name in (("full", "MindEye2-style full fine-tuning"), ("both", "mindtuner (LoRA and Skip-LoRA)")):
+            adapted = adapt(base, bench.study, bench.targets, person, arm=arm, seed=bench.seed, progress=False)
+            found.setdefault(name, []).append(bench.score(adapted, [person]))
+    return {name: joined(parts) for name, parts in found.items()}
+
+
+def two_stages(
+    bench: Bench, name: str, aligner: str = "anatomical", first: str | None = None, **settings: Any
+) -> Models:
     """Both stages; the first alone is the same decoder with its experts off."""
-    decoder = bench.fit(aligner, **settings)
-    both = bench.score(decoder)
-    told = decoder.provenance["experts"]
-    both["I(expert; subject)"] = told["information_expert_subject"]
-    both["best epoch of stage 2"] = decoder.provenance["stage2"]["best_epoch"]
+    decoder = bench.fit({"name": aligner}, **settings)
+    facts = {
+        "information_expert_subject": decoder.provenance["experts"]["information_expert_subject"],
+        "best_epoch_stage2": decoder.provenance["stage2"]["best_epoch"],
+    }
+    both = {name: {**bench.score(decoder), "facts": facts}}
+    if first is None:
+        return both
     with decoder.commonality():
-        first = bench.score(decoder)
-    return {f"{aligner}, stage 1": first, f"{aligner}, {name}": both}
+        return {first: bench.score(decoder)} | both
 
 
-ARMS: dict[str, Callable[[Bench], dict[str, dict[str, float]]]] = {
+ALONE: dict[str, Any] = {"stage2": "none"}
+NO_PRIVATE: dict[str, Any] = {"private": False}
+LORA: dict[str, Any] = {"experts": 1, "private_start": "zero", "private_rank": 0, "balance_weight": 0.0}
+ARMS: dict[str, Callable[[Bench], Models]] = {
     "single": single,
-    "naive": naive,
-    "anatomical": partial(two_stages, aligner="anatomical", name="stage 1 + 2 (plain)"),
-    "functional": partial(two_stages, aligner="ridge", name="stage 1 + 2 (plain)"),
-    "private": partial(two_stages, aligner="anatomical", name="stage 1 + 2 (plain), private experts", private=True),
-    "meta": partial(
-        two_stages, aligner="anatomical", name="stage 1 + 2 (meta), private experts", private=True, stage2="meta"
+    "naive": partial(one, name="naive pooling", aligner=None),
+    "mindbridge": mindbridge,
+    "embedding": partial(one, name="subject embedding", aligner={"name": "anatomical"}, person_embedding=True),
+    "backbone": shared_backbone,
+    "lora": partial(two_stages, name="per-person LoRA (one-hot gate)", **LORA),
+    "transfer": transfer,
+    "wills": partial(two_stages, name=f"{WILLS}", first=STAGE1),
+    "zero": partial(two_stages, name=f"{WILLS}, private experts from zero", private_start="zero"),
+    "no-private": partial(two_stages, name=f"{WILLS}, no private experts", **NO_PRIVATE),
+    "meta": partial(two_stages, name=f"{WILLS} (meta)", stage2="meta"),
+    "functional": partial(
+        two_stages, name=f"{WILLS}, ridge aligner", aligner="ridge", first=f"{STAGE1}, ridge aligner"
     ),
 }
+ROTATED = ("zero", "no-private", "meta", "functional")
+"""Variants of ours, run where `rotation` is not 0 alone."""
 
 
 def records(work: Path) -> dict[tuple[int, str, str], dict[str, Any]]:
@@ -142,32 +242,17 @@ def run(work: Path, seeds: list[int], arms: list[str], conditions: list[str], en
     """Everything that is not done yet."""
     for seed in seeds:
         for condition in conditions:
-            missing = [arm for arm in arms if (seed, condition, arm) not in records(work)]
+            wanted = [arm for arm in arms if CONDITIONS[condition]["rotation"] or arm not in ROTATED]
+            missing = [arm for arm in wanted if (seed, condition, arm) not in records(work)]
             bench = Bench(seed, condition, encoder) if missing else None
             for arm in missing:
                 assert bench is not None
-                start = time.perf_counter()
-                line = {"seed": seed, "condition": condition, "arm": arm, "scores": ARMS[arm](bench)}
-                line["seconds"] = round(time.perf_counter() - start, 1)
-                with (work / "records.jsonl").open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                start = time.process_time()
+                line = {"seed": seed, "condition": condition, "arm": arm, "models": ARMS[arm](bench)}
+                line["seconds"] = round(time.process_time() - start, 1)
+                with (work / "records.jsonl").open("ab", buffering=0) as file:  # a line at once: others may write too
+                    file.write(json.dumps(line).encode() + b"\n")
                 log.info("seed %d, %s, %s: %.0f s", seed, condition, arm, line["seconds"])
-
-
-def summary(done: Mapping[tuple[int, str, str], Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and range over seeds of every arm and metric."""
-    found: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
-    for (seed, condition, _), line in done.items():
-        for name, scores in line["scores"].items():
-            found.setdefault((condition, name), {})[seed] = scores
-    rows = []
-    for (condition, name), by_seed in found.items():
-        row: dict[str, Any] = {"condition": condition, "arm": name, "seeds": sorted(by_seed)}
-        for metric in next(iter(by_seed.values())):
-            values = [by_seed[seed][metric] for seed in row["seeds"]]
-            row[metric] = {"mean": float(np.mean(values)), "by_seed": values}
-        rows.append(row)
-    return sorted(rows, key=lambda row: list(CONDITIONS).index(row["condition"]))
 
 
 def main() -> None:
@@ -177,9 +262,10 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--conditions", nargs="+", default=list(CONDITIONS), choices=list(CONDITIONS))
     parser.add_argument("--encoder", default="z:pocket")
-    parser.add_argument("--json", type=Path, help="where the summary goes")
+    parser.add_argument("--json", type=Path, help="where the summary goes", default=HERE / "results/wills_aligner.json")
     asked = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("phosphene").setLevel(logging.ERROR)
     asked.work.mkdir(parents=True, exist_ok=True)
     settings = {"encoder": asked.encoder, "plan": PLAN, "person": PERSON, "conditions": CONDITIONS}
     kept = asked.work / "settings.json"
@@ -187,15 +273,10 @@ def main() -> None:
         raise SystemExit(f"{kept} is of another benchmark: give another --work")
     write_json(kept, settings)
     run(asked.work, asked.seeds, asked.arms, asked.conditions, asked.encoder)
-    rows = summary(records(asked.work))
-    print(f"{'condition':<18} {'arm':<46} " + " ".join(f"{metric:<24}" for metric in METRICS))
-    for row in rows:
-        words = [
-            f"{row[m]['mean']:.3f} ({min(row[m]['by_seed']):.3f} to {max(row[m]['by_seed']):.3f})" for m in METRICS
-        ]
-        print(f"{row['condition']:<18} {row['arm']:<46} " + " ".join(f"{text:<24}" for text in words))
-    if asked.json:
-        write_json(asked.json, {**settings, "rows": rows})
+    done = [line for line in records(asked.work).values() if line["seed"] in asked.seeds]
+    rows = summarise(done, list(CONDITIONS), list(ARMS))
+    print(markdown(rows))
+    write_json(asked.json, {**settings, "metrics": METRICS, "rows": rows})
 
 
 if __name__ == "__main__":
