@@ -1,0 +1,1 @@
+"""PmcmFL: training across sites that keep their data, with trials that miss a modality."""
