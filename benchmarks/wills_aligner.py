@@ -126,7 +126,8 @@ class Bench:
                 scores[person]["mAP"] = labels.get("mAP", person).value
                 draws.setdefault("mAP", []).append(self._precision(decoder, person, resampler))
         means = {name: np.mean(each, axis=0).round(5).tolist() for name, each in draws.items()}
-        return {"people": scores, "draws": means}
+        told = decoder.apart.get(people[0], decoder.provenance)  # an adapted person's training, or everybody's
+        return {"people": scores, "draws": means, "facts": {"best_epoch": told["best_epoch"]}}
 
     def _precision(self, decoder: WillsAligner, person: str, resampler: Resampler) -> np.ndarray:
         """Mean average precision of every resample, over the classes that have a positive in it."""
@@ -150,11 +151,11 @@ def _values(record: dict[str, Any], way: str, name: str) -> np.ndarray:
 
 def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Scores of several people's own models as those of one."""
-    people = {person: scores for part in parts for person, scores in part["people"].items()}
     names = parts[0]["draws"]
     return {
-        "people": people,
+        "people": {person: scores for part in parts for person, scores in part["people"].items()},
         "draws": {name: np.mean([part["draws"][name] for part in parts], axis=0).round(5).tolist() for name in names},
+        "facts": {"best_epoch": [part["facts"]["best_epoch"] for part in parts]},
     }
 
 
@@ -201,7 +202,8 @@ def two_stages(
         "information_expert_subject": decoder.provenance["experts"]["information_expert_subject"],
         "best_epoch_stage2": decoder.provenance["stage2"]["best_epoch"],
     }
-    both = {name: {**bench.score(decoder), "facts": facts}}
+    found = bench.score(decoder)
+    both = {name: {**found, "facts": found["facts"] | facts}}
     if first is None:
         return both
     with decoder.commonality():

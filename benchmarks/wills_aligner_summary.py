@@ -63,8 +63,8 @@ def _row(
         if people[0][0] is not None:
             means = [float(np.mean(each)) for each in people]
             row[metric] = {"mean": float(np.mean(means)), "by_seed": means, "people": people}
-    for key in told[0].get("facts", {}):
-        row[key] = [one["facts"][key] for one in told]
+    for key in told[-1]["facts"]:
+        row[key] = [one["facts"].get(key) for one in told]
     row["cpu_seconds"] = round(float(np.mean([one["seconds"] for one in told])), 1)
     references = [SINGLE, *([STAGE1] if name.startswith(WILLS) else [])]
     row["differences"] = {
