@@ -7,7 +7,15 @@ import importlib
 from collections.abc import Iterable
 from types import ModuleType
 
-__all__ = ["InputError", "LeakageError", "MissingDependencyError", "PhospheneError", "require", "unknown"]
+__all__ = [
+    "FederationError",
+    "InputError",
+    "LeakageError",
+    "MissingDependencyError",
+    "PhospheneError",
+    "require",
+    "unknown",
+]
 
 
 class PhospheneError(Exception):
@@ -20,6 +28,10 @@ class InputError(PhospheneError, ValueError):
 
 class LeakageError(InputError):
     """Something fitted on held-out stimuli was about to be used to predict them."""
+
+
+class FederationError(PhospheneError):
+    """A round of federated training cannot go on: too few usable contributions, or a loss that is not finite."""
 
 
 class MissingDependencyError(PhospheneError, ImportError):

@@ -1,0 +1,113 @@
+"""Which trials miss which modality: drawn from a seed and the names of sites, never from the method under test."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from phosphene.errors import InputError, unknown
+from phosphene.federation.randomness import seed_of
+from phosphene.federation.trials import MODALITIES
+
+__all__ = ["fractions", "missing_pattern", "site_patterns"]
+
+Kind = Literal["instance", "site"]
+
+
+def missing_pattern(
+    ids: Sequence[str] | np.ndarray,
+    rate: float,
+    kind: Kind = "instance",
+    seed: int = 0,
+    site: str = "",
+    sites: Sequence[str] = (),
+) -> np.ndarray:
+    """Which modalities each trial of a site has, under a rate of missing ones.
+
+    Parameters
+    ----------
+    ids : (n,) sequence of str
+        Trials; only their number and order matter.
+    rate : float
+        In [0, 1).
+    kind : {"instance", "site"}
+        "instance": every modality of every trial is missing with this probability, independently; a trial that would
+        have none is drawn again (so that the realised rate is lower: see `fractions`). "site": all trials of a site
+        miss the same, as `site_patterns` has it.
+    seed : int
+    site : str
+        Name of the site: others draw otherwise.
+    sites : sequence of str
+        For "site": all sites of the federation.
+
+    Returns
+    -------
+    (n, 3) ndarray of bool
+        In the order of `MODALITIES`.
+
+    Examples
+    --------
+    >>> missing_pattern(["a", "b"], 0.0).all()
+    np.True_
+    """
+    _check(rate)
+    if kind == "site":
+        patterns = site_patterns(sites, rate, seed)
+        if site not in patterns:
+            raise unknown("site", site, patterns)
+        return np.tile(patterns[site], (len(ids), 1))
+    if kind != "instance":
+        raise unknown("kind of missing pattern", kind, ("instance", "site"))
+    rng = np.random.default_rng(seed_of(seed, "missing", site))
+    present = rng.random((len(ids), len(MODALITIES))) >= rate
+    while (empty := np.flatnonzero(~present.any(axis=1))).size:
+        present[empty] = rng.random((len(empty), len(MODALITIES))) >= rate
+    return present
+
+
+def site_patterns(sites: Sequence[str], rate: float, seed: int = 0) -> dict[str, np.ndarray]:
+    """Modalities of each site: as near to the rate as can be while every site has one, and every one a site.
+
+    Examples
+    --------
+    >>> {name: held.tolist() for name, held in site_patterns(["a", "b"], 0.5).items()}  # doctest: +SKIP
+    {'a': [True, False, True], 'b': [False, True, False]}
+    """
+    _check(rate)
+    names = sorted(set(sites))
+    if len(names) < len(sites) or not names:
+        raise InputError(f"patterns need sites of different names, found {', '.join(sites) or 'none'}")
+    held = np.ones((len(names), len(MODALITIES)), dtype=bool)
+    wanted = round(rate * held.size)
+    for cell in np.random.default_rng(seed_of(seed, "patterns", *names)).permutation(held.size):
+        row, column = divmod(int(cell), len(MODALITIES))
+        if (~held).sum() < wanted and held[row].sum() > 1 and held[:, column].sum() > 1:
+            held[row, column] = False
+    return dict(zip(names, held, strict=True))
+
+
+def fractions(present: np.ndarray) -> dict[str, float]:
+    """What a pattern came out as: share of trials that miss each modality, are complete, and have each combination.
+
+    Parameters
+    ----------
+    present : (n, 3) ndarray of bool
+
+    Examples
+    --------
+    >>> fractions(np.array([[True, True, True], [True, False, False]]))["complete"]
+    0.5
+    """
+    n = max(1, len(present))
+    found = {f"missing {name}": float((~present[:, m]).sum() / n) for m, name in enumerate(MODALITIES)}
+    found["complete"] = float(present.all(axis=1).sum() / n)
+    counts = Counter("+".join(np.array(MODALITIES)[row].tolist()) for row in present)
+    return found | {f"only {name}": count / n for name, count in sorted(counts.items())}
+
+
+def _check(rate: float) -> None:
+    if not 0 <= rate < 1:
+        raise InputError(f"the rate of missing modalities lies in [0, 1), found {rate}")

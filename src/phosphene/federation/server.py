@@ -1,0 +1,226 @@
+"""The server's part of a round: rubbish is refused by name, the rest is aggregated, and too little is an error."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from statistics import median as middle
+
+import torch
+from torch import Tensor
+
+from phosphene.errors import FederationError
+from phosphene.federation.aggregation import (
+    FedAdam,
+    added,
+    clip_norm,
+    difference,
+    fedavg,
+    median,
+    total_norm,
+    trimmed_mean,
+)
+from phosphene.federation.library import NEVER, PrototypeLibrary
+from phosphene.federation.model import PmcmModel
+from phosphene.federation.randomness import seed_of
+from phosphene.federation.settings import FederationSettings, ServerSettings
+from phosphene.federation.state import Agreement, Contribution, GlobalState, RoundReport
+from phosphene.federation.trials import MODALITIES
+
+__all__ = ["first_state", "server_update", "usable"]
+
+log = logging.getLogger(__name__)
+
+_RATIO_FROM = 3  # sites from which a norm is called too large beside the others'
+
+
+def first_state(agreement: Agreement, settings: FederationSettings) -> GlobalState:
+    """The state before the first round: weights from the seed, a library of nothing."""
+    model = PmcmModel(settings.model, agreement, seed_of(settings.seed, "model"))
+    library = PrototypeLibrary.empty(len(agreement.classes), settings.model.width, settings.library.centres)
+    return GlobalState(model.shared_state(), library, agreement)
+
+
+def server_update(
+    shared: GlobalState, contributions: Sequence[Contribution], settings: FederationSettings
+) -> GlobalState:
+    """The next state of the server from what the sites sent.
+
+    The order in which contributions arrive makes no difference. What was refused, and why, is in the new state's
+    `report`.
+
+    Parameters
+    ----------
+    shared : GlobalState
+        The one that the sites trained from.
+    contributions : sequence of Contribution
+    settings : FederationSettings
+
+    Raises
+    ------
+    FederationError
+        For fewer usable contributions than the quorum; also when there is none at all.
+    InputError
+        For fewer contributions than a robust aggregator needs.
+    """
+    good, refused = usable(shared, contributions, settings)
+    for site, reason in sorted(refused.items()):
+        log.warning("round %d: the contribution of %s is refused: %s", shared.round + 1, site, reason)
+    if len(good) < settings.server.quorum:
+        reasons = "; ".join(f"{site}: {reason}" for site, reason in sorted(refused.items()))
+        raise FederationError(
+            f"round {shared.round + 1} has {len(good)} usable contributions, {settings.server.quorum} are needed"
+            + (f"; refused: {reasons}" if refused else "; no other site sent anything")
+        )
+    weights, moments = _new_weights(shared, good, settings.server)
+    sent = PrototypeLibrary.total(each.library for each in good)
+    library = shared.library.renewed(sent, settings.library)
+    few = (sent.counts > 0) & (sent.counts < settings.library.min_count)
+    without = (library.age == NEVER).all(dim=0).tolist()
+    lacking = [name for name, lacks in zip(shared.agreement.classes, without, strict=True) if lacks]
+    if lacking:
+        log.info("round %d: no prototype of %s", shared.round + 1, ", ".join(lacking))
+    norms = {each.site: total_norm(difference(each.weights, shared.weights)) for each in good}
+    report = RoundReport(shared.round + 1, norms, refused, lacking, int(few.sum()))
+    return GlobalState(weights, library, shared.agreement, shared.round + 1, moments, report)
+
+
+# -- refusing -------------------------------------------------------------------------------------------------------
+
+
+def usable(
+    shared: GlobalState, contributions: Sequence[Contribution], settings: FederationSettings
+) -> tuple[list[Contribution], dict[str, str]]:
+    """Contributions that may count, by site's name, and the others' reasons.
+
+    A norm beyond `max_ratio` medians of all sites' norms is refused where at least three contributions are left by
+    the other checks; the same holds for the largest prototype.
+    """
+    good: list[Contribution] = []
+    refused: dict[str, str] = {}
+    for each in sorted(contributions, key=lambda one: one.site):
+        reason = _fault(each, shared, settings)
+        if any(other.site == each.site for other in contributions if other is not each):
+            reason = "the site sent more than one contribution in the round"
+        if reason:
+            refused[each.site] = reason
+        else:
+            good.append(each)
+    norms = {each.site: total_norm(difference(each.weights, shared.weights)) for each in good}
+    sizes = {each.site: _largest_prototype(each.library) for each in good}
+    for what, found in (("its update has norm", norms), ("its largest prototype has norm", sizes)):
+        for site, reason in _too_large(what, found, settings.server).items():
+            refused.setdefault(site, reason)
+    return [each for each in good if each.site not in refused], refused
+
+
+def _too_large(what: str, norms: Mapping[str, float], server: ServerSettings) -> dict[str, str]:
+    limit, words = math.inf, ""
+    if server.max_ratio is not None and len(norms) >= _RATIO_FROM:
+        usual = middle(norms.values())
+        if usual > 0:
+            limit, words = server.max_ratio * usual, f"{server.max_ratio:g} times the median of all sites"
+    if server.max_norm is not None and what.startswith("its update") and server.max_norm < limit:
+        limit, words = server.max_norm, "server.max_norm"
+    return {site: f"{what} {norm:.4g}, more than {limit:.4g} ({words})" for site, norm in norms.items() if norm > limit}
+
+
+def _largest_prototype(library: PrototypeLibrary) -> float:
+    return float(library.release().vectors.norm(dim=-1).max())
+
+
+def _fault(each: Contribution, shared: GlobalState, settings: FederationSettings) -> str:
+    """Why a contribution cannot be used by itself; empty where it can."""
+    if each.round != shared.round + 1:
+        return f"it was trained for round {each.round}, this is round {shared.round + 1}"
+    if differ := each.agreement.differences(shared.agreement):
+        return f"it does not agree with the others: {'; '.join(differ)}"
+    if each.n_trials < 1:
+        return f"it counts {each.n_trials} trials"
+    if len(each.n_present) != len(MODALITIES) or not all(0 <= n <= each.n_trials for n in each.n_present):
+        return f"it has {each.n_trials} trials, of which {each.n_present} have fMRI, image and text"
+    return _weights_fault(each.weights, shared.weights) or _library_fault(each, shared, settings)
+
+
+def _weights_fault(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    for name in sorted(found.keys() ^ expected.keys()):
+        return f"its weights {'lack' if name in expected else 'have a tensor too many,'} {name!r}"
+    for name, tensor in found.items():
+        if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
+            return (
+                f"{name!r} is {tuple(tensor.shape)} {tensor.dtype}, the others have {tuple(expected[name].shape)} "
+                f"{expected[name].dtype}"
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            return f"{name!r} holds numbers that are not finite"
+    return ""
+
+
+def _library_fault(each: Contribution, shared: GlobalState, settings: FederationSettings) -> str:
+    found, expected = each.library, shared.library
+    if found.sums.shape != expected.sums.shape:
+        return f"its library has {found.words}, the others' {expected.words}"
+    if not bool(torch.isfinite(found.sums).all() and torch.isfinite(found.counts).all()):
+        return "its library holds numbers that are not finite"
+    if bool((found.counts < 0).any()) or bool((found.counts.sum(dim=2) > each.n_trials).any()):
+        return f"its library counts from {found.counts.min():g} to {found.counts.max():g} of {each.n_trials} trials"
+    if bool((found.sums[found.counts == 0] != 0).any()):
+        return "its library has sums of classes of which it counts no trial"
+    limit = settings.library.feature_limit
+    if limit is not None and (largest := _largest_prototype(found)) > limit * (1 + 1e-3) + 1e-3:
+        return f"its largest prototype has norm {largest:.4g}, features are cut at {limit:g}"
+    return ""
+
+
+# -- aggregating ----------------------------------------------------------------------------------------------------
+
+
+def _new_weights(
+    shared: GlobalState, good: Sequence[Contribution], server: ServerSettings
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights and moments after a round; each group of tensors is aggregated over the sites that trained it."""
+    after = dict(shared.weights)
+    for names, weights in _groups(list(shared.weights), good, server):
+        before = {name: shared.weights[name] for name in names}
+        taking = [(each, weight) for each, weight in zip(good, weights, strict=True) if weight > 0]
+        if not taking:  # nobody has this modality: the encoder stays as it is
+            continue
+        sent = [{name: each.weights[name] for name in names} for each, _ in taking]
+        after |= _aggregated(
+            before, sent, [weight for _, weight in taking], server, [each for each, _ in taking], shared
+        )
+    if server.aggregator != "fedadam":
+        return after, {}
+    return FedAdam(server.fedadam).step(shared.weights, difference(after, shared.weights), shared.moments)
+
+
+def _aggregated(
+    before: dict[str, Tensor],
+    sent: list[dict[str, Tensor]],
+    weights: list[float],
+    server: ServerSettings,
+    sites: list[Contribution],
+    shared: GlobalState,
+) -> dict[str, Tensor]:
+    """One group of tensors. Weights are averaged as they are: of one site they come back to the bit."""
+    if server.update_limit is not None:
+        whole = [clip_norm(difference(each.weights, shared.weights), server.update_limit)[0] for each in sites]
+        sent = [added(before, {name: update[name] for name in before}) for update in whole]
+    if server.aggregator == "median":
+        return median(sent)
+    if server.aggregator == "trimmed-mean":
+        return trimmed_mean(sent, server.trim)
+    return fedavg(sent, weights)
+
+
+def _groups(
+    names: Sequence[str], good: Sequence[Contribution], server: ServerSettings
+) -> list[tuple[list[str], list[float]]]:
+    """Groups of tensors, and the weight of each site in each."""
+    if server.weighting != "modality":
+        return [(list(names), [1.0 if server.weighting == "equal" else float(each.n_trials) for each in good])]
+    own = {m: [name for name in names if name.startswith(f"{modality}.")] for m, modality in enumerate(MODALITIES)}
+    rest = [name for name in names if not any(name in group for group in own.values())]
+    groups = [(group, [float(each.n_present[m]) for each in good]) for m, group in own.items()]
+    return [*groups, (rest, [float(each.n_trials) for each in good])]

@@ -1,0 +1,341 @@
+"""What sites and server hold and send: plain tensors and plain values, saved as safetensors and JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from phosphene.errors import InputError
+from phosphene.federation.library import PrototypeLibrary
+from phosphene.federation.settings import FederationSettings
+from phosphene.federation.trials import Trials
+from phosphene.files import atomic_path, read_json, write_json
+
+__all__ = ["Agreement", "Contribution", "GlobalState", "RoundReport", "SiteState", "check_agreement"]
+
+_STATE, _TENSORS = "state.json", "tensors.safetensors"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What all sites must have alike before there is anything to average.
+
+    Attributes
+    ----------
+    classes : tuple of str
+        Their names in order.
+    image_width, text_width : int
+        Of the frozen encoders' embeddings.
+    image_encoder, text_encoder : str
+        Which encoders these are: their identity.
+    width : int
+        Of the network's features.
+    """
+
+    classes: tuple[str, ...]
+    image_width: int
+    text_width: int
+    width: int
+    image_encoder: str = ""
+    text_encoder: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
+            raise InputError(f"at least two classes of different names are needed, found {', '.join(self.classes)}")
+        for name in ("image_width", "text_width", "width"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, found {getattr(self, name)}")
+
+    def differences(self, other: Agreement) -> list[str]:
+        """What differs, in words; this one's first."""
+        found = []
+        for each in fields(self):
+            here, there = getattr(self, each.name), getattr(other, each.name)
+            if here == there:
+                continue
+            if each.name == "classes":
+                found.append(_class_words(here, there))
+            else:
+                found.append(f"{each.name.replace('_', ' ')} {here!r} instead of {there!r}")
+        return found
+
+
+def check_agreement(sites: Mapping[str, Agreement]) -> Agreement:
+    """What all sites have alike.
+
+    Raises
+    ------
+    InputError
+        Naming the sites that disagree with most of the others, and in what.
+    """
+    if not sites:
+        raise InputError("a federation needs at least one site")
+    known = list(sites.values())
+    common = max(known, key=known.count)
+    faults = [f"{name}: {'; '.join(each.differences(common))}" for name, each in sites.items() if each != common]
+    if faults:
+        raise InputError(f"sites disagree with the others ({known.count(common)} of {len(known)}). {'. '.join(faults)}")
+    return common
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What leaves a site after a round: nothing else does.
+
+    Attributes
+    ----------
+    site : str
+    round : int
+        The round it was trained in, counted from 1.
+    weights : dict of str to Tensor
+        The shared part of the network after local training, float32.
+    library : PrototypeLibrary
+    n_trials : int
+        Trained on.
+    n_present : tuple of int
+        Trials that have fMRI, image, text.
+    agreement : Agreement
+    metrics : dict of str to float
+    """
+
+    site: str
+    round: int
+    weights: dict[str, Tensor]
+    library: PrototypeLibrary
+    n_trials: int
+    n_present: tuple[int, int, int]
+    agreement: Agreement
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the tensors that are sent."""
+        tensors = [*self.weights.values(), *self.library.to_tensors().values()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Named tensors and plain values, as engines carry them."""
+        facts = {name: getattr(self, name) for name in ("site", "round", "n_trials", "metrics")}
+        facts |= {"n_present": list(self.n_present), "agreement": _plain(self.agreement)}
+        return {**_led("weights", self.weights), **_led("library", self.library.to_tensors())}, facts
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Contribution:
+        """What `to_tensors` gave."""
+        return cls(
+            site=str(facts["site"]),
+            round=int(facts["round"]),
+            weights=_part(tensors, "weights"),
+            library=PrototypeLibrary.from_tensors(_part(tensors, "library")),
+            n_trials=int(facts["n_trials"]),
+            n_present=tuple(int(n) for n in facts["n_present"]),  # type: ignore[arg-type]
+            agreement=_agreement(facts["agreement"]),
+            metrics={str(name): float(value) for name, value in facts["metrics"].items()},
+        )
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What the server made of a round.
+
+    Attributes
+    ----------
+    round : int
+    used : dict of str to float
+        Sites whose contribution counted, and the norm of their update.
+    refused : dict of str to str
+        Sites whose contribution did not, and why.
+    without_prototype : list of str
+        Classes of which no modality has a prototype yet.
+    suppressed : int
+        Cells (modality, class, centre) that were sent and had too few trials to be released.
+    """
+
+    round: int
+    used: dict[str, float]
+    refused: dict[str, str]
+    without_prototype: list[str]
+    suppressed: int
+
+
+@dataclass(frozen=True)
+class GlobalState:
+    """What the server holds between rounds, and sends to the sites.
+
+    Attributes
+    ----------
+    weights : dict of str to Tensor
+        The shared part of the network.
+    library : PrototypeLibrary
+        Cells of enough trials alone.
+    agreement : Agreement
+    round : int
+        Rounds that are done.
+    moments : dict of str to Tensor
+        Of the server's optimiser; empty where it has none.
+    report : RoundReport, optional
+        Of the last round.
+    """
+
+    weights: dict[str, Tensor]
+    library: PrototypeLibrary
+    agreement: Agreement
+    round: int = 0
+    moments: dict[str, Tensor] = field(default_factory=dict)
+    report: RoundReport | None = field(default=None, compare=False)
+
+    def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Named tensors and plain values: everything the next round depends on."""
+        tensors = {**_led("weights", self.weights), **_led("library", self.library.to_tensors())}
+        report = None if self.report is None else asdict(self.report)
+        facts = {"round": self.round, "agreement": _plain(self.agreement), "report": report}
+        return {**tensors, **_led("moments", self.moments)}, facts
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> GlobalState:
+        """What `to_tensors` gave."""
+        report = facts.get("report")
+        return cls(
+            _part(tensors, "weights"),
+            PrototypeLibrary.from_tensors(_part(tensors, "library")),
+            _agreement(facts["agreement"]),
+            int(facts["round"]),
+            _part(tensors, "moments"),
+            None if report is None else RoundReport(**report),
+        )
+
+    def save(self, folder: str | Path, settings: FederationSettings) -> None:
+        """Write a folder, atomically; the settings go along, so that a run cannot be resumed under others."""
+        tensors, facts = self.to_tensors()
+        _save(folder, tensors, {**facts, "settings": settings.model_dump(mode="json")})
+
+    @classmethod
+    def load(cls, folder: str | Path, settings: FederationSettings) -> Self:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        InputError
+            For a folder that is damaged, or was written under other settings: they are named.
+        """
+        tensors, facts = _load(folder)
+        _check_settings(Path(folder), facts, settings)
+        return cls.from_tensors(tensors, facts)  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class SiteState:
+    """What stays at a site. Nothing of it is random: draws come from the seed, the site's name and the round.
+
+    Attributes
+    ----------
+    site : str
+    trials : Trials
+    agreement : Agreement
+    private : dict of str to Tensor
+        People's adapters, by ``person/name``; empty before the first round.
+    optimiser : dict of str to Tensor
+        Moments, where settings keep them over rounds.
+    """
+
+    site: str
+    trials: Trials
+    agreement: Agreement
+    private: dict[str, Tensor] = field(default_factory=dict)
+    optimiser: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.site:
+            raise InputError("a site needs a name")
+        if not len(self.trials):
+            raise InputError(f"{self.site} has no trials: it can train nothing")
+        inputs, labels = self.trials.inputs, self.trials.labels
+        found = {"image": inputs.image.shape[1], "text": inputs.text.shape[1]}
+        wanted = {"image": self.agreement.image_width, "text": self.agreement.text_width}
+        if labels is not None:
+            found["classes"], wanted["classes"] = labels.shape[1], len(self.agreement.classes)
+        for name, number in found.items():
+            if number != wanted[name]:
+                what = "classes in its labels" if name == "classes" else f"as width of {name} embeddings"
+                raise InputError(f"{self.site} has {number} {what}, the sites agreed on {wanted[name]}")
+
+    def save(self, folder: str | Path) -> None:
+        """Write adapters and moments to a folder at the site, atomically; trials are not copied."""
+        tensors = {**_led("private", self.private), **_led("optimiser", self.optimiser)}
+        _save(folder, tensors, {"site": self.site, "people": self.trials.inputs.people})
+
+    @classmethod
+    def load(cls, folder: str | Path, trials: Trials, agreement: Agreement) -> Self:
+        """Read what `save` wrote, for the same trials.
+
+        Raises
+        ------
+        InputError
+            For a folder that is damaged, or of other people.
+        """
+        tensors, facts = _load(folder)
+        if facts.get("people") != trials.inputs.people:
+            raise InputError(f"{folder} belongs to {facts.get('people')}, the trials are of {trials.inputs.people}")
+        return cls(str(facts["site"]), trials, agreement, _part(tensors, "private"), _part(tensors, "optimiser"))
+
+
+def _class_words(here: tuple[str, ...], there: tuple[str, ...]) -> str:
+    extra, lacking = sorted(set(here) - set(there)), sorted(set(there) - set(here))
+    if not extra and not lacking:
+        return "the same classes in another order"
+    words = [f"{len(here)} classes instead of {len(there)}"] if len(here) != len(there) else ["other classes"]
+    words += [f"only here {', '.join(extra[:5])}"] if extra else []
+    words += [f"lacking {', '.join(lacking[:5])}"] if lacking else []
+    return ", ".join(words)
+
+
+def _check_settings(folder: Path, facts: Mapping[str, Any], settings: FederationSettings) -> None:
+    was = FederationSettings.build(facts.get("settings"))
+    if differ := settings.differences(was):
+        raise InputError(
+            f"{folder} belongs to a run with other settings: {'; '.join(differ)}; resume with those, or start anew"
+        )
+
+
+def _plain(agreement: Agreement) -> dict[str, Any]:
+    return {**asdict(agreement), "classes": list(agreement.classes)}
+
+
+def _agreement(facts: Mapping[str, Any]) -> Agreement:
+    return Agreement(**{**facts, "classes": tuple(facts["classes"])})
+
+
+def _led(lead: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{lead}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def _part(tensors: Mapping[str, Tensor], lead: str) -> dict[str, Tensor]:
+    """Sorted by name: a dictionary's order must not depend on the way it came here."""
+    cut = len(lead) + 1
+    return {name[cut:]: tensors[name] for name in sorted(tensors) if name.startswith(f"{lead}/")}
+
+
+def _save(folder: str | Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    if not all(math.isfinite(float(tensor.sum())) for tensor in tensors.values()):
+        raise InputError(f"{folder}: the state holds numbers that are not finite; it is not saved")
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        # clones: safetensors refuses tensors that share memory
+        save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, temporary / _TENSORS)
+        write_json(temporary / _STATE, facts)
+
+
+def _load(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    folder = Path(folder)
+    facts = read_json(folder / _STATE)
+    try:
+        return load_file(folder / _TENSORS), facts
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{folder / _TENSORS} is not a readable safetensors file: {error}") from error

@@ -1,0 +1,62 @@
+"""Masks of missing modalities: from seed and site, at the rate that was asked for, never all gone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from phosphene.errors import InputError
+from phosphene.federation.missing import fractions, missing_pattern, site_patterns
+
+IDS = [f"t{i}" for i in range(4000)]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 0.5, 0.8])
+def test_instances_keep_something_and_follow_the_rate(rate):
+    present = missing_pattern(IDS, rate, seed=1, site="a")
+    assert present.any(axis=1).all()
+    found = fractions(present)
+    some = 1 - rate**3  # of independent draws, those that leave something
+    assert found["complete"] == pytest.approx((1 - rate) ** 3 / some, abs=0.03)
+    for name in ("fmri", "image", "text"):
+        assert found[f"missing {name}"] == pytest.approx((rate - rate**3) / some, abs=0.03)
+
+
+def test_same_seed_and_site_same_masks():
+    one = missing_pattern(IDS, 0.5, seed=1, site="a")
+    assert np.array_equal(one, missing_pattern(IDS, 0.5, seed=1, site="a"))
+    assert not np.array_equal(one, missing_pattern(IDS, 0.5, seed=2, site="a"))
+    assert not np.array_equal(one, missing_pattern(IDS, 0.5, seed=1, site="b"))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 0.5, 0.8])
+def test_site_patterns_leave_every_site_one_and_every_modality_a_site(rate):
+    sites = ["a", "b", "c", "d"]
+    patterns = np.array(list(site_patterns(sites, rate, seed=3).values()))
+    assert patterns.any(axis=1).all()
+    assert patterns.any(axis=0).all()
+    assert (~patterns).sum() == min(round(rate * 12), 8)
+    rows = missing_pattern(IDS[:5], rate, "site", seed=3, site="c", sites=sites)
+    assert (rows == patterns[2]).all()
+    assert np.array_equal(site_patterns(sites[::-1], rate, seed=3)["c"], patterns[2])
+
+
+def test_fractions_name_the_combinations():
+    found = fractions(np.array([[1, 1, 1], [1, 0, 1], [1, 0, 1], [0, 1, 0]], dtype=bool))
+    assert found["only fmri+text"] == 0.5
+    assert found["missing image"] == 0.5
+    assert found["complete"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rate": 1.0}, "lies in"),
+        ({"rate": 0.5, "kind": "sites"}, "kind of missing pattern"),
+        ({"rate": 0.5, "kind": "site", "site": "x", "sites": ["a", "b"]}, "unknown site 'x'"),
+        ({"rate": 0.5, "kind": "site", "site": "a", "sites": ["a", "a"]}, "different names"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(InputError, match=message):
+        missing_pattern(IDS[:3], **arguments)
