@@ -47,7 +47,6 @@ def summarise(records: Mapping[str, Mapping[str, Any]], units: Mapping[str, str]
     shape = (len(METRICS), len(partitions), len(people), len(ids))
     values: dict[str, np.ndarray] = {}
     seconds: dict[str, list[float]] = {}
-    chances: dict[str, float] = {}
     for key, line in records.items():
         at = [place[name] for name in line["ids"]]
         for method, scores in line["scores"].items():
@@ -67,12 +66,21 @@ def summarise(records: Mapping[str, Mapping[str, Any]], units: Mapping[str, str]
     differences = [{"of": a, "to": b, **_row(values[a] - values[b], partitions, draws)} for a, b in pairs(list(values))]
     return {
         "partitions": partitions,
-        "folds": {name: len({k.split("/")[1] for k in records if k.startswith(f"{name}/")}) for name in partitions},
+        "folds": _folds(records),
         "people": len(people),
         "chance": chances,
         "methods": rows,
         "differences": differences,
     }
+
+
+def _folds(records: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """How many folds of each partition were scored, by question."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for key in records:
+        partition, fold, question, _ = key.split("/")
+        found.setdefault(question, {}).setdefault(partition, set()).add(fold)
+    return {question: {name: len(folds) for name, folds in by.items()} for question, by in found.items()}
 
 
 def _draws(actions: Sequence[str], n_people: int) -> tuple[np.ndarray, np.ndarray]:
@@ -121,7 +129,7 @@ def _mean(values: np.ndarray, axis: int) -> np.ndarray:
 def show(summary: Mapping[str, Any]) -> str:
     """Both tables as text."""
     chance = summary["chance"]
-    lines = [f"partitions {summary['folds']}; chance " + ", ".join(f"{n} {v:.3f}" for n, v in chance.items())]
+    lines = [f"folds {summary['folds']}; chance " + ", ".join(f"{n} {v:.3f}" for n, v in chance.items())]
     heads = "  ".join(f"{metric.split(',')[0]} {'b>v' if 'brain to' in metric else 'v>b'}" for metric in METRICS)
     lines.append(f"{'':62} {heads}  interval of two-way b>v")
     for title, row in summary["methods"].items():
