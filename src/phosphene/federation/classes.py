@@ -51,7 +51,7 @@ class LabelClasses:
         return label_matrix(labels, self.columns, self.names).astype(np.float32)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClusterClasses:
     """Classes that are clusters of image embeddings, for stimuli without labels.
 

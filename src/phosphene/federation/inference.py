@@ -23,7 +23,7 @@ from phosphene.federation.trials import MODALITIES, Inputs
 __all__ = ["Predicted", "infer", "predict"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Predicted:
     """Predictions of some trials.
 
@@ -63,6 +63,8 @@ def predict(
     min_count : float
         Prototypes of fewer trials are not used.
     """
+    if not len(inputs):
+        raise InputError("there is no trial to predict")
     settings = settings or InferenceSettings()
     prototypes, was = library.release(min_count), model.training
     model.eval()
@@ -75,8 +77,6 @@ def predict(
             )
     finally:
         model.train(was)
-    if not parts:
-        raise InputError("there is no trial to predict")
     z = torch.cat([part.z for part in parts])
     return Predicted(_joined([part.logits for part in parts]), _joined([part.embedding for part in parts]), z)
 

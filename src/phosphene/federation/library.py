@@ -30,7 +30,7 @@ GRID = _FEATURE * _LABEL  # every sum is a multiple of this
 _LARGEST = 2.0**22  # beyond it multiples of the grid are not exact in float64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prototypes:
     """Class means that may be read: those of enough trials.
 
@@ -48,7 +48,7 @@ class Prototypes:
     counts: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PrototypeLibrary:
     """Sums, counts and ages by part, class and centre.
 

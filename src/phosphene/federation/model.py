@@ -23,7 +23,7 @@ __all__ = ["Fused", "PmcmModel"]
 ADAPTERS = ("fmri.inputs.", "fmri.trunk.inputs.")  # what lies beneath belongs to people
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fused:
     """What the fusion makes of a batch.
 

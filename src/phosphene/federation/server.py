@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median as middle
 
@@ -99,11 +100,10 @@ def usable(
     """
     good: list[Contribution] = []
     refused: dict[str, str] = {}
+    often = Counter(each.site for each in contributions)
     for each in sorted(contributions, key=lambda one: one.site):
-        reason = _fault(each, shared, settings)
-        if any(other.site == each.site for other in contributions if other is not each):
-            reason = "the site sent more than one contribution in the round"
-        if reason:
+        twice = "the site sent more than one contribution in the round" if often[each.site] > 1 else ""
+        if reason := twice or _fault(each, shared, settings):
             refused[each.site] = reason
         else:
             good.append(each)

@@ -85,7 +85,7 @@ def check_agreement(sites: Mapping[str, Agreement]) -> Agreement:
     return common
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Contribution:
     """What leaves a site after a round: nothing else does.
 
@@ -165,7 +165,7 @@ class RoundReport:
     suppressed: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GlobalState:
     """What the server holds between rounds, and sends to the sites.
 
@@ -189,7 +189,7 @@ class GlobalState:
     agreement: Agreement
     round: int = 0
     moments: dict[str, Tensor] = field(default_factory=dict)
-    report: RoundReport | None = field(default=None, compare=False)
+    report: RoundReport | None = None
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Named tensors and plain values: everything the next round depends on."""
@@ -230,7 +230,7 @@ class GlobalState:
         return cls.from_tensors(tensors, facts)  # type: ignore[return-value]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SiteState:
     """What stays at a site. Nothing of it is random: draws come from the seed, the site's name and the round.
 

@@ -21,7 +21,7 @@ MODALITIES = ("fmri", "image", "text")
 FMRI, IMAGE, TEXT = range(3)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Inputs:
     """What inference may see of some trials: no labels, no ids.
 
@@ -118,7 +118,7 @@ class Inputs:
         return replace(self, present=present)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trials:
     """Trials of one site in one role, with labels.
 

@@ -1,0 +1,59 @@
+"""Classes from labels and from clusters of public stimuli."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from phosphene.encoders import Targets
+from phosphene.encoders.pixels import PixelGridEncoder
+from phosphene.errors import InputError, LeakageError
+from phosphene.federation.classes import ClusterClasses, LabelClasses
+from phosphene.table import Table
+
+
+@pytest.fixture
+def targets() -> Targets:
+    """Sixty stimuli in three clumps of 30, 20 and 10."""
+    rng = np.random.default_rng(0)
+    clump = np.repeat([0, 1, 2], [30, 20, 10])
+    rows = 5 * np.eye(4)[clump] + 0.3 * rng.normal(size=(60, 4))
+    return Targets([f"s{i:02d}" for i in range(60)], None, rows.astype(np.float32), PixelGridEncoder())
+
+
+def test_labels_become_columns_and_absent_classes_zeros():
+    table = Table({"shape_0": ["ball", "box", "cup"], "shape_1": ["none", "ball", "none"]})
+    classes = LabelClasses.found(table, ["shape_*"])
+    assert classes.names == ("ball", "box", "cup")
+    assert classes.labels(table.take(np.array([1]))).tolist() == [[1.0, 1.0, 0.0]]
+
+
+def test_clusters_are_found_and_listed_by_size(targets):
+    public = targets.ids[::2]
+    classes = ClusterClasses.fit(targets, public, 3)
+    labels = classes.labels(targets, targets.ids)
+    assert labels.argmax(axis=1).tolist() == np.repeat([0, 1, 2], [30, 20, 10]).tolist()
+    assert labels.sum() == 60
+    again = ClusterClasses.fit(targets, public, 3)
+    assert np.array_equal(again.centres, classes.centres)
+    assert again.names == classes.names
+    assert ClusterClasses.fit(targets, targets.ids, 3).names != classes.names
+
+
+def test_clusters_go_round_and_keep_apart_from_test_stimuli(targets):
+    classes = ClusterClasses.fit(targets, targets.ids[:40], 2)
+    back = ClusterClasses.from_tensors(*classes.to_tensors())
+    assert np.array_equal(back.labels(targets, targets.ids), classes.labels(targets, targets.ids))
+    back.check_apart(targets.ids[40:])
+    with pytest.raises(LeakageError, match="1 test stimuli were used to fit the clusters, such as s39"):
+        back.check_apart(targets.ids[39:])
+
+
+def test_wrong_numbers_and_other_encoders_are_refused(targets):
+    with pytest.raises(InputError, match="no more than the 5 different stimuli"):
+        ClusterClasses.fit(targets, targets.ids[:5], 6)
+    with pytest.raises(InputError, match="at least 2"):
+        ClusterClasses.fit(targets, targets.ids, 1)
+    other = ClusterClasses(np.zeros((2, 4), np.float32), frozenset(), "another")
+    with pytest.raises(InputError, match="clusters of another cannot be looked up"):
+        other.labels(targets, targets.ids)
