@@ -23,6 +23,8 @@ import numpy as np
 import torch
 
 import phosphene as ph
+from phosphene.alignment import make_aligner
+from phosphene.decoders.adaptable import settings_of_arm
 from phosphene.evaluation import text_retrieval
 from phosphene.settings import parse_assignments
 from phosphene.training import ARMS, adapt, fit_pivot
@@ -74,11 +76,16 @@ def arm_of(
     options: argparse.Namespace, records: Records, base: Any, study: Any, targets: Any, seed: int, arm: str
 ) -> None:
     """Adapt by one arm and score; the first person is scored too, before and after."""
-    key = f"{options.name}/{seed}/{options.of}/{options.sessions:g}/{arm}"
+    key = f"{options.name}/{seed}/{options.of}/{options.sessions:g}/{options.kind}/{arm}"
     if key in records.known:
         record = records.known[key]
     else:
         given = parse_assignments(options.set or [])
+        known = settings_of_arm(arm)
+        of_arm = {name: value for name, value in given.get("adapter", {}).items() if name in known}
+        aligner = None
+        if options.align and arm != "from-scratch":
+            aligner = make_aligner(options.align).fit(study.split("train"))
         adapted = adapt(
             base,
             study,
@@ -88,8 +95,9 @@ def arm_of(
             arm=arm,
             seed=seed,
             out=options.work / f"run-{key.replace('/', '-')}",
+            aligner=aligner,
             training=given.get("training"),
-            **given.get("adapter", {}),
+            **of_arm,
         )
         facts = adapted.provenance if arm in ("full", "from-scratch") else adapted.apart[NEW]
         kept = ("trained", "seconds", "start_seconds", "n_trials", "best_epoch", "epochs", "validation_best", "adapter")
@@ -138,6 +146,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/mindtuner"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--encoder", default="z:pocket")
+    parser.add_argument("--kind", choices=["pooled", "tokens"], default="pooled")
+    parser.add_argument("--align", help="start the new person from the others, through this aligner (anatomical, ...)")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--sessions", type=float, default=1, help="of the new person")
     parser.add_argument("--of", type=int, default=40, help="sessions of everybody in all")
@@ -152,9 +162,9 @@ def main() -> None:
         with ph.Study.open(study_of(options.work, seed, options.of)) as study:
             train = study.split("train").stimulus_ids
             targets = ph.encode(study.stimuli, options.encoder, fit_on=train, cache=options.work / "targets")
-            encoder = options.encoder.replace(":", "-")
+            encoder = f"{options.encoder.replace(':', '-')}-{options.kind}"
             out = options.work / f"base-{seed}-{options.of}-{encoder}"
-            base = ph.fit("mindtuner", study, targets, subjects=list(PEOPLE), seed=seed, out=out)
+            base = ph.fit("mindtuner", study, targets, subjects=list(PEOPLE), seed=seed, kind=options.kind, out=out)
             key = f"base/{seed}/{options.of}/{encoder}"
             if key not in records.known:
                 facts = {name: base.provenance[name] for name in ("best_epoch", "epochs", "validation_best")}

@@ -124,9 +124,20 @@ def test_a_wills_aligner_gets_a_person_by_the_same_line(study: Path, tmp_path: P
     with pytest.raises(InputError, match="name a run folder"):
         _run(tmp_path / "run", study, "--subject", 3)
     for words in (["--arm", "lora"], ["--set", "adapter.rank=2"], ["--preset", "small"]):
-        with pytest.raises(InputError, match="no arms, no adapter settings and no presets"):
+        with pytest.raises(InputError, match="no arms, no adapter settings, no presets"):
             _run(tmp_path / "run", study, "--subject", 3, *words, "--out", tmp_path / "three")
     said = _run(tmp_path / "run", study, "--subject", 3, "--sessions", 1, "--out", tmp_path / "three")
     assert "parameters of their own trained" in said
     assert "sub-03 with sub-01, sub-02" in said
     assert list(Decoder.load(tmp_path / "three" / "decoder").subjects) == ["sub-01", "sub-02", "sub-03"]
+
+
+def test_others_lend_through_an_aligner(study: Path, trained: Path, tmp_path: Path) -> None:
+    words = [trained, study, "--subject", 3, "--sessions", 1, *SHORT, "--align", "anatomical"]
+    _run(*words, "--out", tmp_path / "run", "--json", tmp_path / "told.json")
+    borrowed = json.loads((tmp_path / "told.json").read_text())["borrowed"]
+    assert borrowed["people"] == ["sub-01", "sub-02"]
+    assert borrowed["added"]  # the aligner was fitted to the others, and knows sub-03 from one session
+    words = [*words[:6], "--align", "anatomical", "--arm", "from-scratch", "--out", tmp_path / "alone"]
+    with pytest.raises(InputError, match="knows nothing of other people"):
+        _run(*words)

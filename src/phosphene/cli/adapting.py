@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from phosphene.cli.decoding import aligner_named
 from phosphene.cli.options import Config, Json, Seed, Set, StudyFile, given_settings, progress_wanted
 from phosphene.errors import InputError, unknown
 
 if TYPE_CHECKING:
+    from phosphene.alignment import Aligner
     from phosphene.encoders import Targets
     from phosphene.recordings import Study
 
@@ -45,6 +47,15 @@ def adapt(
     ] = None,
     split: Annotated[str | None, typer.Option("--split", help="Split by name; default: the first.")] = None,
     preset: Annotated[str | None, typer.Option("--preset", help="A preset of the decoder.")] = None,
+    align: Annotated[
+        str | None,
+        typer.Option(
+            "--align",
+            help="Start where the decoder's people in STUDY, brought to the new one, say: a folder written by align, "
+            "or a method, fitted to them.",
+            metavar="NAME|DIR",
+        ),
+    ] = None,
     seed: Seed = 0,
     config: Config = None,
     assignments: Set = None,
@@ -63,23 +74,25 @@ def adapt(
             opened = opened.using(split)
         name = person_named(subject, opened.subjects)
         if read_json(folder / "config.json").get("decoder") == "wills-aligner":
-            if arm != "both" or adapter or preset is not None:
+            if arm != "both" or adapter or preset is not None or align is not None:
                 raise InputError(
-                    "a wills-aligner has no arms, no adapter settings and no presets of adaptation: a new person gets "
-                    "gates over its experts; only settings of training are taken (--set training.KEY=)"
+                    "a wills-aligner has no arms, no adapter settings, no presets of adaptation and no aligner beside "
+                    "its own: a new person gets gates over its experts; only settings of training are taken (--set "
+                    "training.KEY=)"
                 )
             _add_to_wills_aligner(folder, opened, name, sessions, out, targets, seed, training, json)
             return
         adapted = run(
             folder,
             opened,
-            _targets(targets, folder, opened, name, sessions),
+            _targets(targets, folder, opened, name, sessions, whole=align is not None),
             name,
             sessions=sessions,
             arm=arm,
             out=out,
             seed=seed,
             preset=preset,
+            aligner=None if align is None else _lending(align, folder, opened),
             progress=progress_wanted(),
             training=training,
             **adapter,
@@ -94,6 +107,18 @@ def adapt(
     if json is not None:
         kept = {key: value for key, value in facts.items() if key not in ("training_content", "curves")}
         write_json(json, {**kept, "place": str(place), "subjects": list(adapted.subjects)})
+
+
+def _lending(name: str, folder: Path, study: Study) -> Aligner:
+    """An aligner of the decoder's people who are in the study; the new person comes in from the asked sessions."""
+    from phosphene.files import read_json
+
+    people = [each for each in read_json(folder / "config.json").get("subjects", {}) if each in study.subjects]
+    if not people:
+        raise InputError(
+            f"--align: nobody of {folder} is in study {study.name!r}, so nobody's responses can be aligned"
+        )
+    return aligner_named(name, study, people)
 
 
 def _add_to_wills_aligner(
@@ -169,8 +194,10 @@ def _settings(config: Path | None, assignments: Sequence[str] | None) -> tuple[d
     return settings.get("training", {}), settings.get("adapter", {})
 
 
-def _targets(given: Path | None, folder: Path, study: Study, subject: str, sessions: float | None) -> Targets:
-    """Targets from a folder, or of what the person saw, by the decoder's own encoder."""
+def _targets(
+    given: Path | None, folder: Path, study: Study, subject: str, sessions: float | None, whole: bool = False
+) -> Targets:
+    """Targets from a folder, or of what the person (or, as a `whole`, anybody) saw, by the decoder's own encoder."""
     from phosphene.encoders import Encoder, Targets, encode
     from phosphene.training.adapt import scarce_view
 
@@ -178,7 +205,7 @@ def _targets(given: Path | None, folder: Path, study: Study, subject: str, sessi
         return Targets.open(given)
     if not (folder / "encoder").exists():
         raise InputError(f"{folder} was saved without its encoder: give targets with --targets")
-    view = scarce_view(study, subject, sessions)
+    view = study.split("train") if whole else scarce_view(study, subject, sessions)
     return encode(view.stimuli, Encoder.load(folder / "encoder"), progress=progress_wanted())
 
 

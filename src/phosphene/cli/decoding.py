@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from phosphene.evaluation import Scorecard
     from phosphene.recordings import Study
 
-__all__ = ["compare", "decode", "evaluate", "fit", "report", "targets_of"]
+__all__ = ["aligner_named", "compare", "decode", "evaluate", "fit", "report", "targets_of"]
 
 Run = Annotated[Path, typer.Argument(help="A run folder (or folder of folds) written by fit.", metavar="RUN")]
 
@@ -73,7 +73,7 @@ def fit(
                 seed=seed,
                 out=folder,
                 kind=kind,
-                aligner=None if align is None else _aligner(align, part, subject),
+                aligner=None if align is None else aligner_named(align, part, subject),
                 progress=progress_wanted(),
                 training=training,
                 **settings,
@@ -81,7 +81,7 @@ def fit(
             typer.echo(f"{folder / 'decoder'}: {fitted.name} for {len(fitted.subjects)} people, split {name}")
 
 
-def _aligner(name: str, study: Study, subjects: list[str] | None) -> Aligner:
+def aligner_named(name: str, study: Study, subjects: list[str] | None) -> Aligner:
     """An aligner from a folder, or fitted now."""
     from phosphene.alignment import Aligner, make_aligner
 

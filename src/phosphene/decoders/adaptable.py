@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene.decoders.base import Decoder
+from phosphene.decoders.borrowed import Borrowed
 from phosphene.decoders.seen import seen_together
 from phosphene.errors import InputError, unknown
 from phosphene.files import atomic_path, read_json, write_json
@@ -25,6 +26,7 @@ from phosphene.settings import Settings
 from phosphene.table import Table
 
 if TYPE_CHECKING:
+    from phosphene.alignment import Aligner
     from phosphene.encoders import Targets
     from phosphene.recordings import StudyView
 
@@ -243,11 +245,26 @@ class AdaptableDecoder(Decoder):
         raise InputError(f"{self.name} has no place for a Skip-LoRA; arms without: ridge-only, lora")
 
     @abstractmethod
-    def start_person(self, subject: str, view: StudyView, targets: Targets, kind: str) -> None:
+    def start_person(
+        self, subject: str, view: StudyView, targets: Targets, kind: str, borrowed: Borrowed | None = None
+    ) -> None:
         """Set the input layer of a person added to a trained decoder, in closed form, from the training view.
 
         The person's voxels must have been standardised (`set_standardiser`).
+
+        Parameters
+        ----------
+        subject, view, targets, kind
+            As in `warm_start`.
+        borrowed : Borrowed, optional
+            What other people say of this person's responses (`borrow`).
         """
+
+    @abstractmethod
+    def borrow(
+        self, aligner: Aligner, others: StudyView, view: StudyView, subject: str, targets: Targets, kind: str
+    ) -> Borrowed:
+        """What other people's training trials say of this person's, through an aligner that knows everybody."""
 
     # -- on disk ------------------------------------------------------------------------------------------------
 

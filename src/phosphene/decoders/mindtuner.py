@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from phosphene.decoders.adaptable import AdaptableDecoder, AdapterConfig
 from phosphene.decoders.base import DecoderConfig, Prediction
+from phosphene.decoders.borrowed import Borrowed, borrow
 from phosphene.decoders.ridge_layer import RidgeLayer, principal_components
 from phosphene.errors import InputError
 from phosphene.nn.adapter import AdapterBank
@@ -28,6 +29,7 @@ from phosphene.nn.lora import SkipLoRA, decorrelation
 from phosphene.nn.residual import ChannelMixer, TokenProjector
 
 if TYPE_CHECKING:
+    from phosphene.alignment import Aligner
     from phosphene.encoders import Targets
     from phosphene.recordings import StudyView
 
@@ -222,16 +224,27 @@ class MindTuner(AdaptableDecoder):
         return principal_components(view, targets, kind, min(config.start_rank, config.width))
 
     @torch.no_grad()
-    def start_person(self, subject: str, view: StudyView, targets: Targets, kind: str) -> None:
+    def start_person(
+        self, subject: str, view: StudyView, targets: Targets, kind: str, borrowed: Borrowed | None = None
+    ) -> None:
         """Ridge from the person's voxels to scores of the targets, lifted into the width as pre-training left it."""
         if not len(self.ridge.lift):
             raise InputError(f"this {self.name} decoder has not been trained yet; fit it before somebody is added")
         people = list(self.subjects) if self.subject_free else [subject]
         ids, x = zip(*(self._averaged(view, each) for each in people), strict=True)
-        weight, bias = self.ridge.solve(ids, torch.cat(x), view, targets, kind, subject)
+        weight, bias = self.ridge.solve(ids, torch.cat(x), view, targets, kind, subject, borrowed)
         layer = self._input(subject)
         layer.weight.copy_(weight)
         layer.bias.copy_(bias)
+
+    @torch.no_grad()
+    def borrow(
+        self, aligner: Aligner, others: StudyView, view: StudyView, subject: str, targets: Targets, kind: str
+    ) -> Borrowed:
+        """Ridge over other people in the template, to the scores of this decoder's ridge layers."""
+        voxels: Any = self.standardisers[self.index(subject)]
+        scores = partial(self.ridge.scores, targets=targets, kind=kind)
+        return borrow(aligner, others, view, subject, (voxels.mean, voxels.deviation), scores)
 
     def _averaged(self, view: StudyView, subject: str) -> tuple[Any, Tensor]:
         ids, responses = view.averaged(subject)

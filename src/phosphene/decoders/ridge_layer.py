@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from phosphene.decoders.ridge import RidgeConfig, fit_ridge
+from phosphene.decoders.borrowed import Borrowed
+from phosphene.decoders.ridge import RidgeConfig, fit_ridge, fit_ridge_beside
 from phosphene.errors import InputError
 
 if TYPE_CHECKING:
@@ -104,11 +105,32 @@ class RidgeLayer(nn.Module):
         return torch.cat(parts) / self.deviation
 
     def solve(
-        self, ids: Sequence[np.ndarray], x: Tensor, view: StudyView, targets: Targets, kind: str, who: str
+        self,
+        ids: Sequence[np.ndarray],
+        x: Tensor,
+        view: StudyView,
+        targets: Targets,
+        kind: str,
+        who: str,
+        borrowed: Borrowed | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Weight ``(width, V)`` and bias ``(width,)`` of an input layer, from responses x ``(n, V)`` to stimuli."""
-        weight, intercept = self._ridge(ids, x, view, targets, kind, who)
+        """Weight ``(width, V)`` and bias ``(width,)`` of an input layer, from responses x ``(n, V)`` to stimuli.
+
+        With what is `borrowed` from other people ridge finds what a share of that leaves (`fit_ridge_beside`).
+        """
+        if borrowed is None:
+            weight, intercept = self._ridge(ids, x, view, targets, kind, who)
+        else:
+            weight, intercept = self._ridge_beside(np.concatenate(ids), x, view, targets, kind, who, borrowed)
         return self.lift @ weight.T, self.lift @ intercept + self.offset
+
+    def _ridge_beside(
+        self, ids: np.ndarray, x: Tensor, view: StudyView, targets: Targets, kind: str, who: str, borrowed: Borrowed
+    ) -> tuple[Tensor, Tensor]:
+        z, prior = self.scores(ids, targets, kind), x @ borrowed.matrix + borrowed.offset
+        own, share = fit_ridge_beside(x.double(), z.double(), prior.double(), view.units_of(ids), RidgeConfig(), who)
+        weight = own.float() + share.float() * borrowed.matrix
+        return weight, z.mean(dim=0) - x.mean(dim=0) @ weight
 
     def _ridge(
         self, ids: Sequence[np.ndarray], x: Tensor, view: StudyView, targets: Targets, kind: str, who: str

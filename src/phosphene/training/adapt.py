@@ -29,7 +29,7 @@ from phosphene.training.bench import (
     train_on,
     training_content,
 )
-from phosphene.training.in_front import aligner_with
+from phosphene.training.in_front import aligner_with, check_aligner
 from phosphene.training.launch import launch
 from phosphene.training.run_folder import RunFolder
 from phosphene.training.settings import TrainingConfig
@@ -37,6 +37,7 @@ from phosphene.training.settings import TrainingConfig
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+    from phosphene.alignment import Aligner
     from phosphene.encoders import Targets
     from phosphene.recordings import Study, StudyView
 
@@ -63,6 +64,7 @@ def adapt(
     out: str | Path | None = None,
     seed: int = 0,
     preset: str | None = None,
+    aligner: Aligner | None = None,
     progress: bool = True,
     training: Mapping[str, Any] | None = None,
     **adapter: Any,
@@ -98,6 +100,10 @@ def adapt(
     preset : str, optional
         Settings of adapters and training (tables ``[adapter]`` and ``[adapting]``). Default: ``"nsd"`` for targets of
         50,000 numbers or more, else ``"small"``.
+    aligner : Aligner, optional
+        Brings the responses of people of the decoder who are in the study to those of the person: their training
+        trials say where the input layer starts (`phosphene.decoders.borrowed`). Responses stay in native voxels. The
+        person is added to a copy where the aligner does not know them.
     progress : bool
         Show a progress bar, on terminals.
     training : mapping, optional
@@ -132,7 +138,10 @@ def adapt(
         )
     base = _adaptable(decoder if isinstance(decoder, Decoder) else Decoder.load(decoder, without=[subject]), targets)
     view = _scarce(base, study, targets, subject, sessions)
+    borrowed = None if aligner is None else _lenders(base, study, targets, view, subject, aligner, arm)
     aligner, alignment = base.aligner, {}
+    if borrowed is not None:
+        alignment = {"borrowed": borrowed.told}
     if aligner is not None:
         if home is not None and out is None and subject not in aligner.subjects:
             raise InputError(
@@ -143,7 +152,7 @@ def adapt(
         alignment = {"alignment": found}
         view = view.through(aligner)
     config, settings = _settings(base, arm, preset, training or {}, adapter)
-    plan = _Plan(subject, arm, seed, view, targets, config, settings)
+    plan = _Plan(subject, arm, seed, view, targets, config, settings, borrowed)
     facts = plan.facts(base, study)
     if aligner is not None:
         facts["aligner"] = aligner.identity_of([*(each for each in base.subjects if each not in base.apart), subject])
@@ -190,6 +199,37 @@ def _read_back(run: RunFolder, place: Path, base: AdaptableDecoder, subject: str
             f"{', '.join(base.subjects)}: name another run folder"
         )
     return found
+
+
+@dataclass(frozen=True)
+class _Lenders:
+    """People of the base who are in the study, and the aligner that brings them and the new person together."""
+
+    aligner: Aligner
+    view: StudyView
+    told: dict[str, Any]
+
+
+def _lenders(
+    base: AdaptableDecoder, study: Study, targets: Targets, view: StudyView, subject: str, aligner: Aligner, arm: str
+) -> _Lenders:
+    if arm == "from-scratch":
+        raise InputError("arm 'from-scratch' knows nothing of other people: an aligner has no use")
+    if base.aligner is not None:
+        raise InputError(f"this {base.name} decoder has an aligner in front of it; another one beside it has no use")
+    check_aligner(aligner, study)
+    people = [each for each in base.subjects if each in study.subjects and each in aligner.subjects]
+    if not people:
+        raise InputError(
+            f"nobody of the decoder ({', '.join(base.subjects)}) is both in study {study.name!r} "
+            f"({', '.join(study.subjects)}) and in the {aligner.name} aligner ({', '.join(aligner.subjects)}): "
+            "there is nobody whose responses could be brought to the new person's"
+        )
+    lent = study.split("train").subset(people)
+    targets.rows(lent.stimulus_ids[shown_stimuli(lent)])
+    known, told = aligner_with(aligner, view, subject)
+    told |= {"people": people, "identity": known.identity_of([*people, subject])}
+    return _Lenders(known, lent, told)
 
 
 def _adaptable(decoder: Decoder, targets: Targets) -> AdaptableDecoder:
@@ -264,6 +304,7 @@ class _Plan:
     targets: Targets
     config: TrainingConfig
     adapter: AdapterConfig
+    lenders: _Lenders | None
 
     def facts(self, base: AdaptableDecoder, study: Study) -> dict[str, Any]:
         """What it was started with, as plain values."""
@@ -281,6 +322,7 @@ class _Plan:
             "base": base.base,
             "adapter": self.adapter.model_dump(mode="json"),
             "n_training_stimuli": len(self.view.stimulus_ids),
+            **({} if self.lenders is None else {"borrowed": self.lenders.told["identity"]}),
         }
 
     def decoder(self, base: AdaptableDecoder) -> AdaptableDecoder:
@@ -335,7 +377,10 @@ class _Plan:
             if self.arm == "from-scratch":
                 work.warm_start(bench.view, self.targets, work.target_kind, progress)
             else:
-                work.start_person(self.subject, bench.view, self.targets, work.target_kind)
+                given = (bench.view, self.subject, self.targets, work.target_kind)
+                of = self.lenders
+                borrowed = None if of is None else work.borrow(of.aligner, of.view, *given)
+                work.start_person(self.subject, bench.view, self.targets, work.target_kind, borrowed)
             seconds = time.perf_counter() - begun
             log.info("%s: input layer in closed form in %.1f s", self.subject, seconds)
             return True

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from phosphene.alignment import TRAINING_ROLES
 from phosphene.alignment.one_grid import why_not
 from phosphene.decoders import ClassesConfig, Decoder, DecoderConfig, make_decoder
 from phosphene.decoders.registry import decoder_class
@@ -29,6 +28,7 @@ from phosphene.training.bench import (
     training_content,
 )
 from phosphene.training.episodes import EpisodeLoader, EpisodeStep, check_episodes, check_sessions
+from phosphene.training.in_front import check_aligner
 from phosphene.training.launch import launch
 from phosphene.training.run_folder import RunFolder
 from phosphene.training.settings import TrainingConfig
@@ -120,11 +120,7 @@ def fit(
     refuse_leakage(study, view, targets)
     native = view
     if aligner is not None:
-        if aligner.fitted_on:
-            # people may be aligned on stimuli set apart for that, or on validation ones; on nothing that is scored
-            trained = [name for role, names in study.roles().items() if role in TRAINING_ROLES for name in names]
-            outside = ~np.isin(study.stimuli.ids, trained)
-            aligner.check_apart(study.stimuli.ids[outside], study.stimuli.hashes[outside])
+        check_aligner(aligner, study)
         settings = {"pool_subjects": True, **settings}
         view = view.through(aligner)
     targets.rows(view.stimulus_ids[shown_stimuli(view)])  # names stimuli without targets before anything is written

@@ -6,13 +6,32 @@ import copy
 import logging
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from phosphene.alignment import TRAINING_ROLES
+
 if TYPE_CHECKING:
     from phosphene.alignment import Aligner
-    from phosphene.recordings import StudyView
+    from phosphene.recordings import Study, StudyView
 
-__all__ = ["aligner_with"]
+__all__ = ["aligner_with", "check_aligner"]
 
 log = logging.getLogger(__name__)
+
+
+def check_aligner(aligner: Aligner, study: Study) -> None:
+    """Refuse an aligner that was fitted on stimuli which are scored.
+
+    People may be aligned on training stimuli, on some set apart for that, or on validation ones.
+
+    Raises
+    ------
+    LeakageError
+    """
+    if aligner.fitted_on:
+        trained = [name for role, names in study.roles().items() if role in TRAINING_ROLES for name in names]
+        outside = ~np.isin(study.stimuli.ids, trained)
+        aligner.check_apart(study.stimuli.ids[outside], study.stimuli.hashes[outside])
 
 
 def aligner_with(aligner: Aligner, view: StudyView, subject: str) -> tuple[Aligner, dict[str, Any]]:
