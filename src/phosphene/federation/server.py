@@ -44,7 +44,7 @@ def first_state(agreement: Agreement, settings: FederationSettings) -> GlobalSta
 
 
 def server_update(
-    shared: GlobalState, contributions: Sequence[Contribution], settings: FederationSettings
+    shared: GlobalState, contributions: Sequence[Contribution], settings: FederationSettings, noised: bool = False
 ) -> GlobalState:
     """The next state of the server from what the sites sent.
 
@@ -57,6 +57,9 @@ def server_update(
         The one that the sites trained from.
     contributions : sequence of Contribution
     settings : FederationSettings
+    noised : bool
+        Whether sites add noise to sums and counts (`protected.protected_update`): single cells of theirs, which may
+        be of less than no trial, are not judged then.
 
     Raises
     ------
@@ -65,7 +68,7 @@ def server_update(
     InputError
         For fewer contributions than a robust aggregator needs.
     """
-    good, refused = usable(shared, contributions, settings)
+    good, refused = usable(shared, contributions, settings, noised)
     for site, reason in sorted(refused.items()):
         log.warning("round %d: the contribution of %s is refused: %s", shared.round + 1, site, reason)
     if len(good) < settings.server.quorum:
@@ -91,7 +94,7 @@ def server_update(
 
 
 def usable(
-    shared: GlobalState, contributions: Sequence[Contribution], settings: FederationSettings
+    shared: GlobalState, contributions: Sequence[Contribution], settings: FederationSettings, noised: bool = False
 ) -> tuple[list[Contribution], dict[str, str]]:
     """Contributions that may count, by site's name, and the others' reasons.
 
@@ -103,12 +106,12 @@ def usable(
     often = Counter(each.site for each in contributions)
     for each in sorted(contributions, key=lambda one: one.site):
         twice = "the site sent more than one contribution in the round" if often[each.site] > 1 else ""
-        if reason := twice or _fault(each, shared, settings):
+        if reason := twice or _fault(each, shared, settings, noised):
             refused[each.site] = reason
         else:
             good.append(each)
     norms = {each.site: total_norm(difference(each.weights, shared.weights)) for each in good}
-    sizes = {each.site: _largest_prototype(each.library) for each in good}
+    sizes = {} if noised else {each.site: _largest_prototype(each.library) for each in good}
     for what, found in (("its update has norm", norms), ("its largest prototype has norm", sizes)):
         for site, reason in _too_large(what, found, settings.server).items():
             refused.setdefault(site, reason)
@@ -130,7 +133,7 @@ def _largest_prototype(library: PrototypeLibrary) -> float:
     return float(library.release().vectors.norm(dim=-1).max())
 
 
-def _fault(each: Contribution, shared: GlobalState, settings: FederationSettings) -> str:
+def _fault(each: Contribution, shared: GlobalState, settings: FederationSettings, noised: bool) -> str:
     """Why a contribution cannot be used by itself; empty where it can."""
     if each.round != shared.round + 1:
         return f"it was trained for round {each.round}, this is round {shared.round + 1}"
@@ -140,7 +143,7 @@ def _fault(each: Contribution, shared: GlobalState, settings: FederationSettings
         return f"it counts {each.n_trials} trials"
     if len(each.n_present) != len(MODALITIES) or not all(0 <= n <= each.n_trials for n in each.n_present):
         return f"it has {each.n_trials} trials, of which {each.n_present} have fMRI, image and text"
-    return _weights_fault(each.weights, shared.weights) or _library_fault(each, shared, settings)
+    return _weights_fault(each.weights, shared.weights) or _library_fault(each, shared, settings, noised)
 
 
 def _weights_fault(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
@@ -157,12 +160,14 @@ def _weights_fault(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
     return ""
 
 
-def _library_fault(each: Contribution, shared: GlobalState, settings: FederationSettings) -> str:
+def _library_fault(each: Contribution, shared: GlobalState, settings: FederationSettings, noised: bool) -> str:
     found, expected = each.library, shared.library
     if found.sums.shape != expected.sums.shape:
         return f"its library has {found.words}, the others' {expected.words}"
     if not bool(torch.isfinite(found.sums).all() and torch.isfinite(found.counts).all()):
         return "its library holds numbers that are not finite"
+    if noised:
+        return ""
     if bool((found.counts < 0).any()) or bool((found.counts.sum(dim=2) > each.n_trials).any()):
         return f"its library counts from {found.counts.min():g} to {found.counts.max():g} of {each.n_trials} trials"
     if bool((found.sums[found.counts == 0] != 0).any()):
