@@ -104,7 +104,8 @@ def test_what_it_costs_is_near_what_opacus_reckons_itself():
     private = TrialSgd(
         module, torch.optim.SGD(module.parameters(), 1.0), TrialSgdSettings(noise=1.2, batch_size=20), len(x), seed=0
     )  # fmt: skip
-    release = private.release(epochs=5)
+    release = private.settings.release(len(x), epochs=5)
+    assert len(list(private.batches(epochs=5))) == release.steps
     assert release == Release("gradients", 1.2, steps=50, rate=0.1)
     accountant, theirs = Accountant(1e-5), RDPAccountant()
     accountant.spend("a", [release])
@@ -146,5 +147,5 @@ def test_what_cannot_be_trained_privately_is_refused():
     optimiser = torch.optim.SGD(module.parameters(), 1.0)
     with pytest.raises(InputError, match="at least one trial"):
         TrialSgd(module, optimiser, TrialSgdSettings(), 0)
-    with pytest.raises(InputError, match="at least 1"):
-        TrialSgd(module, optimiser, TrialSgdSettings(), 5).release(epochs=0)
+    with pytest.raises(InputError, match="at least 1, found 5 and 0"):
+        TrialSgdSettings().release(5, epochs=0)

@@ -32,8 +32,8 @@ _NEVER_PROTECTED = (
     "which sites took part, and when",
     "settings chosen by looking at results",
 )
-_OF_TRIALS = (
-    "a person, whose trials are many: only one trial is hidden",
+_OF_TRIALS = ("a person, whose trials are many: only one trial is hidden",)
+_OF_ADAPTERS = (
     "what other trials of the site tell of a trial through a private adapter that was trained on them without noise: "
     "prototypes of fMRI and of the fusion are covered with that adapter taken as given",
 )
@@ -218,7 +218,9 @@ class Accountant:
             for what in whats
             if what not in _COVERED[unit] and what not in bare
         ]
-        about = (*missing, *(_OF_TRIALS if unit == "trial" else ()), *_NEVER_PROTECTED)
+        if unit == "trial":
+            missing += [*_OF_TRIALS, *(_OF_ADAPTERS if "library" in noise and "gradients" not in noise else ())]
+        about = (*missing, *_NEVER_PROTECTED)
         epsilon = self._epsilon(unit, spent)
         return Guarantee(unit, UNITS[unit], epsilon, self.delta, self.rounds[site], site, covered, noise, about)
 

@@ -25,6 +25,7 @@ from phosphene.errors import InputError
 from phosphene.federation.accounting import Release
 from phosphene.federation.aggregation import clip_norm
 from phosphene.federation.noise import NoiseSource
+from phosphene.federation.trial_sgd import TrialSgdSettings
 from phosphene.settings import Settings
 
 __all__ = ["PrivacySettings", "Protection", "clip_features", "clip_labels", "library_sensitivity"]
@@ -50,6 +51,7 @@ class PrivacySettings(Settings):
     )
     delta: float = Field(default=1e-5, gt=0, lt=0.1, description="well below one over the number of trials")
     epsilon_limit: float | None = Field(default=None, gt=0, description="per trial; a site that reached it is silent")
+    trial_sgd: TrialSgdSettings | None = Field(default=None, description="train privately per trial, with Opacus")
     seed: int | None = Field(default=None, ge=0, description="of the noise, for studies only; default: cryptographic")
 
     def without_use(self) -> dict[str, str]:
@@ -147,8 +149,8 @@ class Protection:
     """Clips and blurs what one site releases in a round, and says what that is for the accountant.
 
     What a trial's prototypes promise is reckoned for features that other trials of the site have no part in: from
-    weights that were received, or trained by `trial_sgd`. A private adapter trained on the same trials otherwise is
-    such a part; that is told in every statement (`accounting.Guarantee`).
+    weights that were received, or trained by `trial_sgd` (`protected.protected_update` sees to it). A private adapter
+    trained on the same trials otherwise is such a part; the statement tells it (`accounting.Guarantee`).
 
     Parameters
     ----------
@@ -221,6 +223,10 @@ class Protection:
             for tensor, deviation in ((sums, self.sum_deviation), (counts, self.count_deviation))
         ]
         return tuple((tensor / _GRID).round() * _GRID for tensor in blurred)  # type: ignore[return-value]
+
+    def least_count(self, sites: int) -> float:
+        """Three standard deviations of the noise that so many sites' counts add up to: what to release from."""
+        return 3 * self.count_deviation * math.sqrt(sites)
 
     def releases(self, weights: bool = True, library: bool = True, gradients: Sequence[Release] = ()) -> list[Release]:
         """What one round of a site that sends these costs, for `accounting.Accountant.spend`.

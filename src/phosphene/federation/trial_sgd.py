@@ -33,6 +33,26 @@ class TrialSgdSettings(Settings):
     noise: float = Field(default=1.0, gt=0, description="standard deviation, in limits of the gradient")
     batch_size: int = Field(default=64, ge=1, description="trials in a batch on average; each is in it by chance")
 
+    def rate(self, n_trials: int) -> float:
+        """Probability of each of so many trials to be in a batch."""
+        return min(1.0, self.batch_size / n_trials)
+
+    def steps(self, n_trials: int, epochs: int) -> int:
+        """How many batches so many epochs are.
+
+        Raises
+        ------
+        InputError
+            Without trials or epochs.
+        """
+        if n_trials < 1 or epochs < 1:
+            raise InputError(f"private training needs trials and epochs of at least 1, found {n_trials} and {epochs}")
+        return epochs * max(1, round(1 / self.rate(n_trials)))
+
+    def release(self, n_trials: int, epochs: int) -> Release:
+        """What so many epochs cost, for `accounting.Accountant.spend`; errors as of `steps`."""
+        return Release("gradients", self.noise, steps=self.steps(n_trials, epochs), rate=self.rate(n_trials))
+
 
 def check_terms(terms: Sequence[str]) -> None:
     """Refuse losses that are no sum over trials.
@@ -108,7 +128,7 @@ class TrialSgd:
         start = secrets.randbits(63) if seed is None else seed_of(seed, "trial-sgd", *names)
         self._draws.manual_seed(start)
         self.settings, self.n_trials = settings, n_trials
-        self.rate = min(1.0, settings.batch_size / n_trials)
+        self.rate = settings.rate(n_trials)
         self._parameters = [each for each in module.parameters() if each.requires_grad]
         known = {id(each) for group in optimiser.param_groups for each in group["params"]}
         if {id(each) for each in self._parameters} - known:
@@ -123,7 +143,7 @@ class TrialSgd:
 
     def batches(self, epochs: int) -> Iterator[Tensor]:
         """Rows of trials: each is in each batch with probability `rate`. A batch may be empty, and counts."""
-        for _ in range(self._steps(epochs)):
+        for _ in range(self.settings.steps(self.n_trials, epochs)):
             yield (torch.rand(self.n_trials, generator=self._draws) < self.rate).nonzero().flatten()
 
     def step(self, rows: Tensor, loss_of: Callable[[int], Tensor]) -> float:
@@ -151,12 +171,3 @@ class TrialSgd:
         self._private.step()
         self._private.zero_grad(set_to_none=True)
         return total / max(1, len(rows))
-
-    def release(self, epochs: int) -> Release:
-        """What `batches` of so many epochs cost, for `accounting.Accountant.spend`."""
-        return Release("gradients", self.settings.noise, steps=self._steps(epochs), rate=self.rate)
-
-    def _steps(self, epochs: int) -> int:
-        if epochs < 1:
-            raise InputError(f"epochs of private training are at least 1, found {epochs}")
-        return epochs * max(1, round(1 / self.rate))

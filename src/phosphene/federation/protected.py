@@ -1,0 +1,170 @@
+"""A site's part of a round under protection: `client_update` whose contribution is clipped and blurred.
+
+Prototypes are made with the weights that were *received* (or trained privately), not with those that the site's trials
+have just moved: else one trial would have a part in the features of all others, and no bound would hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from phosphene.errors import InputError
+from phosphene.federation.accounting import Release
+from phosphene.federation.aggregation import added, difference
+from phosphene.federation.client import client_update, local_library, make_optimiser, site_model
+from phosphene.federation.library import PARTS, PrototypeLibrary
+from phosphene.federation.model import PmcmModel
+from phosphene.federation.noise import NoiseSource
+from phosphene.federation.objective import losses, proximal
+from phosphene.federation.privacy import PrivacySettings, Protection, clip_labels
+from phosphene.federation.randomness import generator, seeded
+from phosphene.federation.settings import FederationSettings
+from phosphene.federation.state import Contribution, GlobalState, SiteState
+from phosphene.federation.trial_sgd import TrialSgd, TrialSgdSettings, check_terms
+
+__all__ = ["check_private", "planned_releases", "protected_update"]
+
+
+def check_private(settings: FederationSettings, privacy: PrivacySettings) -> None:
+    """Refuse settings under which no promise would hold.
+
+    Raises
+    ------
+    InputError
+        For thresholds on counts before the noise, two different limits of features, and, with `trial_sgd`, losses
+        that are no sum over trials or settings of training that it has no use for.
+    """
+    own = settings.library
+    if privacy.feature_limit is not None:
+        if own.site_min_count > 0:
+            raise InputError(
+                "library.site_min_count looks at counts before the noise: whether a cell is sent would give single "
+                "trials away. Set it to 0 and raise library.min_count, which looks at what came"
+            )
+        if own.feature_limit not in (None, privacy.feature_limit):
+            raise InputError(
+                f"library.feature_limit is {own.feature_limit:g} and privacy.feature_limit {privacy.feature_limit:g}: "
+                f"give the second alone"
+            )
+    if privacy.trial_sgd is not None:
+        check_terms(_terms(settings))
+        if settings.client.optimiser != "fresh" or settings.client.clip is not None:
+            raise InputError(
+                "privacy.trial_sgd has a limit of its own and starts afresh: leave client.clip and optimiser"
+            )
+
+
+def planned_releases(site: SiteState, settings: FederationSettings, privacy: PrivacySettings) -> list[Release]:
+    """What `protected_update` of this site will release in one round; known before anything is trained."""
+    own = privacy.trial_sgd
+    gradients = [] if own is None else [own.release(len(site.trials), settings.client.epochs)]
+    return Protection(privacy, settings.model.width, len(PARTS)).releases(gradients=gradients)
+
+
+def protected_update(
+    site: SiteState, shared: GlobalState, settings: FederationSettings, privacy: PrivacySettings
+) -> tuple[Contribution, SiteState]:
+    """`client_update` under protection; with a seed of the noise, as deterministic as it.
+
+    Count the cost first: ``accountant.spend(site.site, planned_releases(...))``, and keep the accountant's state
+    before anything is sent. The server must know that libraries are noised (``server_update(..., noised=True)``).
+
+    Parameters
+    ----------
+    site : SiteState
+    shared : GlobalState
+    settings : FederationSettings
+    privacy : PrivacySettings
+
+    Returns
+    -------
+    Contribution
+        Without metrics, which nothing protects; the number of trials, a weight, stays.
+    SiteState
+
+    Raises
+    ------
+    InputError
+        As of `check_private`, `client_update` and `Protection.update`.
+    MissingDependencyError
+        For `trial_sgd` without Opacus.
+    """
+    check_private(settings, privacy)
+    protection = Protection(privacy, settings.model.width, len(PARTS))
+    source = NoiseSource(privacy.seed, site.site, shared.round + 1)
+    plain = settings.model_copy(
+        update={"library": settings.library.model_copy(update={"feature_limit": privacy.feature_limit})}
+    )
+    if privacy.trial_sgd is None:
+        made, after = client_update(site, shared, settings)
+        model = site_model(after, shared, settings)  # the weights that were received
+    else:
+        if differ := site.agreement.differences(shared.agreement):
+            raise InputError(f"{site.site} does not agree with the federation: {'; '.join(differ)}")
+        model = site_model(site, shared, settings)
+        _train_privately(model, site, shared, settings, privacy.trial_sgd, privacy.seed)
+        made, after = _bare(model, site, shared), replace(site, private=model.private_state())
+    library = made.library
+    if privacy.feature_limit is not None or privacy.trial_sgd is not None:
+        trials = site.trials
+        if trials.labels is not None and privacy.feature_limit is not None:
+            trials = replace(trials, labels=clip_labels(trials.labels, privacy.classes_per_trial))
+        limits = plain if privacy.feature_limit is not None else settings
+        library = local_library(model, trials, shared.library, limits)
+    if privacy.feature_limit is not None:
+        sums, counts = protection.library(library.sums, library.counts, source)
+        library = PrototypeLibrary(sums, counts, torch.zeros_like(library.age))  # every cell is sent
+    update, _ = protection.update(difference(made.weights, shared.weights), source)
+    return replace(made, weights=added(shared.weights, update), library=library, metrics={}), after
+
+
+def _terms(settings: FederationSettings) -> list[str]:
+    """Names of the loss's terms that have a weight."""
+    own = settings.objective
+    found = [f"contrast {part}" for part, weight in zip(PARTS, own.contrast, strict=True) if weight]
+    found += ["retrieval"] if own.retrieval_weight and "retrieval" in settings.model.heads else []
+    return [*found, "task"]
+
+
+def _bare(model: PmcmModel, site: SiteState, shared: GlobalState) -> Contribution:
+    trials = site.trials
+    return Contribution(
+        site=site.site,
+        round=shared.round + 1,
+        weights=model.shared_state(),
+        library=PrototypeLibrary.empty(len(shared.agreement.classes), model.config.width),
+        n_trials=len(trials),
+        n_present=tuple(trials.present.sum(dim=0).tolist()),
+        agreement=shared.agreement,
+    )
+
+
+def _train_privately(
+    model: PmcmModel,
+    site: SiteState,
+    shared: GlobalState,
+    settings: FederationSettings,
+    own: TrialSgdSettings,
+    seed: int | None,
+) -> None:
+    """Train all parameters in place, private adapters too, for the epochs of one round."""
+    round_, trials = shared.round + 1, site.trials
+    optimiser = make_optimiser(model, settings)
+    private = TrialSgd(model, optimiser, own, len(trials), ("task",), seed, site.site, round_)
+    prototypes = shared.library.release(settings.library.min_count)
+    draws = generator(settings.seed, "training", site.site, round_)
+
+    def loss_of(row: int) -> Tensor:
+        one = trials.select(torch.tensor([row]))
+        terms = losses(model, one, prototypes, settings.masks, settings.objective, False, draws)
+        if settings.objective.proximal:
+            terms["proximal"] = settings.objective.proximal * proximal(model.shared_parameters(), shared.weights)
+        return torch.stack([model.tokens.sum() * 0.0, *terms.values()]).sum()
+
+    model.train()
+    with seeded(settings.seed, "dropout", site.site, round_):
+        for rows in private.batches(settings.client.epochs):
+            private.step(rows, loss_of)
