@@ -182,7 +182,7 @@ def test_without_limits_everything_is_sent_as_it_is_and_said_so():
     assert "weights: sent without noise" in guarantee.told()
     assert guarantee.to_dict()["epsilon"] is None
     assert set(PrivacySettings().without_use()) == {
-        "update_noise", "library_noise", "classes_per_trial", "count_weight",
+        "update_noise", "library_noise", "classes_per_trial", "count_weight", "shares",
     }  # fmt: skip
 
 
@@ -300,6 +300,23 @@ def test_only_prototypes_or_gradients_promise_nothing_for_a_site():
     assert math.isinf(accountant.epsilon("site", "b"))
 
 
+def test_noise_that_is_split_is_whole_in_the_sum_and_is_told_so():
+    whole, split = (Protection(BOTH.model_copy(update={"shares": shares}), WIDTH) for shares in (1, 4))
+    sums, counts = torch.zeros(4, 400, 2, WIDTH, dtype=torch.float64), torch.zeros(4, 400, 2, dtype=torch.float64)
+    total = sum(split.library(sums, counts, NoiseSource(0, site))[0] for site in range(4))
+    assert float(total.std()) == pytest.approx(whole.sum_deviation, rel=0.03)
+    update = sum(split.update({"w": torch.zeros(20_000)}, NoiseSource(1, site))[0]["w"] for site in range(4))
+    assert float(update.std()) == pytest.approx(whole.update_deviation, rel=0.03)
+    pytest.importorskip("dp_accounting", reason="PRIVACY EXTRA ABSENT: install phosphene[privacy]")
+    one, other = Accountant(1e-5), Accountant(1e-5)
+    one.spend("a", whole.releases())
+    other.spend("a", split.releases())
+    assert one.epsilon("trial") == other.epsilon("trial")
+    assert "split among 4 sites" in other.guarantee("trial").told()
+    assert "split among" not in one.guarantee("trial").told()
+    assert Accountant.of_state(other.state()).guarantee("site") == other.guarantee("site")
+
+
 def test_private_training_stands_for_weights_that_are_not_clipped():
     trained = [Release("gradients", 1.0, steps=5, rate=0.2)]
     bare = Protection(PrivacySettings(feature_limit=1.0), WIDTH)
@@ -318,6 +335,7 @@ def test_private_training_stands_for_weights_that_are_not_clipped():
         lambda: Release("weights", math.nan),
         lambda: Release("library", 1.0, rate=0.5),
         lambda: Release("gradients", 1.0, steps=0),
+        lambda: Release("gradients", 1.0, shares=2),
         lambda: Accountant(0.0),
         lambda: Accountant(1e-5, limit=0.0),
         lambda: Accountant(1e-5).guarantee("trial"),

@@ -141,4 +141,8 @@ def test_settings_that_break_the_promise_are_refused():
         check_private(settings(library={"site_min_count": 2.0}), LOUD)
     with pytest.raises(InputError, match=r"library\.feature_limit is 3 and"):
         check_private(settings(library={"feature_limit": 3.0}), LOUD)
+    shared_noise = LOUD.model_copy(update={"shares": 3})
+    with pytest.raises(InputError, match=r"server\.weighting must be equal, it is trials"):
+        check_private(settings(server={"weighting": "trials"}), shared_noise)
+    check_private(settings(server={"weighting": "equal"}), shared_noise)
     check_private(settings(objective=CLASSIFY), per_trial)

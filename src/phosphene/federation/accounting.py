@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from phosphene.errors import FederationError, InputError, require, unknown
@@ -54,18 +54,23 @@ class Release:
         How often.
     rate : float
         Probability of each trial to be in a batch (Poisson sampling), for gradients; otherwise 1.
+    shares : int
+        Sites among whom the noise is split: it is that of their secure sum.
     """
 
     what: What
     noise: float | None
     steps: int = 1
     rate: float = 1.0
+    shares: int = 1
 
     def __post_init__(self) -> None:
         if self.what not in get_args(What):
             raise unknown("kind of release", self.what, get_args(What))
         if self.noise is not None and not (math.isfinite(self.noise) and self.noise > 0):
             raise InputError(f"noise of a release is a number above 0, or None, found {self.noise}")
+        if self.shares < 1 or (self.shares > 1 and self.what == "gradients"):
+            raise InputError(f"noise on what is added up is split among sites, at least 1; found {self}")
         if self.steps < 1 or not 0 < self.rate <= 1 or (self.rate < 1 and self.what != "gradients"):
             raise InputError(
                 f"a release has steps of at least 1 and, for gradients alone, a rate below 1, found {self}"
@@ -169,7 +174,7 @@ class Accountant:
         before = dict(self.spent.get(site, {}))
         after = dict(before)
         for release in releases:
-            kind = Release(release.what, release.noise, rate=release.rate)
+            kind = replace(release, steps=1)
             after[kind] = after.get(kind, 0) + release.steps
         if self.limit is not None and (epsilon := self._epsilon("trial", after)) > self.limit:
             raise FederationError(
@@ -220,6 +225,11 @@ class Accountant:
         ]
         if unit == "trial":
             missing += [*_OF_TRIALS, *(_OF_ADAPTERS if "library" in noise and "gradients" not in noise else ())]
+        if (shares := max(release.shares for release in spent)) > 1:
+            missing.append(
+                f"what one site sends by itself: the noise is split among {shares} sites, and only secure sums of as "
+                f"many have all of it, while none of them tells its part"
+            )
         about = (*missing, *_NEVER_PROTECTED)
         epsilon = self._epsilon(unit, spent)
         return Guarantee(unit, UNITS[unit], epsilon, self.delta, self.rounds[site], site, covered, noise, about)
@@ -246,7 +256,7 @@ class Accountant:
             made.rounds = {site: int(count) for site, count in state["rounds"].items()}
             for site, kinds in state["spent"].items():
                 releases = [Release(**kind) for kind in kinds]
-                made.spent[site] = {Release(r.what, r.noise, rate=r.rate): r.steps for r in releases}
+                made.spent[site] = {replace(each, steps=1): each.steps for each in releases}
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"this is not the state of an accountant: {error!r}") from error
         return made

@@ -8,14 +8,16 @@ changes it by at most :math:`c`; a trial that is there or not turns one clipped 
 
 *Prototypes.* Sums and counts of a site's library are released together, as one vector; see `library_sensitivity`.
 
-Noise is added at the site, so that it also protects from the server. What it is worth is reckoned by
-`phosphene.federation.accounting`.
+Noise is added at the site, so that it also protects from the server. Where the server sees nothing but secure sums of
+at least `shares` sites, each need add only its share, :math:`1/\sqrt{shares}` of the deviation: the sum has it all.
+What it is worth is reckoned by `phosphene.federation.accounting`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -51,6 +53,9 @@ class PrivacySettings(Settings):
     )
     delta: float = Field(default=1e-5, gt=0, lt=0.1, description="well below one over the number of trials")
     epsilon_limit: float | None = Field(default=None, gt=0, description="per trial; a site that reached it is silent")
+    shares: int = Field(
+        default=1, ge=1, description="sites among whom one noise is split, where only secure sums of so many are seen"
+    )
     trial_sgd: TrialSgdSettings | None = Field(default=None, description="train privately per trial, with Opacus")
     seed: int | None = Field(default=None, ge=0, description="of the noise, for studies only; default: cryptographic")
 
@@ -62,6 +67,8 @@ class PrivacySettings(Settings):
         if self.feature_limit is None:
             names = ("library_noise", "classes_per_trial", "count_weight")
             idle |= dict.fromkeys(names, "without feature_limit prototypes are sent as they are")
+        if self.update_limit is None and self.feature_limit is None:
+            idle["shares"] = "no noise is added that could be split"
         return idle
 
 
@@ -163,17 +170,18 @@ class Protection:
     Attributes
     ----------
     update_deviation, sum_deviation, count_deviation : float
-        Standard deviation of the noise in every number of the update, sums and counts; 0 for what is sent as it is.
+        Standard deviation of what one site adds to every number of the update, sums and counts; 0 for what is sent as
+        it is.
     """
 
     def __init__(self, settings: PrivacySettings, width: int, parts: int = 4) -> None:
         self.settings = settings
-        self.update_deviation = settings.update_noise * settings.update_limit if settings.update_limit else 0.0
+        self.update_deviation = settings.update_noise * (settings.update_limit or 0.0) / math.sqrt(settings.shares)
         self.sum_deviation = self.count_deviation = 0.0
         if settings.feature_limit:
             weight = settings.count_weight or width**-0.25
             reach = library_sensitivity(settings.feature_limit, settings.classes_per_trial, width, weight, parts)
-            self.sum_deviation = settings.library_noise * reach
+            self.sum_deviation = settings.library_noise * reach / math.sqrt(settings.shares)
             self.count_deviation = self.sum_deviation / (weight * settings.feature_limit)
 
     def update(self, update: Mapping[str, Tensor], source: NoiseSource) -> tuple[dict[str, Tensor], float]:
@@ -239,9 +247,13 @@ class Protection:
             Of `trial_sgd.TrialSgd`, where it trained all that is shared: then weights without an `update_limit` hold
             nothing more.
         """
-        made = list(gradients)
+        made, shares = list(gradients), self.settings.shares
         if weights and (self.settings.update_limit or not gradients):
-            made.append(Release("weights", self.settings.update_noise if self.settings.update_limit else None))
+            made.append(_release("weights", self.settings.update_limit, self.settings.update_noise, shares))
         if library:
-            made.append(Release("library", self.settings.library_noise if self.settings.feature_limit else None))
+            made.append(_release("library", self.settings.feature_limit, self.settings.library_noise, shares))
         return made
+
+
+def _release(what: Literal["weights", "library"], limit: float | None, noise: float, shares: int) -> Release:
+    return Release(what, None) if limit is None else Release(what, noise, shares=shares)

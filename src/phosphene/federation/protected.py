@@ -34,10 +34,16 @@ def check_private(settings: FederationSettings, privacy: PrivacySettings) -> Non
     Raises
     ------
     InputError
-        For thresholds on counts before the noise, two different limits of features, and, with `trial_sgd`, losses
-        that are no sum over trials or settings of training that it has no use for.
+        For noise that is split where sites count differently, thresholds on counts before the noise, two different
+        limits of features, and, with `trial_sgd`, losses that are no sum over trials or settings of training that it
+        has no use for.
     """
     own = settings.library
+    if privacy.shares > 1 and privacy.update_limit is not None and settings.server.weighting != "equal":
+        raise InputError(
+            f"noise that is split among sites bounds what one adds to their plain sum: server.weighting must be equal, "
+            f"it is {settings.server.weighting}"
+        )
     if privacy.feature_limit is not None:
         if own.site_min_count > 0:
             raise InputError(
