@@ -73,8 +73,8 @@ def site_patterns(sites: Sequence[str], rate: float, seed: int = 0) -> dict[str,
 
     Examples
     --------
-    >>> {name: held.tolist() for name, held in site_patterns(["a", "b"], 0.5).items()}  # doctest: +SKIP
-    {'a': [True, False, True], 'b': [False, True, False]}
+    >>> sum(int(held.sum()) for held in site_patterns(["a", "b"], 0.5).values())
+    3
     """
     _check(rate)
     names = sorted(set(sites))
