@@ -287,7 +287,7 @@ def test_a_promise_says_what_it_holds_for_and_what_not():
     assert site.covered == ("weights",)
     assert site.noise == {"weights": 2.0}
     assert "prototypes (sums and counts): one site can change them without bound" in site.told()
-    for words in (f"epsilon {trial.epsilon:.3g} at delta 1e-05 over 2 rounds", "one trial of a site", "Not protected"):
+    for words in (f"epsilon {trial.epsilon:.3g} at delta 1e-05, rounds 2", "one trial of a site", "Not protected"):
         assert words in trial.told()
 
 

@@ -113,9 +113,9 @@ class Guarantee:
     def told(self) -> str:
         """In words, several lines."""
         if math.isfinite(self.epsilon):
-            promise = f"epsilon {self.epsilon:.3g} at delta {self.delta:g} over {self.rounds} rounds ({self.site})"
+            promise = f"epsilon {self.epsilon:.3g} at delta {self.delta:g}, rounds {self.rounds} ({self.site})"
         else:
-            promise = f"no promise: epsilon is infinite after {self.rounds} rounds ({self.site})"
+            promise = f"no promise: epsilon is infinite, rounds {self.rounds} ({self.site})"
         noise = ", ".join(f"{_NAMES[what]} {value:g}" for what, value in self.noise.items()) or "none"
         return "\n".join(
             [
