@@ -10,16 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from phosphene._version import __version__
 from phosphene.decoders.aligned import AlignedInput
+from phosphene.decoders.folder import load_decoder, save_decoder
 from phosphene.decoders.prediction import Prediction
 from phosphene.decoders.settings import ClassesConfig, DecoderConfig, Episodes
 from phosphene.errors import InputError, unknown
-from phosphene.files import atomic_path, read_json, write_json, write_text
 from phosphene.table import Table
 
 if TYPE_CHECKING:
@@ -31,8 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["ClassesConfig", "Decoder", "DecoderConfig", "Episodes", "Prediction"]
 
 log = logging.getLogger(__name__)
-
-FORMAT = "phosphene-decoder"
 
 
 class Standardiser(nn.Module):
@@ -409,41 +404,8 @@ class Decoder(nn.Module, ABC):
     # -- on disk ------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> Path:
-        """Write the decoder as a folder of plain files, atomically.
-
-        ``config.json``, ``model.safetensors``, ``voxels/<subject>.tsv``, ``README.md`` (the model card), the fitted
-        ``encoder/`` of its targets and, where there are some, the ``aligner/`` and ``people/`` who were adapted to.
-        """
-        path = Path(path)
-        config = {
-            "format": FORMAT,
-            "version": 1,
-            "software": f"phosphene {__version__}",
-            "decoder": self.name,
-            "settings": self.config.model_dump(mode="json"),
-            "subjects": {subject: n for subject, n in self.subjects.items() if subject not in self.apart},
-            "target_shape": list(self.target_shape),
-            "encoder": None if self.encoder is None else self.encoder.identity,
-            "aligner": None if self.aligner is None else self.aligner.identity,
-            "spaces": {subject: space for subject, space in self.spaces.items() if subject not in self.apart},
-            "provenance": self.provenance,
-        }
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self._base_state().items()}
-        with atomic_path(path) as temporary:
-            temporary.mkdir()
-            write_json(temporary / "config.json", config)
-            save_file(tensors, temporary / "model.safetensors")
-            for subject, table in self.voxel_tables.items():
-                if subject in self.apart:
-                    continue
-                table.write_tsv(temporary / "voxels" / f"{subject}.tsv")
-            if self.encoder is not None:
-                self.encoder.save(temporary / "encoder")
-            if self.aligner is not None:
-                self.aligner.save(temporary / "aligner")
-            self._save_people(temporary)
-            write_text(temporary / "README.md", self._card())
-        return path
+        """Write the decoder as a folder of plain files, atomically; see `phosphene.decoders.folder`."""
+        return save_decoder(self, Path(path))
 
     def _base_state(self) -> dict[str, Tensor]:
         """What ``model.safetensors`` holds: everything but what belongs to people who are kept apart."""
@@ -471,75 +433,7 @@ class Decoder(nn.Module, ABC):
             When a file is missing or damaged, is no safetensors file, does not fit the settings, or is the adapter of
             another base model.
         """
-        from phosphene.alignment import Aligner
-        from phosphene.decoders.registry import decoder_class
-        from phosphene.encoders import Encoder
-
-        path = Path(path)
-        config = read_json(path / "config.json")
-        if not isinstance(config, dict) or config.get("format") != FORMAT:
-            raise InputError(f"{path / 'config.json'} is not the config of a phosphene decoder")
-        kind = decoder_class(config["decoder"])
-        decoder = kind(kind.Config.build(config["settings"]), config["subjects"], config["target_shape"])
-        for subject in decoder.subjects:
-            table = path / "voxels" / f"{subject}.tsv"
-            if table.exists():
-                decoder.arrange_voxels(subject, Table.read_tsv(table), config["spaces"].get(subject))
-        decoder._load_weights(path / "model.safetensors")
-        wanted = config.get("aligner")
-        if wanted is not None or (path / "aligner").exists():
-            aligner = Aligner.load(path / "aligner")
-            if aligner.identity != wanted:
-                raise InputError(
-                    f"{path / 'aligner'} is not the aligner in front of this decoder "
-                    f"(found {aligner.identity}, needed {wanted})"
-                )
-            decoder.align(aligner)
-        decoder.provenance = config["provenance"]
-        if config["encoder"] is not None:
-            decoder.encoder = Encoder.load(path / "encoder")
-            if decoder.encoder.identity != config["encoder"]:
-                raise InputError(
-                    f"{path / 'encoder'} is not the encoder this decoder was fitted to "
-                    f"(found {decoder.encoder.identity}, needed {config['encoder']})"
-                )
-        decoder._load_people(path, without)
-        return decoder.eval()
-
-    def _load_weights(self, path: Path) -> None:
-        try:
-            tensors = load_file(path)
-        except FileNotFoundError as error:
-            raise InputError(f"{path} does not exist") from error
-        except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{path} is not a readable safetensors file ({error}); weights in any other form are not loaded"
-            ) from error
-        self._make_room(tensors)
-        own = self.state_dict()
-        for name in sorted(own.keys() ^ tensors.keys()):
-            fault = "missing" if name in own else "not expected"
-            raise InputError(f"{path} does not fit its config.json: tensor {name!r} is {fault}")
-        for name, tensor in tensors.items():
-            if tensor.shape != own[name].shape:
-                raise InputError(
-                    f"{path}: tensor {name!r} has shape {tuple(tensor.shape)}, the config says {tuple(own[name].shape)}"
-                )
-        self.load_state_dict(tensors)
+        return load_decoder(Path(path), without)
 
     def _make_room(self, tensors: Mapping[str, Tensor]) -> None:
         """Give buffers whose shape only fitting decides the shape they have in the file."""
-
-    def _card(self) -> str:
-        facts = "\n".join(
-            f"| {key} | {value} |" for key, value in self.provenance.items() if not isinstance(value, (dict, list))
-        )
-        people = ", ".join(f"{subject} ({n} voxels)" for subject, n in self.subjects.items())
-        n_values = sum(tensor.numel() for tensor in self.state_dict().values())
-        of_encoder = "" if self.encoder is None else f" of the encoder {self.encoder.label}"
-        return (
-            f"---\nlibrary_name: phosphene\ntags: [brain-decoding, fMRI, {self.name}]\n---\n\n# {self.name}\n\n"
-            f"Decodes responses of {people} to {self.target_kind} targets of shape {self.target_shape}"
-            f"{of_encoder}; {n_values:,} stored values.\n\n"
-            f"Load it with `phosphene.Decoder.load(folder)`.\n\n| fitted | |\n|---|---|\n{facts}\n"
-        )
