@@ -60,8 +60,7 @@ def made_sites(rate: float = 0.3, n: int = 24) -> list[SiteState]:
     sites = []
     for seed, (name, (people, public)) in enumerate(plans.items()):
         trials = made_trials(seed, people, n, public=public)
-        pattern = torch.from_numpy(missing_pattern(trials.ids, rate, seed=3, site=name)) & trials.present
-        pattern[~pattern.any(dim=1)] = trials.present[~pattern.any(dim=1)]
+        pattern = missing_pattern(trials.ids, rate, seed=3, site=name, available=trials.present.numpy())
         sites.append(SiteState(name, trials.hiding(pattern), AGREEMENT))
     return sites
 

@@ -231,6 +231,9 @@ def test_disagreeing_sites_and_losses_that_explode_are_errors():
     ):
         with pytest.raises(InputError, match=f"north does not agree with the federation: {words}"):
             client_update(replace(site, agreement=replace(AGREEMENT, **change)), shared, settings())
+    ahead = client_update(site, shared, settings())[1]
+    with pytest.raises(InputError, match="north has trained in round 1, the server is done with 0"):
+        client_update(ahead, shared, settings())
     with pytest.raises(FederationError, match="north: the loss is not finite in round 1"):
         client_update(site, shared, settings(client={"learning_rate": 1e30, "epochs": 3}))
 

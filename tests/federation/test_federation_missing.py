@@ -41,6 +41,21 @@ def test_site_patterns_leave_every_site_one_and_every_modality_a_site(rate):
     assert np.array_equal(site_patterns(sites[::-1], rate, seed=3)["c"], patterns[2])
 
 
+def test_what_is_not_there_to_begin_with_stays_away():
+    available = np.ones((4000, 3), dtype=bool)
+    available[2000:, 0] = False
+    present = missing_pattern(IDS, 0.5, seed=1, site="a", available=available)
+    assert not present[2000:, 0].any()
+    assert present.any(axis=1).all()
+    assert present[2000:].mean(axis=0) == pytest.approx([0, 2 / 3, 2 / 3], abs=0.03)  # of two, one always stays
+    held = site_patterns(["a", "b"], 0.5, seed=0)
+    brain = next(name for name, pattern in held.items() if pattern.sum() == 1)
+    with pytest.raises(InputError, match="have nothing that its pattern leaves"):
+        missing_pattern(IDS, 0.5, "site", 0, brain, ["a", "b"], np.tile(~held[brain], (4000, 1)))
+    with pytest.raises(InputError, match="something in each row"):
+        missing_pattern(IDS, 0.5, available=np.zeros((4000, 3), dtype=bool))
+
+
 def test_fractions_name_the_combinations():
     found = fractions(np.array([[1, 1, 1], [1, 0, 1], [1, 0, 1], [0, 1, 0]], dtype=bool))
     assert found["only fmri+text"] == 0.5

@@ -97,5 +97,31 @@ def test_trials_of_a_study(made_study):
     averaged = Trials.of_study(view, targets, targets, averaged=True)
     assert len(averaged) == 60
     assert averaged.labels is None
+    hidden = np.ones((120, 3), dtype=bool)
+    hidden[0, 0] = False
+    assert torch.equal(Trials.of_study(view, targets, targets, present=hidden).present, torch.from_numpy(hidden))
+    wordless = Trials.of_study(view, targets, 9)
+    assert wordless.inputs.text.shape == (120, 9)
+    assert wordless.present[0].tolist() == [True, True, False]
     with pytest.raises(InputError, match="30 stimuli, found labels of 3"):
         Trials.of_study(view, targets, targets, labels[:3])
+
+
+def test_public_stimuli_without_a_brain_join_those_of_people(trials, made_study):
+    from phosphene.encoders import Targets
+    from phosphene.encoders.pixels import PixelGridEncoder
+
+    encoded = np.random.default_rng(0).normal(size=(40, 10)).astype(np.float32)
+    image = Targets(made_study.stimuli.ids, None, encoded, PixelGridEncoder())
+    public = Trials.of_stimuli(made_study.stimuli.ids[:6], image, 7, np.eye(4, dtype=np.float32)[[0, 1, 2, 3, 0, 1]])
+    assert public.present.tolist() == [[False, True, False]] * 6
+    joined = Trials.joined([trials, public])
+    assert len(joined) == len(trials) + 6
+    assert joined.inputs.people == trials.inputs.people
+    back = joined.select(torch.arange(len(trials)))
+    assert torch.equal(back.inputs.responses["p2"], trials.inputs.responses["p2"])
+    assert torch.equal(joined.labels[-6:], public.labels)
+    with pytest.raises(InputError, match="a person stands in two parts: p1, p1, p2, p2"):
+        Trials.joined([trials, trials])
+    with pytest.raises(InputError, match="parts with labels and parts without"):
+        Trials.joined([trials, replace(public, labels=None)])

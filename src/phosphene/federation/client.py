@@ -48,12 +48,18 @@ def client_update(site: SiteState, shared: GlobalState, settings: FederationSett
     Raises
     ------
     InputError
-        Where the site does not agree with the others on classes, targets or widths.
+        Where the site does not agree with the others on classes, targets or widths, or is ahead of the server: its
+        adapters have seen rounds that the server has not.
     FederationError
         When the loss is not finite.
     """
     if differ := site.agreement.differences(shared.agreement):
         raise InputError(f"{site.site} does not agree with the federation: {'; '.join(differ)}")
+    if site.round > shared.round:
+        raise InputError(
+            f"{site.site} has trained in round {site.round}, the server is done with {shared.round}: the two states "
+            "are not of one moment"
+        )
     round_, trials = shared.round + 1, site.trials
     model = site_model(site, shared, settings)
     optimiser = make_optimiser(model, settings)
@@ -72,7 +78,7 @@ def client_update(site: SiteState, shared: GlobalState, settings: FederationSett
         metrics={**metrics, "complete": float(trials.complete.sum())},
     )
     kept = _moments(optimiser, model) if settings.client.optimiser == "kept" else {}
-    return contribution, replace(site, private=model.private_state(), optimiser=kept)
+    return contribution, replace(site, private=model.private_state(), optimiser=kept, round=round_)
 
 
 def make_model(shared: GlobalState, settings: FederationSettings) -> PmcmModel:

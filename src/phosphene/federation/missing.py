@@ -24,6 +24,7 @@ def missing_pattern(
     seed: int = 0,
     site: str = "",
     sites: Sequence[str] = (),
+    available: np.ndarray | None = None,
 ) -> np.ndarray:
     """Which modalities each trial of a site has, under a rate of missing ones.
 
@@ -42,6 +43,13 @@ def missing_pattern(
         Name of the site: others draw otherwise.
     sites : sequence of str
         For "site": all sites of the federation.
+    available : (n, 3) ndarray of bool, optional
+        What trials have to begin with; public pictures, say, have no fMRI. By default everything.
+
+    Raises
+    ------
+    InputError
+        Also where a site's pattern takes all that some of its trials have.
 
     Returns
     -------
@@ -54,17 +62,23 @@ def missing_pattern(
     np.True_
     """
     _check(rate)
+    held = np.ones((len(ids), len(MODALITIES)), dtype=bool) if available is None else np.asarray(available, dtype=bool)
+    if held.shape != (len(ids), len(MODALITIES)) or not held.any(axis=1).all():
+        raise InputError(f"available must be ({len(ids)}, {len(MODALITIES)}) with something in each row")
     if kind == "site":
         patterns = site_patterns(sites, rate, seed)
         if site not in patterns:
             raise unknown("site", site, patterns)
-        return np.tile(patterns[site], (len(ids), 1))
+        found: np.ndarray = held & patterns[site]
+        if not found.any(axis=1).all():
+            raise InputError(f"{(~found.any(axis=1)).sum()} trials of {site} have nothing that its pattern leaves")
+        return found
     if kind != "instance":
         raise unknown("kind of missing pattern", kind, ("instance", "site"))
     rng = np.random.default_rng(seed_of(seed, "missing", site))
-    present = rng.random((len(ids), len(MODALITIES))) >= rate
+    present = held & (rng.random(held.shape) >= rate)
     while (empty := np.flatnonzero(~present.any(axis=1))).size:
-        present[empty] = rng.random((len(empty), len(MODALITIES))) >= rate
+        present[empty] = held[empty] & (rng.random((len(empty), len(MODALITIES))) >= rate)
     return present
 
 

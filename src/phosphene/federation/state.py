@@ -243,6 +243,8 @@ class SiteState:
         People's adapters, by ``person/name``; empty before the first round.
     optimiser : dict of str to Tensor
         Moments, where settings keep them over rounds.
+    round : int
+        The last round it trained in; 0 before the first.
     """
 
     site: str
@@ -250,6 +252,7 @@ class SiteState:
     agreement: Agreement
     private: dict[str, Tensor] = field(default_factory=dict)
     optimiser: dict[str, Tensor] = field(default_factory=dict)
+    round: int = 0
 
     def __post_init__(self) -> None:
         if not self.site:
@@ -269,7 +272,7 @@ class SiteState:
     def save(self, folder: str | Path) -> None:
         """Write adapters and moments to a folder at the site, atomically; trials are not copied."""
         tensors = {**_led("private", self.private), **_led("optimiser", self.optimiser)}
-        _save(folder, tensors, {"site": self.site, "people": self.trials.inputs.people})
+        _save(folder, tensors, {"site": self.site, "people": self.trials.inputs.people, "round": self.round})
 
     @classmethod
     def load(cls, folder: str | Path, trials: Trials, agreement: Agreement) -> Self:
@@ -283,7 +286,8 @@ class SiteState:
         tensors, facts = _load(folder)
         if facts.get("people") != trials.inputs.people:
             raise InputError(f"{folder} belongs to {facts.get('people')}, the trials are of {trials.inputs.people}")
-        return cls(str(facts["site"]), trials, agreement, _part(tensors, "private"), _part(tensors, "optimiser"))
+        private, optimiser = _part(tensors, "private"), _part(tensors, "optimiser")
+        return cls(str(facts["site"]), trials, agreement, private, optimiser, int(facts["round"]))
 
 
 def _class_words(here: tuple[str, ...], there: tuple[str, ...]) -> str:

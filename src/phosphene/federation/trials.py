@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, cast
 
@@ -149,8 +150,8 @@ class Trials:
     def of_study(
         cls,
         view: StudyView,
-        image: Targets,
-        text: Targets,
+        image: Targets | int,
+        text: Targets | int,
         labels: np.ndarray | None = None,
         present: np.ndarray | None = None,
         averaged: bool = False,
@@ -160,12 +161,13 @@ class Trials:
         Parameters
         ----------
         view : StudyView
-        image, text : Targets
-            Of the view's stimuli; pooled embeddings are taken.
+        image, text : Targets or int
+            Of the view's stimuli; pooled embeddings are taken. Where the site has none, the width that the sites
+            agreed on: the modality is missing then.
         labels : (stimuli, C) ndarray, optional
             Of the stimuli in the order of the view: see `phosphene.federation.classes`.
         present : (n, 3) ndarray of bool, optional
-            By default everything is there; see `phosphene.federation.missing`.
+            By default everything that was given is there; see `phosphene.federation.missing`.
         averaged : bool
             One trial a stimulus and person, with the mean of its repeats.
         """
@@ -180,17 +182,68 @@ class Trials:
                 ids.append(shown)
                 responses[person] = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float32))
         seen = np.concatenate(ids) if ids else np.empty(0, dtype=str)
-        held = np.ones((len(seen), len(MODALITIES)), dtype=bool) if present is None else np.asarray(present, dtype=bool)
+        trials = cls._made(np.array(subjects, dtype=str), responses, seen, image, text)
+        if labels is not None:
+            if len(labels) != len(view.stimulus_ids):
+                raise InputError(f"the view has {len(view.stimulus_ids)} stimuli, found labels of {len(labels)}")
+            row_of = {name: row for row, name in enumerate(view.stimulus_ids.tolist())}
+            of_trial = np.asarray(labels, dtype=np.float32)[[row_of[name] for name in seen.tolist()]]
+            trials = replace(trials, labels=torch.from_numpy(of_trial))
+        return trials if present is None else trials.hiding(present)
+
+    @classmethod
+    def of_stimuli(
+        cls, ids: np.ndarray, image: Targets | int, text: Targets | int, labels: np.ndarray | None = None
+    ) -> Trials:
+        """Stimuli without a brain, such as public pictures with captions: one trial each.
+
+        Parameters
+        ----------
+        ids : (n,) ndarray of str
+        image, text : Targets or int
+            As of `of_study`.
+        labels : (n, C) ndarray, optional
+        """
+        ids = np.asarray(ids, dtype=str)
+        trials = cls._made(np.full(len(ids), ""), {}, ids, image, text)
+        return trials if labels is None else replace(trials, labels=torch.tensor(labels, dtype=torch.float32))
+
+    @classmethod
+    def _made(
+        cls,
+        subjects: np.ndarray,
+        responses: dict[str, Tensor],
+        ids: np.ndarray,
+        image: Targets | int,
+        text: Targets | int,
+    ) -> Trials:
+        present = torch.ones(len(ids), len(MODALITIES), dtype=torch.bool)
+        present[:, FMRI] = torch.from_numpy(subjects != "")
+        present[:, IMAGE], present[:, TEXT] = not isinstance(image, int), not isinstance(text, int)
+        return cls(Inputs(subjects, responses, _pooled(image, ids), _pooled(text, ids), present), ids)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Trials]) -> Trials:
+        """Trials of several people or sources as those of one site.
+
+        Raises
+        ------
+        InputError
+            For a person in two parts, or parts with and without labels.
+        """
+        if len({part.labels is None for part in parts}) != 1:
+            raise InputError("parts with labels and parts without them (or no part at all) do not join")
+        people = [person for part in parts for person in part.inputs.people]
+        if len(set(people)) < len(people):
+            raise InputError(f"a person stands in two parts: {', '.join(sorted(people))}")
+        each = [part.inputs for part in parts]
         inputs = Inputs(
-            np.array(subjects, dtype=str), responses, _pooled(image, seen), _pooled(text, seen), torch.from_numpy(held)
+            np.concatenate([one.subjects for one in each]),
+            {person: rows for one in each for person, rows in one.responses.items()},
+            *(torch.cat([getattr(one, name) for one in each]) for name in ("image", "text", "present")),
         )
-        if labels is None:
-            return cls(inputs, seen)
-        if len(labels) != len(view.stimulus_ids):
-            raise InputError(f"the view has {len(view.stimulus_ids)} stimuli, found labels of {len(labels)}")
-        row_of = {name: row for row, name in enumerate(view.stimulus_ids.tolist())}
-        of_trial = np.asarray(labels, dtype=np.float32)[[row_of[name] for name in seen.tolist()]]
-        return cls(inputs, seen, torch.from_numpy(of_trial))
+        labels = [part.labels for part in parts if part.labels is not None]
+        return cls(inputs, np.concatenate([part.ids for part in parts]), torch.cat(labels) if labels else None)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -215,7 +268,9 @@ class Trials:
         return replace(self, inputs=self.inputs.hiding(torch.as_tensor(present)))
 
 
-def _pooled(targets: Targets, ids: np.ndarray) -> Tensor:
+def _pooled(targets: Targets | int, ids: np.ndarray) -> Tensor:
+    if isinstance(targets, int):
+        return torch.zeros(len(ids), targets)
     return torch.from_numpy(np.ascontiguousarray(targets.of(ids, "pooled"), dtype=np.float32))
 
 
