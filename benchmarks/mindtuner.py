@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ import phosphene as ph
 from phosphene.alignment import make_aligner
 from phosphene.decoders.adaptable import settings_of_arm
 from phosphene.evaluation import text_retrieval
+from phosphene.files import write_json
 from phosphene.settings import parse_assignments
 from phosphene.training import ARMS, adapt, fit_pivot
 from phosphene.training.adapt import parameter_table, scarce_view
@@ -111,7 +114,7 @@ def arm_of(
 def text_of(options: argparse.Namespace, records: Records, study: Any, images: Any, seed: int) -> None:
     """Text retrieval of the new person: by the image as pivot, and straight, with the same few captions."""
     person = ph.Decoder.load(
-        options.work / f"run-{options.name}-{seed}-{options.of}-{options.sessions:g}-both" / "decoder"
+        options.work / f"run-{options.name}-{seed}-{options.of}-{options.sessions:g}-{options.kind}-both" / "decoder"
     )
     for captions in options.captions:
         key = f"{options.name}/{seed}/{options.of}/{options.sessions:g}/text/{options.text}/{captions}"
@@ -141,6 +144,55 @@ def _few(study: Any, sessions: float, each: int, seed: int) -> np.ndarray:
     return np.unique(np.concatenate([random.permutation(view.stimulus_ids)[:each] for view in views]))
 
 
+def summary(records: Records, options: argparse.Namespace) -> dict[str, Any]:
+    """Scores of every arm by seed, and how far the arm `both` is ahead of the others on the same seeds."""
+    start = f"{options.name}/"
+    end = f"/{options.of}/{options.sessions:g}/{options.kind}/"
+    by_arm: dict[str, dict[int, Any]] = {}
+    for key, record in records.known.items():
+        if key.startswith(start) and end in key:
+            by_arm.setdefault(key.rsplit("/", 1)[1], {})[int(key.split("/")[1])] = record
+    rows = []
+    for arm in (arm for arm in ARMS if arm in by_arm):
+        found = by_arm[arm]
+        row: dict[str, Any] = {"arm": arm, "seeds": sorted(found), "trained": found[min(found)]["trained"]}
+        row["seconds"] = [round(found[seed]["seconds"], 1) for seed in row["seeds"]]
+        for metric in found[min(found)]["scores"]:
+            values = [found[seed]["scores"][metric]["value"] for seed in row["seeds"]]
+            row[metric] = {"mean": float(np.mean(values)), "by_seed": values}
+            shared = [seed for seed in row["seeds"] if arm != "both" and seed in by_arm.get("both", {})]
+            ahead = [by_arm["both"][s]["scores"][metric]["value"] - found[s]["scores"][metric]["value"] for s in shared]
+            if ahead:
+                row[metric]["both ahead by"] = {"mean": float(np.mean(ahead)), "by_seed": ahead}
+        rows.append(row)
+    return {
+        "command": shlex.join(["python", "benchmarks/mindtuner.py", *sys.argv[1:]]),
+        "versions": {"phosphene": ph.__version__, "torch": torch.__version__},
+        "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads, CPU",
+        "study": f"hours, {options.of} sessions, {options.sessions:g} of the new person, {len(PEOPLE)} people before",
+        "encoder": f"{options.encoder}, {options.kind}",
+        "align": options.align,
+        "arms": rows,
+    }
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The table of the docs."""
+    metrics = [key for key in found["arms"][0] if key.startswith(("top-1", "two-way"))]
+    lines = [f"| arm | {' | '.join(metrics)} | adapters | seconds |", "|---" * (len(metrics) + 3) + "|"]
+    for row in found["arms"]:
+        words = [f"{row[m]['mean']:.3f} ({', '.join(f'{value:.3f}' for value in row[m]['by_seed'])})" for m in metrics]
+        seconds = f"{min(row['seconds']):.0f} to {max(row['seconds']):.0f}"
+        lines.append(f"| `{row['arm']}` | {' | '.join(words)} | {row['trained']['share']:.1%} | {seconds} |")
+    lines += ["", f"| `both` ahead of | {' | '.join(metrics)} |", "|---" * (len(metrics) + 1) + "|"]
+    for row in found["arms"]:
+        if "both ahead by" in row[metrics[0]]:
+            parts = [row[m]["both ahead by"] for m in metrics]
+            words = [f"{p['mean']:+.3f} ({', '.join(f'{value:+.3f}' for value in p['by_seed'])})" for p in parts]
+            lines.append(f"| `{row['arm']}` | {' | '.join(words)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/mindtuner"))
@@ -155,6 +207,7 @@ def main() -> None:
     parser.add_argument("--captions", type=int, nargs="+", default=[300, 3000])
     parser.add_argument("--set", nargs="+", metavar="KEY=VALUE", help="of the adaptation")
     parser.add_argument("--name", default="preset")
+    parser.add_argument("--json", type=Path, help="where the summary of all seeds of this name goes")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     records = Records(options.work / "records.jsonl")
@@ -173,6 +226,10 @@ def main() -> None:
                 arm_of(options, records, base, study, targets, seed, arm)
             if options.text and "both" in options.arms:
                 text_of(options, records, study, targets, seed)
+    found = summary(records, options)
+    print(markdown(found))
+    if options.json is not None:
+        write_json(options.json, found)
 
 
 if __name__ == "__main__":
