@@ -62,11 +62,11 @@ def _row(
         people = [[scores[metric] for scores in one["people"].values()] for one in told]
         if people[0][0] is not None:
             means = [float(np.mean(each)) for each in people]
-            row[metric] = {"mean": float(np.mean(means)), "by_seed": means, "people": people}
+            row[metric] = {"mean": _r(np.mean(means)), "by_seed": _r(means), "people": [_r(each) for each in people]}
     for key in told[-1]["facts"]:
         row[key] = [one["facts"].get(key) for one in told]
     row["cpu_seconds"] = round(float(np.mean([one["seconds"] for one in told])), 1)
-    references = [SINGLE, *([STAGE1] if name.startswith(WILLS) else [])]
+    references = [SINGLE, WILLS, *([STAGE1] if name.startswith(WILLS) else [])]
     row["differences"] = {
         reference: _differences(seeds, found[condition, reference])
         for reference in references
@@ -99,7 +99,11 @@ def _difference(ours: Sequence[Any], theirs: Sequence[Any], metrics: Sequence[st
     picked = random.integers(len(draws), size=(RESAMPLES, len(draws)))
     resampled = draws[picked, random.integers(draws.shape[1], size=picked.shape)].mean(axis=1)
     low, high = np.quantile(resampled, [0.025, 0.975])
-    return {"mean": float(np.mean(values)), "low": float(low), "high": float(high), "by_seed": values}
+    return {"mean": _r(np.mean(values)), "low": _r(low), "high": _r(high), "by_seed": _r(values)}
+
+
+def _r(values: Any) -> Any:
+    return np.round(values, 5).tolist()
 
 
 def _mean(told: Mapping[str, Any], metric: str) -> float:
@@ -112,8 +116,9 @@ def markdown(rows: Sequence[Row]) -> str:
     for condition in dict.fromkeys(row["condition"] for row in rows):
         here = [row for row in rows if row["condition"] == condition]
         lines += [f"### {condition[0].upper()}{condition[1:]} ({_count(here)})", "", *_table(here), ""]
-        if compared := [row for row in here if STAGE1 in row["differences"]]:
-            lines += ["Against stage 1 alone:", "", *_against_stage1(compared), ""]
+        for reference in (WILLS, STAGE1):
+            if compared := [row for row in here if reference in row["differences"]]:
+                lines += [f"Minus *{reference}*:", "", *_against(reference, compared), ""]
     return "\n".join(lines)
 
 
@@ -135,10 +140,10 @@ def _table(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _against_stage1(rows: Sequence[Row]) -> list[str]:
-    lines = ["| model | " + " | ".join(f"{name} minus stage 1" for name in PAIRED) + " |", "|---|---|---|---|"]
+def _against(reference: str, rows: Sequence[Row]) -> list[str]:
+    lines = ["| model | " + " | ".join(PAIRED) + " |", "|---|---|---|---|"]
     for row in rows:
-        told = row["differences"][STAGE1]
+        told = row["differences"][reference]
         lines.append(f"| {row['model']} | " + " | ".join(_interval(told.get(pair)) for pair in PAIRED) + " |")
     return lines
 
