@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from phosphene.federation.classes import ClusterClasses, LabelClasses
 from phosphene.federation.client import client_update, site_model
+from phosphene.federation.engine import RoundFailure, federate
+from phosphene.federation.faults import Fault
 from phosphene.federation.inference import Predicted, infer, predict
 from phosphene.federation.library import PrototypeLibrary, Prototypes
 from phosphene.federation.missing import fractions, missing_pattern, site_patterns
 from phosphene.federation.model import PmcmModel
+from phosphene.federation.run_state import Federated, RoundRecord
 from phosphene.federation.server import first_state, server_update
 from phosphene.federation.settings import FederationSettings, InferenceSettings
 from phosphene.federation.state import (
@@ -25,6 +28,8 @@ __all__ = [
     "Agreement",
     "ClusterClasses",
     "Contribution",
+    "Fault",
+    "Federated",
     "FederationSettings",
     "GlobalState",
     "InferenceSettings",
@@ -34,11 +39,14 @@ __all__ = [
     "Predicted",
     "PrototypeLibrary",
     "Prototypes",
+    "RoundFailure",
+    "RoundRecord",
     "RoundReport",
     "SiteState",
     "Trials",
     "check_agreement",
     "client_update",
+    "federate",
     "first_state",
     "fractions",
     "infer",

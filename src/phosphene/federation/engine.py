@@ -1,0 +1,325 @@
+"""Rounds in one process: deterministic, resumed to the same bits after a kill, and borne on when sites fail."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+
+from phosphene.errors import FederationError, InputError
+from phosphene.federation.accounting import Accountant, Unit
+from phosphene.federation.client import client_update
+from phosphene.federation.faults import Fault, check_faults, reason_of, spoiled
+from phosphene.federation.missing import fractions
+from phosphene.federation.privacy import PrivacySettings
+from phosphene.federation.protected import check_private, planned_releases, protected_update
+from phosphene.federation.randomness import generator
+from phosphene.federation.run_state import Federated, RoundRecord, RunFolder, digest_of
+from phosphene.federation.server import first_state, server_update
+from phosphene.federation.settings import FederationSettings
+from phosphene.federation.state import Contribution, GlobalState, SiteState, check_agreement
+from phosphene.training.progress import progress_bar
+
+__all__ = ["RoundFailure", "federate"]
+
+log = logging.getLogger(__name__)
+
+_SPENT = "its privacy budget is spent: it releases nothing more"
+
+
+class RoundFailure(FederationError):
+    """A round had too few usable contributions.
+
+    Attributes
+    ----------
+    last : Federated
+        After the last round that was good, with what the failed one released counted.
+    """
+
+    def __init__(self, message: str, last: Federated) -> None:
+        super().__init__(message)
+        self.last = last
+
+
+def federate(
+    sites: Mapping[str, SiteState],
+    settings: FederationSettings,
+    rounds: int,
+    *,
+    out: str | Path | None = None,
+    quorum: int | None = None,
+    participation: float = 1.0,
+    deadline: float | None = None,
+    faults: Sequence[Fault] = (),
+    privacy: PrivacySettings | None = None,
+    progress: bool = True,
+) -> Federated:
+    """Train across sites, all in this process.
+
+    The same sites, settings and seed give the same bits, interrupted or not. A site that fails is missing in its round,
+    with a reason in fixed words, and the others go on.
+
+    Parameters
+    ----------
+    sites : mapping of str to SiteState
+        By name, before their first round.
+    settings : FederationSettings
+    rounds : int
+        At least 1. A run in `out` goes on to more rounds than it had before.
+    out : str or Path, optional
+        Folder in which everything is kept after every round. A run that was interrupted goes on there; a finished one
+        is read back.
+    quorum : int, optional
+        Usable contributions without which a round fails, instead of `settings.server.quorum`.
+    participation : float
+        Share of the sites that is drawn for each round, in (0, 1]; rounded up.
+    deadline : float, optional
+        Seconds, for delays among the faults: time is simulated, so that training takes none of it.
+    faults : sequence of Fault
+    privacy : PrivacySettings, optional
+        Clipping and noise at the sites, counted over rounds.
+    progress : bool
+        Show a progress bar, on terminals.
+
+    Returns
+    -------
+    Federated
+        Server, sites, history of the rounds and the accountant.
+
+    Raises
+    ------
+    InputError
+        For sites that do not agree, settings that do not fit, and a folder of another run; before any training.
+    RoundFailure
+        For a round below the quorum, naming who was missing and why. The last good round is kept.
+    """
+    agreement = check_agreement({name: site.agreement for name, site in sites.items()})
+    if quorum is not None:
+        settings = FederationSettings.build(settings.model_dump(), {"server": {"quorum": quorum}})
+    plan = _Plan(settings, participation, deadline, tuple(faults), privacy)
+    plan.check(sites, rounds)
+    now = Federated(_in_order(first_state(agreement, settings)), dict(sorted(sites.items())), (), plan.accountant())
+    folder = None
+    if out is not None:
+        noisy = privacy is not None and privacy.seed is None
+        folder = RunFolder(out, {**plan.facts(), **_facts(now)}, settings, noisy)
+        now = folder.read(now)
+        if now.shared.round > rounds:
+            raise InputError(f"{out} holds {now.shared.round} rounds, {rounds} are asked for: name a new folder")
+    with progress_bar("federate", rounds, progress) as shown:
+        shown(now.shared.round, "")
+        while now.shared.round < rounds:
+            now = _round(now, plan, folder)
+            if folder is not None:
+                folder.write(now)
+            shown(now.shared.round, f"{len(now.history[-1].used)} sites")
+    return now
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a run does beside the sites' data."""
+
+    settings: FederationSettings
+    participation: float
+    deadline: float | None
+    faults: tuple[Fault, ...]
+    privacy: PrivacySettings | None
+
+    def check(self, sites: Mapping[str, SiteState], rounds: int) -> None:
+        """Refuse what cannot be run; see `federate`."""
+        if rounds < 1:
+            raise InputError(f"a run has at least one round, found {rounds}: without one nothing is trained")
+        if not 0 < self.participation <= 1:
+            raise InputError(f"participation is a share of the sites in (0, 1], found {self.participation}")
+        for name, site in sites.items():
+            if site.site != name:
+                raise InputError(f"site {site.site!r} was given under the name {name!r}")
+            if site.round:
+                raise InputError(f"{name} has trained in round {site.round} already: a run starts before the first")
+        asked, quorum = self.n_drawn(len(sites)), self.settings.server.quorum
+        if quorum > asked:
+            raise InputError(f"the quorum is {quorum}, and {asked} of {len(sites)} sites are asked in a round")
+        check_faults(self.faults, sites, rounds, self.deadline)
+        if self.privacy is not None:
+            self._check_privacy(self.privacy, sites)
+
+    def _check_privacy(self, privacy: PrivacySettings, sites: Mapping[str, SiteState]) -> None:
+        if privacy.update_limit is None and privacy.feature_limit is None and privacy.trial_sgd is None:
+            raise InputError("privacy protects nothing: give update_limit, feature_limit, or trial_sgd")
+        if privacy.shares > 1:
+            raise InputError(
+                f"privacy.shares is {privacy.shares}: noise that is split needs secure sums, and here the server sees "
+                f"every contribution. Set it to 1"
+            )
+        check_private(self.settings, privacy)
+        trial = Accountant(privacy.delta)
+        for name, site in sites.items():  # and a missing package is told before any training
+            trial.spend(name, planned_releases(site, self.settings, privacy))
+        trial.epsilon("trial", min(sites))
+
+    def n_drawn(self, n_sites: int) -> int:
+        """Sites that are asked in a round."""
+        return min(n_sites, math.ceil(self.participation * n_sites - 1e-9))
+
+    def drawn(self, names: Sequence[str], round_: int) -> list[str]:
+        """Which ones: from the seed, the names and the round."""
+        names = sorted(names)
+        if (asked := self.n_drawn(len(names))) == len(names):
+            return names
+        order = torch.randperm(len(names), generator=generator(self.settings.seed, "participation", *names, round_))
+        return sorted(names[place] for place in order[:asked].tolist())
+
+    def fault(self, site: str, round_: int) -> Fault | None:
+        """What goes wrong there and then."""
+        return next((each for each in self.faults if each.site == site and round_ in each.rounds), None)
+
+    def accountant(self) -> Accountant | None:
+        """A new one."""
+        return None if self.privacy is None else Accountant(self.privacy.delta, self.privacy.epsilon_limit)
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON: all that a resumed run must have alike."""
+        privacy = None if self.privacy is None else self.privacy.model_dump(mode="json")
+        return {
+            "settings": self.settings.model_dump(mode="json"),
+            "participation": self.participation,
+            "deadline": self.deadline,
+            "faults": [each.words for each in self.faults],
+            "privacy": privacy,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """What came of asking a site: a contribution in time, or the reason why there is none; and what the site keeps."""
+
+    site: SiteState
+    sent: Contribution | None = None
+    reason: str = ""
+    n_bytes: int = 0
+
+
+def _facts(start: Federated) -> dict[str, Any]:
+    """For JSON: who takes part with which data, and what they agreed on."""
+    facts = {"agreement": asdict(start.shared.agreement), "sites": {n: digest_of(s) for n, s in start.sites.items()}}
+    return json.loads(json.dumps(facts))
+
+
+def _in_order(shared: GlobalState) -> GlobalState:
+    """The same with names in the order of a state that was read: sums over all tensors, such as norms, depend on it."""
+    return GlobalState.from_tensors(*shared.to_tensors())
+
+
+# -- a round --------------------------------------------------------------------------------------------------------
+
+
+def _round(now: Federated, plan: _Plan, folder: RunFolder | None) -> Federated:
+    started, round_ = time.perf_counter(), now.shared.round + 1
+    names = plan.drawn(list(now.sites), round_)
+    accountant, silent = _counted(now, plan, names)
+    if folder is not None and accountant is not None:
+        folder.count(accountant)
+    answers = {
+        name: _Answer(now.sites[name], reason=_SPENT) if name in silent else _ask(now.sites[name], now.shared, plan)
+        for name in names
+    }
+    missing = {name: each.reason for name, each in answers.items() if each.sent is None}
+    for name, reason in missing.items():
+        log.warning("round %d: %s is missing: %s", round_, name, reason)
+    sent = [each.sent for each in answers.values() if each.sent is not None]
+    noised = plan.privacy is not None and plan.privacy.feature_limit is not None
+    try:
+        shared = _in_order(server_update(now.shared, sent, plan.settings, noised))
+    except (FederationError, InputError) as error:  # the second: fewer than a robust aggregator needs
+        who = "; ".join(f"{name}: {reason}" for name, reason in missing.items()) or "no site"
+        raise RoundFailure(f"{error}. Missing: {who}", replace(now, accountant=accountant)) from None
+    record = _record(now, shared, answers, missing, accountant, time.perf_counter() - started)
+    after = {**now.sites, **{name: each.site for name, each in answers.items()}}
+    return Federated(shared, after, (*now.history, record), accountant)
+
+
+def _counted(now: Federated, plan: _Plan, names: Sequence[str]) -> tuple[Accountant | None, set[str]]:
+    """The accountant with what the round will release, and the sites whose budget does not allow it."""
+    if now.accountant is None or plan.privacy is None:
+        return None, set()
+    accountant, silent = Accountant.of_state(now.accountant.state()), set()
+    for name in names:
+        fault = plan.fault(name, now.shared.round + 1)
+        if fault is not None and fault.kind == "drop":
+            continue
+        try:
+            accountant.spend(name, planned_releases(now.sites[name], plan.settings, plan.privacy))
+        except FederationError:
+            silent.add(name)
+    return accountant, silent
+
+
+def _ask(site: SiteState, shared: GlobalState, plan: _Plan) -> _Answer:
+    """Train at a site, and bear whatever goes wrong there; nothing of an error's text is passed on."""
+    fault = plan.fault(site.site, shared.round + 1)
+    kind = "" if fault is None else fault.kind
+    if kind == "drop":
+        return _Answer(site, reason="it dropped out")
+    try:
+        if kind == "rubbish":
+            raise RuntimeError(f"/srv/{site.site}/patients.h5: cannot use response {site.trials.inputs.image[0, 0]:g}")
+        if plan.privacy is None:
+            sent, after = client_update(site, shared, plan.settings)
+        else:
+            sent, after = protected_update(site, shared, plan.settings, plan.privacy)
+    except Exception as error:  # a site may fail in any way
+        return _Answer(site, reason=reason_of(error))
+    if not all(bool(torch.isfinite(each).all()) for each in (*after.private.values(), *after.optimiser.values())):
+        return _Answer(site, reason="its adapters are not finite after training")
+    if fault is not None and kind in ("nan", "poison"):
+        sent = spoiled(sent, shared, fault)
+    if fault is not None and plan.deadline is not None and kind == "delay" and float(fault.size or 0) > plan.deadline:
+        return _Answer(after, reason=f"no answer within {plan.deadline:g} s", n_bytes=sent.n_bytes)
+    return _Answer(after, sent, n_bytes=sent.n_bytes)
+
+
+def _record(
+    now: Federated,
+    shared: GlobalState,
+    answers: Mapping[str, _Answer],
+    missing: Mapping[str, str],
+    accountant: Accountant | None,
+    seconds: float,
+) -> RoundRecord:
+    assert shared.report is not None
+    used = shared.report.used
+    metrics = {
+        name: {key: value for key, value in each.sent.metrics.items() if math.isfinite(value)}
+        for name, each in answers.items()
+        if name in used and each.sent is not None
+    }
+    tensors = [*now.shared.weights.values(), *now.shared.library.to_tensors().values()]
+    shares = fractions(np.concatenate([now.sites[name].trials.present.numpy() for name in sorted(used)]))
+    epsilon: dict[str, float | None] = {}
+    if accountant is not None:
+        found = {unit: accountant.epsilon(unit) for unit in get_args(Unit)}
+        epsilon = {unit: value if math.isfinite(value) else None for unit, value in found.items()}
+    return RoundRecord(
+        round=shared.round,
+        used=used,
+        refused=shared.report.refused,
+        missing=dict(missing),
+        idle=sorted(now.sites.keys() - answers.keys()),
+        metrics=metrics,
+        bytes_up={name: each.n_bytes for name, each in answers.items() if each.n_bytes},
+        bytes_down=sum(each.numel() * each.element_size() for each in tensors),
+        seconds=seconds,
+        fractions={name: share for name, share in shares.items() if not name.startswith("only ")},
+        without_prototype=shared.report.without_prototype,
+        suppressed=shared.report.suppressed,
+        epsilon=epsilon,
+    )
