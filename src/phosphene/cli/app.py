@@ -12,7 +12,19 @@ from typing import Annotated
 import typer
 
 from phosphene._version import __version__
-from phosphene.cli import adapting, alignment, data, decoding, demo, doctor, efficiency, importing, merging, pretraining
+from phosphene.cli import (
+    adapting,
+    alignment,
+    data,
+    decoding,
+    demo,
+    doctor,
+    efficiency,
+    federating,
+    importing,
+    merging,
+    pretraining,
+)
 from phosphene.errors import PhospheneError
 
 __all__ = ["app", "main"]
@@ -35,6 +47,7 @@ app.command()(pretraining.pretrain)
 app.command()(decoding.fit)
 app.command()(adapting.adapt)
 app.command()(efficiency.efficiency)
+app.command()(federating.federate)
 app.command()(decoding.evaluate)
 app.command()(decoding.decode)
 app.command()(decoding.report)
