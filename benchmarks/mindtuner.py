@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -166,7 +164,9 @@ def summary(records: Records, options: argparse.Namespace) -> dict[str, Any]:
                 row[metric]["both ahead by"] = {"mean": float(np.mean(ahead)), "by_seed": ahead}
         rows.append(row)
     return {
-        "command": shlex.join(["python", "benchmarks/mindtuner.py", *sys.argv[1:]]),
+        "command": f"python benchmarks/mindtuner.py --work FOLDER --name {options.name} --seeds "
+        f"{' '.join(map(str, options.seeds))} --of {options.of} --sessions {options.sessions:g} --kind {options.kind}"
+        + (f" --align {options.align}" if options.align else ""),
         "versions": {"phosphene": ph.__version__, "torch": torch.__version__},
         "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads, CPU",
         "study": f"hours, {options.of} sessions, {options.sessions:g} of the new person, {len(PEOPLE)} people before",
