@@ -146,3 +146,13 @@ def test_nothing_to_aggregate_and_no_limit_are_refused():
     for limit in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(InputError, match="above 0"):
             clip_norm(made(1)[0], limit)
+
+
+def test_a_norm_does_not_depend_on_the_order_of_names() -> None:
+    generator = torch.Generator().manual_seed(0)
+    update = {str(at): torch.randn(7, generator=generator) * 10.0**at for at in range(-6, 6)}
+    turned = dict(reversed(update.items()))
+    assert total_norm(update) == total_norm(turned)
+    plain = sum(float(tensor.double().square().sum()) for tensor in update.values())
+    assert total_norm(update) == pytest.approx(plain**0.5, rel=1e-12)
+    assert not np.isfinite(total_norm({"a": torch.tensor([1.0, float("nan")])}))

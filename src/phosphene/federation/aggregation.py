@@ -144,8 +144,11 @@ def trimmed_mean(updates: Sequence[Named], beta: float) -> dict[str, Tensor]:
 
 
 def total_norm(update: Named) -> float:
-    """Euclidean norm of all numbers of an update together, in float64; not finite where one of them is not."""
-    return math.sqrt(sum(float(tensor.detach().double().square().sum()) for tensor in update.values()))
+    """Euclidean norm of all numbers of an update together, in float64; not finite where one of them is not.
+
+    Correctly rounded sums of the tensors' squares: the order of the names makes no difference.
+    """
+    return math.sqrt(math.fsum(float(tensor.detach().double().square().sum()) for tensor in update.values()))
 
 
 def clip_norm(update: Named, limit: float) -> tuple[dict[str, Tensor], float]:
