@@ -180,7 +180,7 @@ def test_of_an_error_at_a_site_nothing_gets_through(tmp_path, monkeypatch, caplo
 
     def failing(site, *rest):
         if site.site == "west":
-            raise ValueError("/home/clinic/7341.h5: response 0.123456 of Smith")
+            raise ValueError("clinic/7341.h5: response 0.123456 of Smith")
         return real(site, *rest)
 
     monkeypatch.setattr(engine, "client_update", failing)
@@ -191,7 +191,7 @@ def test_of_an_error_at_a_site_nothing_gets_through(tmp_path, monkeypatch, caplo
         federate(sites(), settings(), 1, quorum=3)
     written = "".join(path.read_text() for path in tmp_path.rglob("*.json"))
     for text in (json.dumps(told(done)), caplog.text, str(failed.value), written):
-        assert not any(word in text for word in ("/home", "7341", "0.123", "Smith", "Traceback"))
+        assert not any(word in text for word in ("clinic/", "7341", "0.123", "Smith", "Traceback"))
 
 
 def test_a_site_whose_adapters_are_spoilt_is_missing_and_keeps_the_old_ones(monkeypatch):

@@ -76,7 +76,7 @@ def test_of_an_error_nothing_but_its_kind_is_told():
     class Secret7341(ValueError):
         pass
 
-    secret = "/home/site/patients/7341.h5: row 12 has 0.7341"
+    secret = "patients/7341.h5: row 12 has 0.7341"
     errors = [kind(secret) for kind in (Secret7341, OSError, InputError, FederationError, KeyError, ZeroDivisionError)]
     told = [reason_of(error) for error in errors]
     assert len(set(told)) == 5

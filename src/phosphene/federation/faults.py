@@ -154,7 +154,7 @@ def reason_of(error: Exception) -> str:
 
     Examples
     --------
-    >>> reason_of(PermissionError("/home/site/patients/7.h5"))
+    >>> reason_of(PermissionError("patients/7.h5"))
     'the system refused it a file or a resource'
     """
     return next((words for kind, words in _REASONS if isinstance(error, kind)), _OTHER)
