@@ -44,6 +44,15 @@ class Settings(BaseModel):
         values = {name: getattr(self, name) for name in names}
         return [f"{name} = {value!r}" for name, value in values.items() if value != fields[name].get_default()]
 
+    def without_use(self) -> dict[str, str]:
+        """Settings that the others leave without a use, and why, in words."""
+        return {}
+
+    def idle(self, given: Iterable[str]) -> dict[str, str]:
+        """Those of the settings that were asked for which have no use, and why; those of a preset do not count."""
+        without = self.without_use()
+        return {name: without[name] for name in given if name in without}
+
 
 def _explain(cls: type[BaseModel], error: ValidationError) -> str:
     lines = []

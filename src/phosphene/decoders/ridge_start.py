@@ -28,6 +28,8 @@ __all__ = [
     "start_individually",
 ]
 
+_People = Mapping[str, tuple[np.ndarray, np.ndarray, Tensor]]  # ids, units, responses
+
 
 def start_at_mean(readout: Any, view: StudyView, targets: Targets, kind: str) -> None:
     """Set the bias of a readout to the mean target."""
@@ -112,7 +114,7 @@ def class_slopes(labels: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 def start_individually(
     path: LinearPath,
-    people: Mapping[str, tuple[np.ndarray, np.ndarray, Tensor]],
+    people: _People,
     wanted: Callable[[np.ndarray], Tensor],
     known: bool,
 ) -> None:
@@ -133,29 +135,27 @@ def start_individually(
         Whether the path was trained on these people: what it would say of trials it has not seen is then found by
         ridge over all of them, fitted without each fold.
     """
-    layer = path.people[0]
-    if not isinstance(layer, AdaptedLinear) or "own" not in layer.parts:
+    experts = _private_experts(path)
+    if not experts:
         return
-    config, common, bank = RidgeConfig(), layer.weight.detach(), cast(AdapterBank, layer.parts["own"])
-    to_scores = torch.linalg.pinv(path.basis.detach().double())
-    scores = {subject: wanted(ids).double() @ to_scores for subject, (ids, _, _) in people.items()}
+    config, scores = RidgeConfig(), _scores(path, people, wanted)
+    common = cast(Tensor, path.people[0].weight).detach()
     if known:
-        units = np.concatenate([units for _, units, _ in people.values()])
-        x = torch.cat([responses for _, _, responses in people.values()]).double()
-        said = ridge_out_of_fold(x, torch.cat(list(scores.values())), units, config)
+        x, z, units = _together(people, scores)
+        said = ridge_out_of_fold(x.double(), z, units, config)
         prior = dict(zip(people, said.split([len(z) for z in scores.values()]), strict=True))
     else:
         prior = {subject: (responses @ common.T).double() for subject, (_, _, responses) in people.items()}
     for subject, (_, units, responses) in people.items():
         own, share = fit_ridge_beside(responses.double(), scores[subject], prior[subject], units, config, subject)
         change = own.T.float() + (share.float() - 1)[:, None] * common
-        _set(cast(LowRank, bank.get_submodule(bank.keys[subject])), change, responses)
+        _set(experts[subject], change, responses)
 
 
 @torch.no_grad()
 def start_by_counting(
     path: LinearPath,
-    people: Mapping[str, tuple[np.ndarray, np.ndarray, Tensor]],
+    people: _People,
     wanted: Callable[[np.ndarray], Tensor],
     known: bool,
     shared: CommonRidge,
@@ -172,18 +172,36 @@ def start_by_counting(
     times : float
         How many times more.
     """
-    layer = path.people[0]
-    if not isinstance(layer, AdaptedLinear) or "own" not in layer.parts:
+    experts = _private_experts(path)
+    if not experts:
         return
-    common, bank = layer.weight, cast(AdapterBank, layer.parts["own"])
-    to_scores = torch.linalg.pinv(path.basis.double())
-    scores = {subject: wanted(ids).double() @ to_scores for subject, (ids, _, _) in people.items()}
+    common, scores = cast(Tensor, path.people[0].weight), _scores(path, people, wanted)
     if known:
-        units = np.concatenate([units for _, units, _ in people.values()])
-        shared.learn(torch.cat([x for _, _, x in people.values()]), torch.cat(list(scores.values())), units)
+        shared.learn(*_together(people, scores))
     for subject, (_, _, responses) in people.items():
         change = shared.change(responses, scores[subject] - (responses @ common.T).double(), times)
-        _set(cast(LowRank, bank.get_submodule(bank.keys[subject])), change.T.float(), responses)
+        _set(experts[subject], change.T.float(), responses)
+
+
+def _private_experts(path: LinearPath) -> dict[str, LowRank]:
+    """Everybody's private expert on the input of a linear path; none where it carries none."""
+    layer = path.people[0]
+    if not isinstance(layer, AdaptedLinear) or "own" not in layer.parts:
+        return {}
+    bank = cast(AdapterBank, layer.parts["own"])
+    return {subject: cast(LowRank, bank.get_submodule(key)) for subject, key in bank.keys.items()}
+
+
+def _scores(path: LinearPath, people: _People, wanted: Callable[[np.ndarray], Tensor]) -> dict[str, Tensor]:
+    """Of what each person's output should be, the scores in the path's basis, ``(n, scores)``."""
+    to_scores = torch.linalg.pinv(path.basis.detach().double())
+    return {subject: wanted(ids).double() @ to_scores for subject, (ids, _, _) in people.items()}
+
+
+def _together(people: _People, scores: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Responses, scores and units of all people, one below the other."""
+    responses = torch.cat([each for _, _, each in people.values()])
+    return responses, torch.cat(list(scores.values())), np.concatenate([units for _, units, _ in people.values()])
 
 
 @torch.no_grad()

@@ -23,20 +23,15 @@ class DecoderConfig(Settings):
 
     pool_subjects: bool = False
 
-    def without_use(self) -> dict[str, str]:
-        """Settings that the others leave without a use, and why, in words."""
-        return {}
-
     def check_given(self, given: Iterable[str]) -> None:
-        """Refuse settings that were asked for and have no use; those of a preset do not count.
+        """Refuse settings that were asked for and have no use (`idle`).
 
         Raises
         ------
         InputError
         """
-        idle = self.without_use()
-        if found := [name for name in given if name in idle]:
-            words = "; ".join(f"{name} = {getattr(self, name)!r} has no use: {idle[name]}" for name in found)
+        if idle := self.idle(given):
+            words = "; ".join(f"{name} = {getattr(self, name)!r} has no use: {why}" for name, why in idle.items())
             raise InputError(f"settings of {type(self).__name__}: {words}")
 
 

@@ -309,9 +309,7 @@ def _record(
         found = {unit: accountant.epsilon(unit) for unit in get_args(Unit)}
         epsilon = {unit: value if math.isfinite(value) else None for unit, value in found.items()}
     return RoundRecord(
-        round=shared.round,
-        used=used,
-        refused=shared.report.refused,
+        **vars(shared.report),
         missing=dict(missing),
         idle=sorted(now.sites.keys() - answers.keys()),
         metrics=metrics,
@@ -319,7 +317,5 @@ def _record(
         bytes_down=sum(each.numel() * each.element_size() for each in tensors),
         seconds=seconds,
         fractions={name: share for name, share in shares.items() if not name.startswith("only ")},
-        without_prototype=shared.report.without_prototype,
-        suppressed=shared.report.suppressed,
         epsilon=epsilon,
     )

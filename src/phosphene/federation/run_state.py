@@ -17,7 +17,7 @@ from typing import Any
 from phosphene.errors import InputError
 from phosphene.federation.accounting import Accountant
 from phosphene.federation.settings import FederationSettings
-from phosphene.federation.state import GlobalState, SiteState
+from phosphene.federation.state import GlobalState, RoundReport, SiteState
 from phosphene.files import atomic_path, digest, read_json, write_json
 
 __all__ = ["Federated", "RoundRecord", "RunFolder", "digest_of"]
@@ -26,16 +26,11 @@ _RUN, _HISTORY, _ACCOUNTANT = "run.json", "history.json", "accountant.json"
 
 
 @dataclass(frozen=True)
-class RoundRecord:
-    """What happened in a round.
+class RoundRecord(RoundReport):
+    """What happened in a round: what the server made of it, and what came before.
 
     Attributes
     ----------
-    round : int
-    used : dict of str to float
-        Sites whose contribution counted, and the norm of their update.
-    refused : dict of str to str
-        Sites whose contribution the server did not take, and why.
     missing : dict of str to str
         Sites that were asked and sent nothing in time, and why: fixed words.
     idle : list of str
@@ -50,17 +45,10 @@ class RoundRecord:
         Of the clock on the wall; nothing depends on it.
     fractions : dict of str to float
         Share of the used sites' trials that miss each modality, and that are complete.
-    without_prototype : list of str
-        Classes of which no modality has a prototype yet.
-    suppressed : int
-        Cells that were sent and had too few trials to be released.
     epsilon : dict of str to float or None
         By unit of protection, so far; None is no promise. Empty without privacy.
     """
 
-    round: int
-    used: dict[str, float]
-    refused: dict[str, str]
     missing: dict[str, str]
     idle: list[str]
     metrics: dict[str, dict[str, float]]
@@ -68,8 +56,6 @@ class RoundRecord:
     bytes_down: int
     seconds: float
     fractions: dict[str, float]
-    without_prototype: list[str]
-    suppressed: int
     epsilon: dict[str, float | None]
 
 

@@ -232,7 +232,7 @@ class FederationSettings(Settings):
         idle: dict[str, str] = {}
         for part in type(self).model_fields:
             inner = getattr(self, part)
-            if isinstance(inner, Settings) and hasattr(inner, "without_use"):
+            if isinstance(inner, Settings):
                 idle |= {f"{part}.{name}": why for name, why in inner.without_use().items()}
         if "retrieval" not in self.model.heads:
             idle |= dict.fromkeys(("objective.retrieval_weight", "objective.retrieval_temperature"), "no such head")
@@ -241,15 +241,14 @@ class FederationSettings(Settings):
         return idle
 
     def check_given(self, given: Iterable[str]) -> None:
-        """Refuse settings that were asked for and have no use; those of a preset do not count.
+        """Refuse settings that were asked for and have no use (`idle`).
 
         Raises
         ------
         InputError
         """
-        idle = self.without_use()
-        if found := [name for name in given if name in idle]:
-            raise InputError("; ".join(f"{name} has no use: {idle[name]}" for name in found))
+        if idle := self.idle(given):
+            raise InputError("; ".join(f"{name} has no use: {why}" for name, why in idle.items()))
 
     def differences(self, other: FederationSettings) -> list[str]:
         """What differs, in words: ``masks.dropout is 0.5, was 0.3`` (this one's first)."""
