@@ -323,3 +323,13 @@ def test_classes_start_at_ridge_and_private_experts_at_what_is_individual(
     whole = zero.predict(responses, "sub-01")
     with zero.commonality():
         np.testing.assert_allclose(whole, zero.predict(responses, "sub-01"), atol=1e-4)
+
+
+def test_without_validation_both_stages_have_their_logs(
+    study: Study, targets: Targets, aligner: Aligner, tmp_path: Path
+) -> None:
+    decoder = fitted(study, targets, aligner, tmp_path, training={"validation_fraction": 0.0})
+    for folder in (tmp_path, tmp_path / "stage2"):
+        assert '"step": ' in (folder / "log.jsonl").read_text()
+    found = Decoder.load(tmp_path / "decoder")
+    assert same(decoder, found)

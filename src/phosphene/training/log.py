@@ -30,6 +30,7 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
 def append(path: Path, record: Mapping[str, Any]) -> None:
     """Add one line to a log; a full disk is an `InputError`."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)  # a later stage has nothing else in its folder yet
         with path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(dict(record)) + "\n")
     except OSError as error:
