@@ -211,10 +211,13 @@ def _targets(
 
 def _told(decoder: str, name: str, facts: dict[str, Any]) -> str:
     best = facts["validation_best"]
-    validated = "" if best is None else f", validation {facts['validation_monitor']} {best:.3f}"
+    validated = (
+        "nothing set aside for validation, last weights kept"
+        if best is None
+        else f"best after epoch {facts['best_epoch']}, validation {facts['validation_monitor']} {best:.3f}"
+    )
     sessions = f"{len(facts['sessions'])} session{'s' * (len(facts['sessions']) > 1)}"
     return (
         f"{decoder} adapted to {name} ({facts['arm']}) from {facts['n_trials']} trials of {sessions}: closed form "
-        f"{facts['start_seconds']:.1f} s, in all {facts['seconds']:.1f} s, best after epoch {facts['best_epoch']}"
-        f"{validated}; trained:"
+        f"{facts['start_seconds']:.1f} s, in all {facts['seconds']:.1f} s, {validated}; trained:"
     )
