@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from phosphene.cli import app
-from phosphene.cli.federating import dealt
 from phosphene.errors import InputError
+from phosphene.federation import dealt
 from phosphene.virtual import make_settings, simulate
 
 BRIEF = ["--set", "model.width=16", "--set", "client.epochs=1", "--targets", "z:pixels", "--text", "tfidf"]

@@ -92,14 +92,10 @@ def aligner_named(name: str, study: Study, subjects: list[str] | None) -> Aligne
 
 
 def targets_of(name: str, study: Study) -> Targets:
-    """Targets from a folder, or encoded now; encoders that learn are fitted on the training part of the split."""
-    from phosphene.encoders import Targets, encode, make_encoder
+    """Targets from a folder, or encoded now."""
+    from phosphene.encoders import targets_named
 
-    if (Path(name) / "targets.json").exists():
-        return Targets.open(name)
-    encoder = make_encoder(name)
-    fit_on = study.split("train").stimulus_ids if encoder.needs_fit else None
-    return encode(study.stimuli, encoder, fit_on=fit_on, progress=progress_wanted())
+    return targets_named(name, study, progress=progress_wanted())
 
 
 def _fitted(run: Path, pattern: str | None) -> dict[str, Decoder]:

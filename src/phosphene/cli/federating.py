@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from phosphene.federation import Federated, FederationSettings, RoundRecord, SiteState
     from phosphene.recordings import StudyView
 
-__all__ = ["dealt", "federate"]
+__all__ = ["federate"]
 
 
 def federate(
@@ -66,7 +66,7 @@ def federate(
     json: Json = None,
 ) -> None:
     """Train PmcmFL across sites, in this process; what each round was made of is printed."""
-    from phosphene.federation import Fault
+    from phosphene.federation import Fault, dealt
     from phosphene.federation import federate as run
     from phosphene.recordings import Study
 
@@ -100,26 +100,6 @@ def federate(
     _tell(done, places, out, json)
 
 
-def dealt(people: list[str], n_sites: int) -> dict[str, list[str]]:
-    """People of each site, in order, as evenly as can be.
-
-    Raises
-    ------
-    InputError
-        For no site, and for more sites than people.
-
-    Examples
-    --------
-    >>> dealt(["a", "b", "c"], 2)
-    {'site-1': ['a', 'b'], 'site-2': ['c']}
-    """
-    if not 1 <= n_sites <= len(people):
-        raise InputError(f"--sites lies in 1 to {len(people)}, the people of the training part; found {n_sites}")
-    each, more = divmod(len(people), n_sites)
-    starts = [number * each + min(number, more) for number in range(n_sites + 1)]
-    return {f"site-{number + 1}": list(people[starts[number] : starts[number + 1]]) for number in range(n_sites)}
-
-
 def _settings(preset: str, seed: int, config: Path | None, assignments: list[str] | None) -> FederationSettings:
     from phosphene.federation import FederationSettings
 
@@ -140,25 +120,15 @@ def _sites(
     lack: dict[str, Any],
     settings: FederationSettings,
 ) -> dict[str, SiteState]:
-    from phosphene.federation import Agreement, LabelClasses, SiteState, Trials, missing_pattern
+    from phosphene.federation import LabelClasses, site_of_study
 
-    image, text = targets
     classes = LabelClasses.found(view.stimuli.labels, columns)
-    agreement = Agreement(
-        classes.names,
-        image.shape("pooled")[0],
-        text.shape("pooled")[0],
-        settings.model.width,
-        image.identity,
-        text.identity,
-    )
-    made = {}
-    for name, people in places.items():
-        own = view.subset(people)
-        trials = Trials.of_study(own, image, text, classes.labels(own.stimuli.labels))
-        trials = trials.hiding(missing_pattern(trials.ids, site=name, sites=list(places), **lack))
-        made[name] = SiteState(name, trials, agreement)
-    return made
+    return {
+        name: site_of_study(
+            name, view.subset(people), classes, targets, settings.model.width, {**lack, "sites": list(places)}
+        )
+        for name, people in places.items()
+    }
 
 
 def _tell(done: Federated, places: dict[str, list[str]], out: Path, json: Path | None) -> None:

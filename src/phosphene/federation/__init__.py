@@ -13,6 +13,7 @@ from phosphene.federation.model import PmcmModel
 from phosphene.federation.run_state import Federated, RoundRecord
 from phosphene.federation.server import first_state, server_update
 from phosphene.federation.settings import FederationSettings, InferenceSettings
+from phosphene.federation.sites import dealt, site_of_study
 from phosphene.federation.state import (
     Agreement,
     Contribution,
@@ -46,6 +47,7 @@ __all__ = [
     "Trials",
     "check_agreement",
     "client_update",
+    "dealt",
     "federate",
     "first_state",
     "fractions",
@@ -54,5 +56,6 @@ __all__ = [
     "predict",
     "server_update",
     "site_model",
+    "site_of_study",
     "site_patterns",
 ]

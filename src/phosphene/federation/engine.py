@@ -21,8 +21,10 @@ from phosphene.federation.faults import Fault, check_faults, reason_of, spoiled
 from phosphene.federation.missing import fractions
 from phosphene.federation.privacy import PrivacySettings
 from phosphene.federation.protected import check_private, planned_releases, protected_update
-from phosphene.federation.randomness import generator
-from phosphene.federation.run_state import Federated, RoundRecord, RunFolder, digest_of
+from phosphene.federation.randomness import drawn, n_drawn
+from phosphene.federation.run_state import ALL_SITES, Federated, RoundRecord, RunFolder, digest_of
+from phosphene.federation.secure_round import LEAST, add_up, check_summable, mean_loss, server_update_of_sum, summand
+from phosphene.federation.secure_sum import Masked, SecureSum
 from phosphene.federation.server import first_state, server_update
 from phosphene.federation.settings import FederationSettings
 from phosphene.federation.state import Contribution, GlobalState, SiteState, check_agreement
@@ -32,6 +34,7 @@ __all__ = ["RoundFailure", "federate"]
 
 log = logging.getLogger(__name__)
 
+_NOT_SUMMABLE = "what it would send holds numbers that are not finite, or too large to be added up"
 _SPENT = "its privacy budget is spent: it releases nothing more"
 
 
@@ -60,6 +63,7 @@ def federate(
     deadline: float | None = None,
     faults: Sequence[Fault] = (),
     privacy: PrivacySettings | None = None,
+    secure: bool = False,
     progress: bool = True,
 ) -> Federated:
     """Train across sites, all in this process.
@@ -86,6 +90,9 @@ def federate(
     faults : sequence of Fault
     privacy : PrivacySettings, optional
         Clipping and noise at the sites, counted over rounds.
+    secure : bool
+        Sites send their parts under pairwise masks, and the server sees nothing but their sum, of at least three sites,
+        of the quorum, and of `privacy.shares`. Settings of the server that look at single contributions are refused.
     progress : bool
         Show a progress bar, on terminals.
 
@@ -104,7 +111,7 @@ def federate(
     agreement = check_agreement({name: site.agreement for name, site in sites.items()})
     if quorum is not None:
         settings = FederationSettings.build(settings.model_dump(), {"server": {"quorum": quorum}})
-    plan = _Plan(settings, participation, deadline, tuple(faults), privacy)
+    plan = _Plan(settings, participation, deadline, tuple(faults), privacy, secure)
     plan.check(sites, rounds)
     now = Federated(_in_order(first_state(agreement, settings)), dict(sorted(sites.items())), (), plan.accountant())
     folder = None
@@ -133,6 +140,13 @@ class _Plan:
     deadline: float | None
     faults: tuple[Fault, ...]
     privacy: PrivacySettings | None
+    secure: bool
+
+    @property
+    def least(self) -> int:
+        """Contributions without which no secure sum is read."""
+        shares = 1 if self.privacy is None else self.privacy.shares
+        return max(LEAST, shares, self.settings.server.quorum)
 
     def check(self, sites: Mapping[str, SiteState], rounds: int) -> None:
         """Refuse what cannot be run; see `federate`."""
@@ -145,9 +159,16 @@ class _Plan:
                 raise InputError(f"site {site.site!r} was given under the name {name!r}")
             if site.round:
                 raise InputError(f"{name} has trained in round {site.round} already: a run starts before the first")
-        asked, quorum = self.n_drawn(len(sites)), self.settings.server.quorum
+        asked, quorum = n_drawn(len(sites), self.participation), self.settings.server.quorum
         if quorum > asked:
             raise InputError(f"the quorum is {quorum}, and {asked} of {len(sites)} sites are asked in a round")
+        if self.secure:
+            check_summable(self.settings.server)
+            if self.least > asked:
+                raise InputError(
+                    f"a secure sum is of at least {self.least} sites here, and {asked} of {len(sites)} are asked in a "
+                    f"round: in one of fewer, sites could tell each other's part"
+                )
         check_faults(self.faults, sites, rounds, self.deadline)
         if self.privacy is not None:
             self._check_privacy(self.privacy, sites)
@@ -155,28 +176,16 @@ class _Plan:
     def _check_privacy(self, privacy: PrivacySettings, sites: Mapping[str, SiteState]) -> None:
         if privacy.update_limit is None and privacy.feature_limit is None and privacy.trial_sgd is None:
             raise InputError("privacy protects nothing: give update_limit, feature_limit, or trial_sgd")
-        if privacy.shares > 1:
+        if privacy.shares > 1 and not self.secure:
             raise InputError(
-                f"privacy.shares is {privacy.shares}: noise that is split needs secure sums, and here the server sees "
-                f"every contribution. Set it to 1"
+                f"privacy.shares is {privacy.shares}: noise that is split needs secure sums, and the server of this run "
+                f"sees every contribution. Set it to 1, or let the sums be secure"
             )
         check_private(self.settings, privacy)
         trial = Accountant(privacy.delta)
         for name, site in sites.items():  # and a missing package is told before any training
             trial.spend(name, planned_releases(site, self.settings, privacy))
         trial.epsilon("trial", min(sites))
-
-    def n_drawn(self, n_sites: int) -> int:
-        """Sites that are asked in a round."""
-        return min(n_sites, math.ceil(self.participation * n_sites - 1e-9))
-
-    def drawn(self, names: Sequence[str], round_: int) -> list[str]:
-        """Which ones: from the seed, the names and the round."""
-        names = sorted(names)
-        if (asked := self.n_drawn(len(names))) == len(names):
-            return names
-        order = torch.randperm(len(names), generator=generator(self.settings.seed, "participation", *names, round_))
-        return sorted(names[place] for place in order[:asked].tolist())
 
     def fault(self, site: str, round_: int) -> Fault | None:
         """What goes wrong there and then."""
@@ -195,15 +204,16 @@ class _Plan:
             "deadline": self.deadline,
             "faults": [each.words for each in self.faults],
             "privacy": privacy,
+            "secure": self.secure,
         }
 
 
 @dataclass(frozen=True, eq=False)
 class _Answer:
-    """What came of asking a site: a contribution in time, or the reason why there is none; and what the site keeps."""
+    """What came of asking a site: what reached the server in time, or the reason why nothing did; what the site keeps."""
 
     site: SiteState
-    sent: Contribution | None = None
+    sent: Contribution | Masked | None = None
     reason: str = ""
     n_bytes: int = 0
 
@@ -224,25 +234,27 @@ def _in_order(shared: GlobalState) -> GlobalState:
 
 def _round(now: Federated, plan: _Plan, folder: RunFolder | None) -> Federated:
     started, round_ = time.perf_counter(), now.shared.round + 1
-    names = plan.drawn(list(now.sites), round_)
+    names = drawn(list(now.sites), plan.participation, plan.settings.seed, round_)
     accountant, silent = _counted(now, plan, names)
     if folder is not None and accountant is not None:
         folder.count(accountant)
+    summation = _summation(plan, set(names) - silent, round_)
     answers = {
-        name: _Answer(now.sites[name], reason=_SPENT) if name in silent else _ask(now.sites[name], now.shared, plan)
+        name: _Answer(now.sites[name], reason=_SPENT)
+        if name in silent
+        else _ask(now.sites[name], now.shared, plan, summation)
         for name in names
     }
     missing = {name: each.reason for name, each in answers.items() if each.sent is None}
     for name, reason in missing.items():
         log.warning("round %d: %s is missing: %s", round_, name, reason)
-    sent = [each.sent for each in answers.values() if each.sent is not None]
-    noised = plan.privacy is not None and plan.privacy.feature_limit is not None
     try:
-        shared = _in_order(server_update(now.shared, sent, plan.settings, noised))
+        shared, metrics = _served(now.shared, [each.sent for each in answers.values()], plan, summation)
     except (FederationError, InputError) as error:  # the second: fewer than a robust aggregator needs
         who = "; ".join(f"{name}: {reason}" for name, reason in missing.items()) or "no site"
         raise RoundFailure(f"{error}. Missing: {who}", replace(now, accountant=accountant)) from None
-    record = _record(now, shared, answers, missing, accountant, time.perf_counter() - started)
+    shared = _in_order(shared)
+    record = _record(now, shared, answers, metrics, plan.secure, accountant, time.perf_counter() - started)
     after = {**now.sites, **{name: each.site for name, each in answers.items()}}
     return Federated(shared, after, (*now.history, record), accountant)
 
@@ -263,7 +275,33 @@ def _counted(now: Federated, plan: _Plan, names: Sequence[str]) -> tuple[Account
     return accountant, silent
 
 
-def _ask(site: SiteState, shared: GlobalState, plan: _Plan) -> _Answer:
+def _summation(plan: _Plan, names: set[str], round_: int) -> SecureSum | None:
+    """Secrets for a round's secure sum; None where there is none, or too few sites are left to take part."""
+    if not plan.secure or len(names) < plan.least:
+        return None
+    return SecureSum(names, round_, plan.least)
+
+
+def _served(
+    shared: GlobalState, given: Sequence[Contribution | Masked | None], plan: _Plan, summation: SecureSum | None
+) -> tuple[GlobalState, dict[str, dict[str, float]]]:
+    """The server's part: its next state, and metrics as far as it sees them."""
+    noised = plan.privacy is not None and plan.privacy.feature_limit is not None
+    if not plan.secure:
+        sent = [each for each in given if isinstance(each, Contribution)]
+        after = server_update(shared, sent, plan.settings, noised)
+        assert after.report is not None
+        finite = {each.site: {k: v for k, v in each.metrics.items() if math.isfinite(v)} for each in sent}
+        return after, {site: finite[site] for site in after.report.used}
+    if summation is None:
+        raise FederationError(f"round {shared.round + 1} has too few sites for a secure sum, of at least {plan.least}")
+    summed = add_up(summation, [each for each in given if isinstance(each, Masked)])
+    loss = mean_loss(summed)
+    metrics = {} if loss is None else {ALL_SITES: {"loss total": loss}}
+    return server_update_of_sum(shared, summed, plan.settings, noised), metrics
+
+
+def _ask(site: SiteState, shared: GlobalState, plan: _Plan, summation: SecureSum | None) -> _Answer:
     """Train at a site, and bear whatever goes wrong there; nothing of an error's text is passed on."""
     fault = plan.fault(site.site, shared.round + 1)
     kind = "" if fault is None else fault.kind
@@ -282,35 +320,38 @@ def _ask(site: SiteState, shared: GlobalState, plan: _Plan) -> _Answer:
         return _Answer(site, reason="its adapters are not finite after training")
     if fault is not None and kind in ("nan", "poison"):
         sent = spoiled(sent, shared, fault)
+    if summation is None:
+        answer = _Answer(after, sent, n_bytes=sent.n_bytes)
+    else:
+        try:
+            masked = summation.mask(site.site, summand(sent, plan.settings.server))
+        except InputError:
+            return _Answer(after, reason=_NOT_SUMMABLE)
+        answer = _Answer(after, masked, n_bytes=masked.values.nbytes)
     if fault is not None and plan.deadline is not None and kind == "delay" and float(fault.size or 0) > plan.deadline:
-        return _Answer(after, reason=f"no answer within {plan.deadline:g} s", n_bytes=sent.n_bytes)
-    return _Answer(after, sent, n_bytes=sent.n_bytes)
+        return replace(answer, sent=None, reason=f"no answer within {plan.deadline:g} s")
+    return answer
 
 
 def _record(
     now: Federated,
     shared: GlobalState,
     answers: Mapping[str, _Answer],
-    missing: Mapping[str, str],
+    metrics: dict[str, dict[str, float]],
+    secure: bool,
     accountant: Accountant | None,
     seconds: float,
 ) -> RoundRecord:
     assert shared.report is not None
-    used = shared.report.used
-    metrics = {
-        name: {key: value for key, value in each.sent.metrics.items() if math.isfinite(value)}
-        for name, each in answers.items()
-        if name in used and each.sent is not None
-    }
     tensors = [*now.shared.weights.values(), *now.shared.library.to_tensors().values()]
-    shares = fractions(np.concatenate([now.sites[name].trials.present.numpy() for name in sorted(used)]))
+    shares = fractions(np.concatenate([now.sites[name].trials.present.numpy() for name in sorted(shared.report.used)]))
     epsilon: dict[str, float | None] = {}
     if accountant is not None:
         found = {unit: accountant.epsilon(unit) for unit in get_args(Unit)}
         epsilon = {unit: value if math.isfinite(value) else None for unit, value in found.items()}
     return RoundRecord(
         **vars(shared.report),
-        missing=dict(missing),
+        missing={name: each.reason for name, each in answers.items() if each.sent is None},
         idle=sorted(now.sites.keys() - answers.keys()),
         metrics=metrics,
         bytes_up={name: each.n_bytes for name, each in answers.items() if each.n_bytes},
@@ -318,4 +359,5 @@ def _record(
         seconds=seconds,
         fractions={name: share for name, share in shares.items() if not name.startswith("only ")},
         epsilon=epsilon,
+        seen="sum" if secure else "contributions",
     )

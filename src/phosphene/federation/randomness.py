@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
 from phosphene.files import digest
 
-__all__ = ["generator", "seed_of", "seeded"]
+__all__ = ["drawn", "generator", "n_drawn", "seed_of", "seeded"]
 
 
 def seed_of(seed: int, *names: str | int) -> int:
@@ -34,3 +35,23 @@ def seeded(seed: int, *names: str | int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, *names))
         yield
+
+
+def n_drawn(n_sites: int, participation: float) -> int:
+    """Sites that are asked in a round: a share of them, rounded up."""
+    return min(n_sites, math.ceil(participation * n_sites - 1e-9))
+
+
+def drawn(names: Sequence[str], participation: float, seed: int, round_: int) -> list[str]:
+    """Which ones: from the seed, the names and the round.
+
+    Examples
+    --------
+    >>> drawn(["b", "a"], 1.0, 0, 1)
+    ['a', 'b']
+    """
+    names = sorted(names)
+    if (asked := n_drawn(len(names), participation)) == len(names):
+        return names
+    order = torch.randperm(len(names), generator=generator(seed, "participation", *names, round_))
+    return sorted(names[place] for place in order[:asked].tolist())
