@@ -178,8 +178,8 @@ class _Plan:
             raise InputError("privacy protects nothing: give update_limit, feature_limit, or trial_sgd")
         if privacy.shares > 1 and not self.secure:
             raise InputError(
-                f"privacy.shares is {privacy.shares}: noise that is split needs secure sums, and the server of this run "
-                f"sees every contribution. Set it to 1, or let the sums be secure"
+                f"privacy.shares is {privacy.shares}: noise that is split needs secure sums, and here the server sees "
+                f"every contribution. Set it to 1, or let the sums be secure"
             )
         check_private(self.settings, privacy)
         trial = Accountant(privacy.delta)
@@ -210,7 +210,7 @@ class _Plan:
 
 @dataclass(frozen=True, eq=False)
 class _Answer:
-    """What came of asking a site: what reached the server in time, or the reason why nothing did; what the site keeps."""
+    """What came of asking a site: what reached the server in time, or why nothing did; and what the site keeps."""
 
     site: SiteState
     sent: Contribution | Masked | None = None

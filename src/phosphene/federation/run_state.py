@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from phosphene.errors import InputError
 from phosphene.federation.accounting import Accountant
@@ -20,8 +20,9 @@ from phosphene.federation.settings import FederationSettings
 from phosphene.federation.state import GlobalState, RoundReport, SiteState
 from phosphene.files import atomic_path, digest, read_json, write_json
 
-__all__ = ["Federated", "RoundRecord", "RunFolder", "digest_of"]
+__all__ = ["ALL_SITES", "Federated", "RoundRecord", "RunFolder", "digest_of"]
 
+ALL_SITES = "all sites"  # whose metrics these are where no single site's are seen
 _RUN, _HISTORY, _ACCOUNTANT = "run.json", "history.json", "accountant.json"
 
 
@@ -36,7 +37,7 @@ class RoundRecord(RoundReport):
     idle : list of str
         Sites that were not drawn.
     metrics : dict of str to dict of str to float
-        Of the sites that counted, where they send any.
+        Of the sites that counted, where they send any; of a secure sum the mean loss alone, under `ALL_SITES`.
     bytes_up : dict of str to int
         Bytes of tensors that each site sent.
     bytes_down : int
@@ -47,6 +48,8 @@ class RoundRecord(RoundReport):
         Share of the used sites' trials that miss each modality, and that are complete.
     epsilon : dict of str to float or None
         By unit of protection, so far; None is no promise. Empty without privacy.
+    seen : {"contributions", "sum"}
+        What the server could see: each site's contribution by itself, or their sum alone.
     """
 
     missing: dict[str, str]
@@ -57,6 +60,7 @@ class RoundRecord(RoundReport):
     seconds: float
     fractions: dict[str, float]
     epsilon: dict[str, float | None]
+    seen: Literal["contributions", "sum"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ from phosphene.federation.settings import FederationSettings, ServerSettings
 from phosphene.federation.state import Agreement, Contribution, GlobalState, RoundReport
 from phosphene.federation.trials import MODALITIES
 
-__all__ = ["first_state", "server_update", "usable"]
+__all__ = ["first_state", "groups", "next_state", "server_update", "usable"]
 
 log = logging.getLogger(__name__)
 
@@ -77,16 +77,43 @@ def server_update(
             f"round {shared.round + 1} has {len(good)} usable contributions, {settings.server.quorum} are needed"
             + (f"; refused: {reasons}" if refused else "; no other site sent anything")
         )
-    weights, moments = _new_weights(shared, good, settings.server)
     sent = PrototypeLibrary.total(each.library for each in good)
+    norms = {each.site: total_norm(difference(each.weights, shared.weights)) for each in good}
+    return next_state(shared, _mean_weights(shared, good, settings.server), sent, settings, norms, refused)
+
+
+def next_state(
+    shared: GlobalState,
+    mean: dict[str, Tensor],
+    sent: PrototypeLibrary,
+    settings: FederationSettings,
+    used: Mapping[str, float | None],
+    refused: Mapping[str, str] | None = None,
+) -> GlobalState:
+    """The state after a round, once weights are averaged and prototypes added up.
+
+    Parameters
+    ----------
+    shared : GlobalState
+    mean : dict of str to Tensor
+        Weights after the round; the server's optimiser, where there is one, goes towards them.
+    sent : PrototypeLibrary
+        The sum of the sites'.
+    settings : FederationSettings
+    used, refused : mapping
+        For the `RoundReport`.
+    """
+    weights, moments = mean, dict[str, Tensor]()
+    if settings.server.aggregator == "fedadam":
+        towards = difference(mean, shared.weights)
+        weights, moments = FedAdam(settings.server.fedadam).step(shared.weights, towards, shared.moments)
     library = shared.library.renewed(sent, settings.library)
     few = (sent.counts > 0) & (sent.counts < settings.library.min_count)
     without = (library.age == NEVER).all(dim=0).tolist()
     lacking = [name for name, lacks in zip(shared.agreement.classes, without, strict=True) if lacks]
     if lacking:
         log.info("round %d: no prototype of %s", shared.round + 1, ", ".join(lacking))
-    norms = {each.site: total_norm(difference(each.weights, shared.weights)) for each in good}
-    report = RoundReport(shared.round + 1, norms, refused, lacking, int(few.sum()))
+    report = RoundReport(shared.round + 1, dict(used), dict(refused or {}), lacking, int(few.sum()))
     return GlobalState(weights, library, shared.agreement, shared.round + 1, moments, report)
 
 
@@ -181,12 +208,10 @@ def _library_fault(each: Contribution, shared: GlobalState, settings: Federation
 # -- aggregating ----------------------------------------------------------------------------------------------------
 
 
-def _new_weights(
-    shared: GlobalState, good: Sequence[Contribution], server: ServerSettings
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weights and moments after a round; each group of tensors is aggregated over the sites that trained it."""
+def _mean_weights(shared: GlobalState, good: Sequence[Contribution], server: ServerSettings) -> dict[str, Tensor]:
+    """Weights after a round; each group of tensors is aggregated over the sites that trained it."""
     after = dict(shared.weights)
-    for names, weights in _groups(list(shared.weights), good, server):
+    for names, weights in groups(list(shared.weights), good, server):
         before = {name: shared.weights[name] for name in names}
         taking = [(each, weight) for each, weight in zip(good, weights, strict=True) if weight > 0]
         if not taking:  # nobody has this modality: the encoder stays as it is
@@ -195,9 +220,7 @@ def _new_weights(
         after |= _aggregated(
             before, sent, [weight for _, weight in taking], server, [each for each, _ in taking], shared
         )
-    if server.aggregator != "fedadam":
-        return after, {}
-    return FedAdam(server.fedadam).step(shared.weights, difference(after, shared.weights), shared.moments)
+    return after
 
 
 def _aggregated(
@@ -219,13 +242,13 @@ def _aggregated(
     return fedavg(sent, weights)
 
 
-def _groups(
+def groups(
     names: Sequence[str], good: Sequence[Contribution], server: ServerSettings
 ) -> list[tuple[list[str], list[float]]]:
-    """Groups of tensors, and the weight of each site in each."""
+    """Groups of tensors that are averaged with the same weights, and the weight of each site in each."""
     if server.weighting != "modality":
         return [(list(names), [1.0 if server.weighting == "equal" else float(each.n_trials) for each in good])]
     own = {m: [name for name in names if name.startswith(f"{modality}.")] for m, modality in enumerate(MODALITIES)}
     rest = [name for name in names if not any(name in group for group in own.values())]
-    groups = [(group, [float(each.n_present[m]) for each in good]) for m, group in own.items()]
-    return [*groups, (rest, [float(each.n_trials) for each in good])]
+    encoders = [(group, [float(each.n_present[m]) for each in good]) for m, group in own.items()]
+    return [*encoders, (rest, [float(each.n_trials) for each in good])]

@@ -148,8 +148,8 @@ class RoundReport:
     Attributes
     ----------
     round : int
-    used : dict of str to float
-        Sites whose contribution counted, and the norm of their update.
+    used : dict of str to float or None
+        Sites whose contribution counted, and the norm of their update; None where the server saw the sum alone.
     refused : dict of str to str
         Sites whose contribution did not, and why.
     without_prototype : list of str
@@ -159,7 +159,7 @@ class RoundReport:
     """
 
     round: int
-    used: dict[str, float]
+    used: dict[str, float | None]
     refused: dict[str, str]
     without_prototype: list[str]
     suppressed: int
