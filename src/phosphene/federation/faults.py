@@ -13,7 +13,7 @@ from phosphene.errors import FederationError, InputError, MissingDependencyError
 from phosphene.federation.library import PrototypeLibrary
 from phosphene.federation.state import Contribution, GlobalState
 
-__all__ = ["Fault", "check_faults", "reason_of", "spoiled"]
+__all__ = ["NOT_FINITE", "REASONS", "SPENT", "Fault", "check_faults", "reason_of", "spoiled"]
 
 Kind = Literal["drop", "delay", "nan", "poison", "rubbish"]
 
@@ -30,6 +30,9 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (ArithmeticError, "a calculation failed there"),
 )
 _OTHER = "its training stopped with an error"
+NOT_FINITE = "its adapters are not finite after training"
+SPENT = "its privacy budget is spent: it releases nothing more"
+REASONS = frozenset({*(words for _, words in _REASONS), _OTHER, NOT_FINITE, SPENT})  # a site sends no other words
 
 
 @dataclass(frozen=True)

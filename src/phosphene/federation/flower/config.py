@@ -1,0 +1,150 @@
+"""What is configured where: the run's settings come from the server, what a site is and has from the site alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field as Option
+
+from phosphene.errors import InputError
+from phosphene.federation.privacy import PrivacySettings
+from phosphene.federation.settings import FederationSettings
+from phosphene.settings import Settings, parse_assignments
+
+__all__ = ["RunSettings", "SiteSettings"]
+
+
+class RunSettings(Settings):
+    """A run, as the app's ``[tool.flwr.app.config]`` and ``flwr run --run-config`` give it; empty text is not given."""
+
+    rounds: int = Option(default=10, ge=1, description="in all; a run in the same folder may be given more")
+    sites: int = Option(default=2, ge=1, description="how many are waited for")
+    out: str = Option(default="", description="run folder at the server, from the root; resumed where it exists")
+    preset: str = Option(default="default", description="of phosphene federate")
+    set: str = Option(default="", description="settings, such as 'model.width=32 client.epochs=1'")
+    seed: int = Option(default=0, ge=0)
+    classes: str = Option(default="", description="label columns of the classes, with commas")
+    class_names: str = Option(default="", description="the classes, with commas; default: what sites find, alike")
+    targets: str = Option(default="", description="image encoder, by name, where a site names none itself")
+    text: str = Option(default="", description="text encoder, likewise")
+    split: str = Option(default="", description="split of the sites' studies; default: their first")
+    missing: float = Option(default=0.0, ge=0, lt=1, description="rate of modalities hidden on purpose, for studies")
+    pattern: Literal["instance", "site"] = Option(default="instance", description="how they are hidden")
+    participation: float = Option(default=1.0, gt=0, le=1, description="share of the sites drawn for a round")
+    quorum: int = Option(default=0, ge=0, description="usable contributions a round needs; 0: the preset's")
+    wait: float = Option(default=600.0, gt=0, description="seconds until the sites must be there")
+    deadline: float = Option(default=3600.0, gt=0, description="seconds for the answers of a round")
+    privacy: str = Option(default="", description="such as 'update_limit=1 feature_limit=1'; see federated_privacy")
+    secure_sum: bool = Option(default=False, description="not available on this engine")
+    study: str = Option(default="", description="simulation only: the study dealt to the sites")
+    keep: str = Option(default="", description="simulation only: folder of what the sites keep")
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> Self:
+        """From Flower's run config; checked as a whole.
+
+        Raises
+        ------
+        InputError
+            For unknown settings, a relative folder, and secure summation.
+        """
+        made = cls.build({name.replace("-", "_"): value for name, value in config.items()})
+        if made.secure_sum:
+            raise InputError(
+                "secure summation is not available on this engine: Flower has it for its older interface alone. "
+                "Train in process (phosphene federate), or use noise at the sites (privacy)"
+            )
+        if not made.classes:
+            raise InputError("classes is empty: name the label columns of the classes")
+        for name in ("out", "study", "keep"):
+            if (value := getattr(made, name)) and not Path(value).is_absolute():
+                raise InputError(f"{name} is {value!r}: give the path from the root, apps have no folder of their own")
+        if made.pattern != "instance" and not made.missing:
+            raise InputError("pattern has no use: nothing is missing at a rate of 0")
+        made.federation()
+        made.protection()
+        return made
+
+    @property
+    def columns(self) -> list[str]:
+        """Label columns of the classes."""
+        return _words(self.classes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Classes that were fixed beforehand; none where sites find them."""
+        return tuple(_words(self.class_names))
+
+    def federation(self) -> FederationSettings:
+        """Settings that all sites and the server must have alike."""
+        given = parse_assignments(self.set.split())
+        if "seed" in given:
+            raise InputError("the seed is a setting of the run: seed")
+        for name, table in given.items():
+            if not isinstance(table, dict):
+                raise InputError(f"set takes TABLE.KEY=VALUE, such as model.width=64; found {name} = {table!r}")
+        settings = FederationSettings.preset(self.preset, seed=self.seed, **given)
+        if not self.quorum:
+            return settings
+        return FederationSettings.build(settings.model_dump(), {"server": {"quorum": self.quorum}})
+
+    def protection(self) -> PrivacySettings | None:
+        """Clipping and noise at the sites; None where nothing is asked for."""
+        if not self.privacy:
+            return None
+        given = parse_assignments(self.privacy.split())
+        made = PrivacySettings.build(given)
+        if idle := made.idle(given):
+            raise InputError("; ".join(f"privacy: {name} has no use: {why}" for name, why in idle.items()))
+        return made
+
+
+class SiteSettings(Settings):
+    """What a site is and has, from ``flower-supernode --node-config``; nothing of it is sent, but the name."""
+
+    site: str = Option(default="", description="its name in the federation")
+    study: str = Option(default="", description="its study file")
+    keep: str = Option(default="", description="folder of what it keeps: adapters, and what was released so far")
+    people: str = Option(default="", description="of the study, with commas; default: all of the training part")
+    targets: str = Option(default="", description="image encoder by name, or a folder written by phosphene encode")
+    text: str = Option(default="", description="text encoder, likewise")
+    partition_id: int | None = Option(default=None, ge=0, description="its place where one study is dealt to sites")
+    num_partitions: int | None = Option(default=None, ge=1, description="how many sites there are then")
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any], run: RunSettings) -> Self:
+        """From the node's configuration, and in a simulation from the run's.
+
+        A site with a name of its own reads and writes only what its own configuration names: the server has no say.
+
+        Raises
+        ------
+        InputError
+            For a configuration that leaves open what the site is, or where its data lie.
+        """
+        made = cls.build({name.replace("-", "_"): value for name, value in config.items()})
+        dealt = made.partition_id is not None and made.num_partitions is not None
+        if dealt == bool(made.site):
+            raise InputError("a site has a name (site=...), or a place in a simulation (partition-id, num-partitions)")
+        if dealt and made.people:
+            raise InputError("people has no use: in a simulation they are dealt to sites in order")
+        given = {name: getattr(made, name) or (getattr(run, name) if dealt else "") for name in ("study", "keep")}
+        given |= {name: getattr(made, name) or getattr(run, name) for name in ("targets", "text")}
+        for name, value in given.items():
+            if not value:
+                raise InputError(f"the site's configuration lacks {name}: --node-config '{name}=\"...\"'")
+        for name in ("targets", "text"):
+            if not getattr(made, name) and Path(given[name]).is_absolute():
+                raise InputError(f"{name} {given[name]!r} comes from the server and is a path: name it at the site")
+        return made.model_copy(update=given)
+
+    @property
+    def person_names(self) -> list[str]:
+        """People that were named."""
+        return _words(self.people)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]

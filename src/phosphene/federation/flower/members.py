@@ -1,0 +1,97 @@
+"""Who takes part: nodes that are connected are asked who they are, at the start and whenever new ones come."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+from flwr.serverapp import Grid
+
+from phosphene.errors import FederationError, InputError
+from phosphene.federation.flower.exchange import Exchange, Reply
+from phosphene.federation.flower.messages import agreement_of, packed
+from phosphene.federation.state import Agreement, check_agreement
+
+__all__ = ["Members"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Member:
+    node: int
+    agreement: Agreement
+
+
+class Members:
+    """Sites by name, and the nodes at which they are.
+
+    Parameters
+    ----------
+    grid : Grid
+    seconds : float
+        For which a question waits for its answer.
+    """
+
+    def __init__(self, grid: Grid, seconds: float) -> None:
+        self._grid, self._questions = grid, Exchange(grid, "query", seconds)
+        self._members: dict[str, _Member] = {}
+        self._asked: set[int] = set()
+        self._agreement: Agreement | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Sites that said who they are, and agree with the others."""
+        return sorted(self._members)
+
+    def gather(self, sites: int, quorum: int, wait: float, pause: float = 1.0) -> Agreement:
+        """Wait until so many sites are there; a quorum is enough when the time is over.
+
+        Raises
+        ------
+        InputError
+            For sites that do not agree, and two of one name.
+        FederationError
+            For fewer than the quorum.
+        """
+        end = time.monotonic() + wait
+        self.look()
+        while len(self._members) < sites and time.monotonic() < end:
+            time.sleep(pause)
+            self.look()
+        if len(self._members) < quorum:
+            raise FederationError(
+                f"within {wait:g} s {len(self._members)} of {sites} sites said who they are, and {quorum} are needed; "
+                f"{len(self._asked)} nodes were connected"
+            )
+        if len(self._members) < sites:
+            log.warning("%d of %d sites came in time: %s", len(self._members), sites, ", ".join(self.names))
+        self._agreement = check_agreement({name: each.agreement for name, each in self._members.items()})
+        return self._agreement
+
+    def look(self) -> dict[str, int]:
+        """Ask nodes that are new who they are, take in whoever answered, and say who is connected: name and node."""
+        online = set(self._grid.get_node_ids())
+        self._asked &= online  # whoever comes back is asked again
+        self._questions.send({node: packed({}) for node in online - self._asked})
+        self._asked |= online
+        for node, reply in self._questions.look().items():
+            self._admit(node, reply, online)
+        return {name: each.node for name, each in self._members.items() if each.node in online}
+
+    def _admit(self, node: int, reply: Reply, online: set[int]) -> None:
+        try:
+            name, own = str(reply.facts["site"]), agreement_of(reply.facts["agreement"])
+        except (KeyError, TypeError, InputError):
+            log.warning("node %d does not take part: %s", node, reply.reason or "its answer cannot be read")
+            return
+        held = self._members.get(name)
+        if held is not None and held.node != node and held.node in online:
+            if self._agreement is None:
+                raise InputError(f"two nodes call themselves {name}: every site needs a name of its own")
+            log.warning("node %d calls itself %s, who is there already: it is left out", node, name)
+        elif self._agreement is not None and (differ := own.differences(self._agreement)):
+            log.warning("%s came and does not agree with the others: %s", name, "; ".join(differ))
+        else:
+            self._members[name] = _Member(node, own)

@@ -1,0 +1,179 @@
+"""The server's rounds over Flower: who is there, who is asked, what came, and an update in every round or an error."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import sys
+import time
+from dataclasses import replace
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from phosphene.errors import FederationError, InputError
+from phosphene.federation.engine import RoundFailure
+from phosphene.federation.flower.config import RunSettings
+from phosphene.federation.flower.exchange import Reply, ask
+from phosphene.federation.flower.members import Members
+from phosphene.federation.flower.messages import facts_of, packed
+from phosphene.federation.flower.record import record_of
+from phosphene.federation.protected import check_private
+from phosphene.federation.randomness import drawn, n_drawn
+from phosphene.federation.run_state import Federated, RunFolder
+from phosphene.federation.server import first_state, server_update
+from phosphene.federation.settings import FederationSettings
+from phosphene.federation.state import Contribution, GlobalState
+from phosphene.files import read_json, write_json
+
+__all__ = ["federate_over", "server_app"]
+
+log = logging.getLogger(__name__)
+
+_TOKEN = "token.json"
+_MOST_TRIALS = 2**53  # beyond, an average in floating point is none
+_ABSENT = Reply(reason="it is not connected")
+_UNREADABLE = "its contribution cannot be read, or stands under another name"
+
+
+def server_app() -> ServerApp:
+    """The app of the server; a run without an update in every round ends with an error."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        _show_log()
+        run = RunSettings.of_config(context.run_config)
+        done = federate_over(grid, run)
+        log.info("%s: %d rounds, %d sites in the last", run.out, done.shared.round, len(done.history[-1].used))
+
+    return app
+
+
+def federate_over(grid: Grid, run: RunSettings, pause: float = 1.0) -> Federated:
+    """Rounds over Flower, from what the run folder holds.
+
+    Parameters
+    ----------
+    grid : Grid
+    run : RunSettings
+    pause : float
+        Seconds between two looks for sites and answers.
+
+    Returns
+    -------
+    Federated
+        Server and history; what sites keep stays with them.
+
+    Raises
+    ------
+    InputError
+        For settings that do not fit, sites that do not agree or have one name, and a folder of another run.
+    FederationError
+        Where too few sites came in time.
+    RoundFailure
+        For a round below the quorum. The last good round is kept.
+    """
+    settings, privacy = run.federation(), run.protection()
+    _check(run, settings)
+    members = Members(grid, max(run.wait, run.deadline))
+    agreement = members.gather(run.sites, settings.server.quorum, run.wait, pause)
+    start = Federated(_in_order(first_state(agreement, settings)), {})
+    noisy = privacy is not None and privacy.seed is None
+    folder = RunFolder(run.out, {**_asked(run, settings), "agreement": facts_of(agreement)}, settings, noisy)
+    now = folder.read(start)
+    if now.shared.round > run.rounds:
+        raise InputError(f"{run.out} holds {now.shared.round} rounds, {run.rounds} are asked for: name a new folder")
+    token = _token(folder)
+    while now.shared.round < run.rounds:
+        now = _round(now, grid, run, token, members, pause)
+        folder.write(now)
+    return now
+
+
+def _check(run: RunSettings, settings: FederationSettings) -> None:
+    if not run.out:
+        raise InputError("out is empty: name the run folder at the server")
+    asked, quorum = n_drawn(run.sites, run.participation), settings.server.quorum
+    if quorum > asked:
+        raise InputError(f"the quorum is {quorum}, and {asked} of {run.sites} sites are asked in a round")
+    if (privacy := run.protection()) is not None:
+        if privacy.update_limit is None and privacy.feature_limit is None and privacy.trial_sgd is None:
+            raise InputError("privacy protects nothing: give update_limit, feature_limit, or trial_sgd")
+        if privacy.shares > 1:
+            raise InputError("privacy.shares needs secure sums, which are not available on this engine: leave it at 1")
+        check_private(settings, privacy)
+
+
+def _asked(run: RunSettings, settings: FederationSettings) -> dict[str, Any]:
+    """For JSON: all that a resumed run must have alike."""
+    privacy = run.protection()
+    given = run.model_dump(include={"participation", "classes", "class_names", "split", "missing", "pattern"})
+    return {
+        "engine": "flower",
+        "settings": settings.model_dump(mode="json"),
+        "privacy": None if privacy is None else privacy.model_dump(mode="json"),
+        **given,
+    }
+
+
+def _token(folder: RunFolder) -> str:
+    """A name of the run under which sites keep their part: drawn once, the same when it is resumed."""
+    place = folder.folder / _TOKEN
+    if not place.exists():
+        write_json(place, secrets.token_hex(16))
+    return str(read_json(place))
+
+
+def _in_order(shared: GlobalState) -> GlobalState:
+    """The same with names in the order of a state that was read."""
+    return GlobalState.from_tensors(*shared.to_tensors())
+
+
+# -- a round --------------------------------------------------------------------------------------------------------
+
+
+def _round(now: Federated, grid: Grid, run: RunSettings, token: str, members: Members, pause: float) -> Federated:
+    settings, privacy, started = run.federation(), run.protection(), time.perf_counter()
+    there, round_ = members.look(), now.shared.round + 1
+    names = drawn(members.names, run.participation, settings.seed, round_)
+    tensors, facts = replace(now.shared, moments={}, report=None).to_tensors()  # what the server needs for itself
+    contents = {there[name]: packed({"run": token, "shared": facts}, tensors) for name in names if name in there}
+    answers = ask(grid, contents, "train", run.deadline, pause)
+    replies = {name: answers[there[name]] if name in there else _ABSENT for name in names}
+    sent = {name: each for name, reply in replies.items() if (each := _contribution(name, reply)) is not None}
+    missing = {name: reply.reason or _UNREADABLE for name, reply in replies.items() if name not in sent}
+    for name, reason in missing.items():
+        log.warning("round %d: %s is missing: %s", round_, name, reason)
+    noised = privacy is not None and privacy.feature_limit is not None
+    try:
+        shared = _in_order(server_update(now.shared, list(sent.values()), settings, noised))
+    except (FederationError, InputError) as error:  # the second: fewer than a robust aggregator needs
+        who = "; ".join(f"{name}: {reason}" for name, reason in missing.items()) or "no site"
+        raise RoundFailure(f"{error}. Missing: {who}", now) from None
+    idle = [name for name in members.names if name not in names]
+    record = record_of(now, shared, sent, missing, idle, replies, time.perf_counter() - started)
+    log.info("round %d: %d of %d sites, %.1f s", round_, len(record.used), len(names), record.seconds)
+    return Federated(shared, {}, (*now.history, record))
+
+
+def _contribution(name: str, reply: Reply) -> Contribution | None:
+    """What a site sent, under its own name; None where there is none that can be read."""
+    if reply.reason:
+        return None
+    try:
+        sent = Contribution.from_tensors(reply.tensors, reply.facts["contribution"])
+    except Exception:  # rubbish may fail in any way
+        return None
+    return sent if sent.site == name and sent.n_trials < _MOST_TRIALS else None
+
+
+def _show_log() -> None:
+    """To the standard output of the app, which Flower carries to whoever follows the run."""
+    own = logging.getLogger("phosphene")
+    if not own.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        own.addHandler(handler)
+    own.setLevel(logging.INFO)

@@ -1,0 +1,129 @@
+"""A site of a federation: answers who it is, and trains. Its data and its people's adapters stay on its own disk.
+
+Errors are told to the server in fixed words by their kind; what they say stands in the site's own log alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, get_args
+
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor
+
+from phosphene.encoders import targets_named
+from phosphene.errors import FederationError, InputError
+from phosphene.federation.accounting import Accountant, Unit
+from phosphene.federation.classes import LabelClasses
+from phosphene.federation.client import client_update
+from phosphene.federation.faults import NOT_FINITE, SPENT, reason_of
+from phosphene.federation.flower.config import RunSettings, SiteSettings
+from phosphene.federation.flower.keeping import SiteFolder
+from phosphene.federation.flower.messages import facts_of, packed, unpacked
+from phosphene.federation.privacy import PrivacySettings
+from phosphene.federation.protected import planned_releases, protected_update
+from phosphene.federation.settings import FederationSettings
+from phosphene.federation.sites import dealt, site_of_study
+from phosphene.federation.state import GlobalState, SiteState
+from phosphene.recordings import Study
+
+__all__ = ["client_app", "first_site"]
+
+log = logging.getLogger(__name__)
+
+Answer = tuple[dict[str, Any], dict[str, Tensor] | None]
+
+
+def first_site(own: SiteSettings, run: RunSettings) -> SiteState:
+    """The site before its first round, from its study."""
+    settings = run.federation()
+    with Study.open(own.study) as opened:
+        study = opened.using(run.split) if run.split else opened
+        view = study.split("train")
+        name, people = own.site, own.person_names or view.subjects
+        lack = None
+        if own.partition_id is not None and own.num_partitions is not None:
+            places = dealt(view.subjects, own.num_partitions)
+            name, people = list(places.items())[own.partition_id]
+            lack = {"rate": run.missing, "kind": run.pattern, "seed": run.seed, "sites": list(places)}
+        elif run.missing:
+            raise InputError("missing is for studies of one machine: a site of its own hides nothing")
+        names = run.names or LabelClasses.found(view.stimuli.labels, run.columns).names
+        targets = targets_named(own.targets, study, progress=False), targets_named(own.text, study, progress=False)
+        classes = LabelClasses(names, tuple(run.columns))
+        return site_of_study(name, view.subset(people), classes, targets, settings.model.width, lack)
+
+
+def client_app() -> ClientApp:
+    """The app that runs at every site: ``query`` says who it is, ``train`` trains for a round."""
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        return _answered(message, context, _introduced)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return _answered(message, context, _trained)
+
+    return app
+
+
+def _answered(
+    message: Message, context: Context, ask: Callable[[RecordDict, SiteSettings, RunSettings], Answer]
+) -> Message:
+    try:
+        run = RunSettings.of_config(context.run_config)
+        facts, tensors = ask(message.content, SiteSettings.of_config(context.node_config, run), run)
+    except Exception as error:  # a site may fail in any way
+        log.error("not taking part: %s", error, exc_info=error)
+        facts, tensors = {"failed": reason_of(error)}, None
+    return Message(packed(facts, tensors), reply_to=message)
+
+
+def _introduced(content: RecordDict, own: SiteSettings, run: RunSettings) -> Answer:
+    site = first_site(own, run)
+    return {"site": site.site, "agreement": facts_of(site.agreement)}, None
+
+
+def _trained(content: RecordDict, own: SiteSettings, run: RunSettings) -> Answer:
+    facts, tensors = unpacked(content)
+    token = str(facts["run"])
+    if not re.fullmatch(r"[0-9a-f]{32}", token):
+        raise InputError(f"the server calls the run {token[:40]!r}, not 32 hexadecimal digits")
+    shared, settings = GlobalState.from_tensors(tensors, facts["shared"]), run.federation()
+    start = first_site(own, run)
+    folder = SiteFolder(own.keep, token, start)
+    before = folder.before(shared.round)
+    privacy, epsilon = run.protection(), {}
+    if privacy is None:
+        sent, after = client_update(before, shared, settings)
+    else:
+        try:
+            epsilon = _counted(before, settings, privacy, folder)
+        except FederationError as error:
+            log.error("round %d: %s", shared.round + 1, error)
+            return {"failed": SPENT}, None
+        sent, after = protected_update(before, shared, settings, privacy)
+        after = replace(after, round=shared.round + 1)
+    if not all(bool(torch.isfinite(each).all()) for each in (*after.private.values(), *after.optimiser.values())):
+        return {"failed": NOT_FINITE}, None
+    folder.keep(before, after)
+    log.info("round %d: %d trials, %d bytes leave the site", shared.round + 1, sent.n_trials, sent.n_bytes)
+    tensors, facts = sent.to_tensors()
+    return {"contribution": facts, "epsilon": epsilon}, tensors
+
+
+def _counted(
+    before: SiteState, settings: FederationSettings, privacy: PrivacySettings, folder: SiteFolder
+) -> dict[str, float]:
+    """Count a round on the site's disk, before anything is trained; epsilon by unit afterwards."""
+    accountant = folder.accountant(Accountant(privacy.delta, privacy.epsilon_limit))
+    accountant.spend(before.site, planned_releases(before, settings, privacy))
+    folder.count(accountant)
+    return {unit: accountant.epsilon(unit) for unit in get_args(Unit)}
