@@ -17,7 +17,7 @@ import torch
 from phosphene.errors import FederationError, InputError
 from phosphene.federation.accounting import Accountant, Unit
 from phosphene.federation.client import client_update
-from phosphene.federation.faults import Fault, check_faults, reason_of, spoiled
+from phosphene.federation.faults import NOT_FINITE, SPENT, Fault, check_faults, reason_of, spoiled
 from phosphene.federation.missing import fractions
 from phosphene.federation.privacy import PrivacySettings
 from phosphene.federation.protected import check_private, planned_releases, protected_update
@@ -35,7 +35,6 @@ __all__ = ["RoundFailure", "federate"]
 log = logging.getLogger(__name__)
 
 _NOT_SUMMABLE = "what it would send holds numbers that are not finite, or too large to be added up"
-_SPENT = "its privacy budget is spent: it releases nothing more"
 
 
 class RoundFailure(FederationError):
@@ -240,7 +239,7 @@ def _round(now: Federated, plan: _Plan, folder: RunFolder | None) -> Federated:
         folder.count(accountant)
     summation = _summation(plan, set(names) - silent, round_)
     answers = {
-        name: _Answer(now.sites[name], reason=_SPENT)
+        name: _Answer(now.sites[name], reason=SPENT)
         if name in silent
         else _ask(now.sites[name], now.shared, plan, summation)
         for name in names
@@ -317,7 +316,7 @@ def _ask(site: SiteState, shared: GlobalState, plan: _Plan, summation: SecureSum
     except Exception as error:  # a site may fail in any way
         return _Answer(site, reason=reason_of(error))
     if not all(bool(torch.isfinite(each).all()) for each in (*after.private.values(), *after.optimiser.values())):
-        return _Answer(site, reason="its adapters are not finite after training")
+        return _Answer(site, reason=NOT_FINITE)
     if fault is not None and kind in ("nan", "poison"):
         sent = spoiled(sent, shared, fault)
     if summation is None:
