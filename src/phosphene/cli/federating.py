@@ -1,22 +1,28 @@
-"""Command `federate`: train across sites, in process."""
+"""Command `federate`: train across sites, in process; what it brings, what it costs and what leaks nevertheless."""
 
 from __future__ import annotations
 
+import math
+import shlex
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phosphene.cli.decoding import targets_of
+from phosphene.cli.federated_words import lines
 from phosphene.cli.options import Config, Json, Seed, Set, StudyFile, given_settings, progress_wanted
 from phosphene.errors import InputError
 
 if TYPE_CHECKING:
-    from phosphene.encoders import Targets
-    from phosphene.federation import Federated, FederationSettings, RoundRecord, SiteState
-    from phosphene.recordings import StudyView
+    from phosphene.federation import ClusterClasses, FederationSettings, LabelClasses, SiteState, Trials
+    from phosphene.federation.privacy import PrivacySettings
+    from phosphene.recordings import Study
 
 __all__ = ["federate"]
+
+_N_BOOT = 1000
 
 
 def federate(
@@ -27,13 +33,25 @@ def federate(
     text: Annotated[
         str, typer.Option("--text", help="Text encoder, or a folder written by encode.", metavar="NAME|DIR")
     ],
-    classes: Annotated[
-        list[str],
-        typer.Option("--classes", help="Label column of the classes, or a pattern; may be repeated.", metavar="COLUMN"),
-    ],
     out: Annotated[
         Path, typer.Option("--out", help="Run folder; an interrupted run is resumed to the same bits.", metavar="DIR")
     ],
+    classes: Annotated[
+        list[str] | None,
+        typer.Option("--classes", help="Label column of the classes, or a pattern; may be repeated.", metavar="COLUMN"),
+    ] = None,
+    clusters: Annotated[
+        int | None,
+        typer.Option("--clusters", help="Instead: so many clusters of image embeddings, fitted on --public stimuli."),
+    ] = None,
+    public: Annotated[
+        str | None,
+        typer.Option(
+            "--public",
+            help="Stimuli everybody may know: a role of the split, such as train, or SPLIT/ROLE; none of the test.",
+            metavar="[SPLIT/]ROLE",
+        ),
+    ] = None,
     sites: Annotated[int, typer.Option("--sites", help="How many; people are dealt to them in order.")] = 4,
     rounds: Annotated[int, typer.Option("--rounds", help="In all; a run in DIR may be given more.")] = 10,
     missing: Annotated[float, typer.Option("--missing", help="Rate of missing modalities, in [0, 1).")] = 0.0,
@@ -60,48 +78,110 @@ def federate(
             metavar="KIND:SITE:ROUNDS[:SIZE]",
         ),
     ] = None,
+    secure: Annotated[
+        bool, typer.Option("--secure", help="The server sees nothing but sums over sites, of at least three.")
+    ] = False,
+    privacy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--privacy",
+            help="Clipping and noise at the sites, such as update_limit=1 or trial_sgd.noise=2; may be repeated.",
+            metavar="KEY=VALUE",
+        ),
+    ] = None,
+    compare: Annotated[
+        bool | None,
+        typer.Option(
+            "--compare/--no-compare",
+            help="Train without protection too, for what it costs in accuracy; default: with --privacy.",
+        ),
+    ] = None,
+    audit: Annotated[
+        bool,
+        typer.Option("--audit", help="Train on half of every site's stimuli and attack what the server sees of each."),
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Write all of it as one HTML page.", metavar="FILE")
+    ] = None,
     seed: Seed = 0,
     config: Config = None,
     assignments: Set = None,
     json: Json = None,
 ) -> None:
-    """Train PmcmFL across sites, in this process; what each round was made of is printed."""
-    from phosphene.federation import Fault, dealt
-    from phosphene.federation import federate as run
+    """Train PmcmFL across sites in this process, score what each decodes, and say what left the sites."""
+    from phosphene.federation import Fault
+    from phosphene.federation.audit_run import halved
+    from phosphene.files import write_json
     from phosphene.recordings import Study
+    from phosphene.reporting import report_federated
 
     faults = [Fault.parse(words) for words in fault or []]
-    settings = _settings(preset, seed, config, assignments)
+    asked = _asked(preset, seed, config, assignments, privacy, secure, sites)
     if pattern != "instance" and not missing:
         raise InputError("--pattern has no use: nothing is missing without --missing")
+    if compare and asked.privacy is None:
+        raise InputError("--compare has no use: without --privacy the run has no protection that could cost accuracy")
     with Study.open(study) as opened:
         if split is not None:
             opened = opened.using(split)
-        places = dealt(opened.split("train").subjects, sites)
-        made = _sites(
-            opened.split("train"),
-            places,
-            (targets_of(targets, opened), targets_of(text, opened)),
-            classes,
+        data = _data(
+            opened,
+            (targets, text),
+            (classes or [], clusters, public),
+            sites,
             {"rate": missing, "kind": pattern, "seed": seed},
-            settings,
+            asked.settings,
         )
-    done = run(
-        made,
-        settings,
-        rounds,
-        out=out,
-        quorum=quorum,
-        participation=participation,
-        deadline=deadline,
-        faults=faults,
-        progress=progress_wanted(),
-    )
-    _tell(done, places, out, json)
+    if audit:
+        for each in data.sites.values():
+            halved(each, seed)  # what cannot be audited is told before any training
+    how = {
+        "quorum": quorum,
+        "participation": participation,
+        "deadline": deadline,
+        "faults": faults,
+        "secure": secure,
+        "progress": progress_wanted(),
+    }
+    told = _run(asked, data, rounds, out, how, asked.privacy is not None if compare is None else compare)
+    if audit:
+        told["audit"] = _audit(asked, data, rounds, out, secure, seed)
+    for line in lines(told):
+        typer.echo(line)
+    typer.echo(f"{out}: {len(told['history'])} rounds, {len(told['classes'])} classes")
+    if json is not None:
+        write_json(json, told)
+    if report is not None:
+        command = shlex.join(["phosphene", *sys.argv[1:]])
+        typer.echo(report_federated(told, report, command=command))
 
 
-def _settings(preset: str, seed: int, config: Path | None, assignments: list[str] | None) -> FederationSettings:
+# -- what was asked for ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Settings of a run and of the run without protection beside it, and what was set without being asked for."""
+
+    settings: FederationSettings
+    bare: FederationSettings
+    privacy: PrivacySettings | None
+    notes: list[str]
+
+
+def _asked(
+    preset: str,
+    seed: int,
+    config: Path | None,
+    assignments: list[str] | None,
+    privacy: list[str] | None,
+    secure: bool,
+    n_sites: int,
+) -> _Asked:
     from phosphene.federation import FederationSettings
+    from phosphene.federation.library import PARTS
+    from phosphene.federation.privacy import Protection
+    from phosphene.settings import merge, parse_assignments
 
     given = given_settings(config, assignments)
     if "seed" in given:
@@ -109,53 +189,167 @@ def _settings(preset: str, seed: int, config: Path | None, assignments: list[str
     for name, table in given.items():
         if not isinstance(table, dict):
             raise InputError(f"settings are --set TABLE.KEY=VALUE, such as model.width=64; found {name} = {table!r}")
-    return FederationSettings.preset(preset, seed=seed, **given)
+    protection = _privacy(merge(given.pop("privacy", {}), parse_assignments(privacy or [])))
+    notes = []
+    if secure and "max_ratio" not in given.get("server", {}):
+        given = merge(given, {"server": {"max_ratio": None}})
+        notes.append("server.max_ratio is off: of sums alone no single update can be judged")
+    settings = bare = FederationSettings.preset(preset, seed=seed, **given)
+    if protection is not None and "min_count" not in given.get("library", {}):
+        least = math.ceil(Protection(protection, settings.model.width, len(PARTS)).least_count(n_sites))
+        if least > settings.library.min_count:
+            settings = FederationSettings.preset(preset, seed=seed, **merge(given, {"library": {"min_count": least}}))
+            notes.append(f"library.min_count is {least}: three deviations of the noise on counts")
+    return _Asked(settings, bare, protection, notes)
 
 
-def _sites(
-    view: StudyView,
-    places: dict[str, list[str]],
-    targets: tuple[Targets, Targets],
-    columns: list[str],
+def _privacy(given: dict[str, Any]) -> PrivacySettings | None:
+    from phosphene.federation.privacy import PrivacySettings
+
+    if not given:
+        return None
+    made = PrivacySettings.build(given)
+    if idle := made.idle(given):
+        raise InputError("; ".join(f"privacy.{name} has no use: {why}" for name, why in idle.items()))
+    return made
+
+
+# -- the data -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Data:
+    """Sites, what they are tested on, and who they are."""
+
+    sites: dict[str, SiteState]
+    tests: dict[str, Trials]
+    units: dict[str, str]
+    facts: dict[str, Any]
+    notes: list[str]
+
+
+def _data(
+    study: Study,
+    encoders: tuple[str, str],
+    classes_of: tuple[list[str], int | None, str | None],
+    n_sites: int,
     lack: dict[str, Any],
     settings: FederationSettings,
-) -> dict[str, SiteState]:
-    from phosphene.federation import LabelClasses, site_of_study
+) -> _Data:
+    from phosphene.encoders import targets_named
+    from phosphene.federation import dealt, site_of_study
+    from phosphene.federation.sites import trials_of_view
 
-    classes = LabelClasses.found(view.stimuli.labels, columns)
-    return {
-        name: site_of_study(
-            name, view.subset(people), classes, targets, settings.model.width, {**lack, "sites": list(places)}
-        )
+    train = study.split("train")
+    places = dealt(train.subjects, n_sites)
+    image, text = (targets_named(name, study, progress_wanted()) for name in encoders)
+    classes, words = _classes(study, classes_of, image, lack["seed"])
+    lack = {**lack, "sites": list(places)}
+    made = {
+        name: site_of_study(name, train.subset(people), classes, (image, text), settings.model.width, lack)
         for name, people in places.items()
     }
+    notes, tests, units = [], {}, {}
+    if "test" in study.roles():
+        view = study.split("test")
+        tests = {n: trials_of_view(view.subset(people), classes, (image, text), True) for n, people in places.items()}
+        units = dict(zip(view.stimulus_ids.tolist(), view.units.tolist(), strict=True))
+    if blank := sorted(name for name in places if not len(tests.get(name, ()))):
+        tests = {}
+        notes.append(f"nothing is scored: {', '.join(blank)} has no test trials")
+    people = {name: [[who, made[name].trials.inputs.people[who]] for who in each] for name, each in places.items()}
+    facts = {
+        "study": {"name": study.name, "split": study.current_split, "virtual": study.recipe.get("source", "")},
+        "encoders": [f"{word} ({each.identity[:12]})" for word, each in zip(encoders, (image, text), strict=True)],
+        "classes_from": words,
+        "people": people,
+        "test_trials": {name: len(trials) for name, trials in tests.items()},
+    }
+    return _Data(made, tests, units, facts, notes)
 
 
-def _tell(done: Federated, places: dict[str, list[str]], out: Path, json: Path | None) -> None:
+def _classes(
+    study: Study, asked: tuple[list[str], int | None, str | None], image: Any, seed: int
+) -> tuple[LabelClasses | ClusterClasses, str]:
+    """Classes, and where they come from in words."""
+    from phosphene.federation import LabelClasses
+    from phosphene.federation.sites import clusters_of_study
+
+    columns, clusters, public = asked
+    if bool(columns) == (clusters is not None):
+        raise InputError("classes come from label columns (--classes) or from clusters (--clusters): give one of them")
+    if clusters is None:
+        if public is not None:
+            raise InputError("--public has no use without --clusters")
+        found = LabelClasses.found(study.split("train").stimuli.labels, columns)
+        return found, f"label columns {', '.join(columns)}"
+    if public is None:
+        raise InputError(
+            "--clusters needs --public: the stimuli to fit them on, such as train; never those of the test"
+        )
+    fitted = clusters_of_study(study, public, image, clusters, seed)
+    return fitted, f"clusters of image embeddings of {len(fitted.fitted_on)} public stimuli ({public})"
+
+
+# -- the runs -------------------------------------------------------------------------------------------------------
+
+
+def _run(asked: _Asked, data: _Data, rounds: int, out: Path, how: dict[str, Any], compare: bool) -> dict[str, Any]:
+    """Train and score, with protection and where asked without, and say so in plain values."""
     from dataclasses import asdict
+    from typing import get_args
 
-    from phosphene.federation import fractions
-    from phosphene.files import write_json
+    from phosphene.evaluation.federated_run import score_run
+    from phosphene.federation import federate, fractions
+    from phosphene.federation.accounting import Unit
 
-    lacking = {name: fractions(site.trials.present.numpy()) for name, site in done.sites.items()}
-    for name, people in places.items():
-        shares = ", ".join(f"{key} {value:.2f}" for key, value in lacking[name].items() if not key.startswith("only "))
-        typer.echo(f"{name}: {', '.join(people)}; {len(done.sites[name].trials)} trials, {shares}")
-    for record in done.history:
-        typer.echo(_line(record))
-    typer.echo(f"{out}: {len(done.history)} rounds, {len(done.shared.agreement.classes)} classes")
-    if json is not None:
-        rounds = [asdict(record) for record in done.history]
-        write_json(json, {"sites": places, "fractions": lacking, "history": rounds})
+    done = federate(data.sites, asked.settings, rounds, out=out, privacy=asked.privacy, **how)
+    told: dict[str, Any] = {
+        **data.facts,
+        "sites": {name: [who for who, _ in people] for name, people in data.facts["people"].items()},
+        "classes": list(done.shared.agreement.classes),
+        "trials": {name: len(site.trials) for name, site in data.sites.items()},
+        "fractions": {name: fractions(site.trials.present.numpy()) for name, site in data.sites.items()},
+        "history": [asdict(record) for record in done.history],
+        "secure": how["secure"],
+        "notes": [*asked.notes, *data.notes],
+        "settings": asked.settings.model_dump(mode="json"),
+    }
+    if data.tests:
+        told["scores"] = score_run(done, data.tests, asked.settings, data.units, _N_BOOT)
+    if asked.privacy is not None and done.accountant is not None:
+        told["privacy"] = {
+            "settings": asked.privacy.model_dump(mode="json"),
+            "units": {unit: done.accountant.guarantee(unit).to_dict() for unit in get_args(Unit)},
+            "told": {unit: done.accountant.guarantee(unit).told() for unit in get_args(Unit)},
+        }
+    if compare and data.tests:
+        bare = federate(data.sites, asked.bare, rounds, out=out / "unprotected", **how)
+        told["unprotected"] = score_run(bare, data.tests, asked.bare, data.units, _N_BOOT)
+    return told
 
 
-def _line(record: RoundRecord) -> str:
-    losses = [each["loss total"] for each in record.metrics.values() if "loss total" in each]
-    words = [f"round {record.round}: {len(record.used)} sites"]
-    words += [f"loss {sum(losses) / len(losses):.3f}"] if losses else []
-    words += [f"{(sum(record.bytes_up.values()) / 1e6):.2f} MB sent", f"{record.seconds:.1f} s"]
-    words += [f"{name} missing ({reason})" for name, reason in record.missing.items()]
-    words += [f"{name} refused ({reason})" for name, reason in record.refused.items()]
-    words += [f"not drawn: {', '.join(record.idle)}"] if record.idle else []
-    words += [f"no prototype of {', '.join(record.without_prototype)}"] if record.without_prototype else []
-    return ", ".join(words)
+def _audit(asked: _Asked, data: _Data, rounds: int, out: Path, secure: bool, seed: int) -> dict[str, Any]:
+    """Attacks on every site, without protection and, where there is some, with it."""
+    from phosphene.federation.audit_run import audit_run
+
+    arms: dict[str, tuple[FederationSettings, PrivacySettings | None, bool]]
+    arms = {"unprotected": (asked.bare, None, False)}
+    if asked.privacy is not None or secure:
+        arms["protected"] = (asked.settings, asked.privacy, secure)
+    return {
+        arm: {
+            site: [attack.to_dict() for attack in attacks]
+            for site, attacks in audit_run(
+                data.sites,
+                settings,
+                rounds,
+                privacy=privacy,
+                secure=sums,
+                out=out / f"audit-{arm}",
+                seed=seed,
+                progress=progress_wanted(),
+            ).items()
+        }
+        for arm, (settings, privacy, sums) in arms.items()
+    }

@@ -13,7 +13,7 @@ from phosphene.reporting.page import ALL, Bar, Chart, Dot, Row
 if TYPE_CHECKING:
     from phosphene.evaluation import Score, Scorecard
 
-__all__ = ["DIRECTIONS", "Key", "Story", "points", "tell"]
+__all__ = ["DIRECTIONS", "Key", "Story", "axis_end", "points", "tell"]
 
 DIRECTIONS = {
     "brain_to_image": "brain → {noun}",
@@ -164,7 +164,7 @@ def _chart(scorecard: Scorecard, key: Key, person: str, noun: str, tones: dict[s
         direction=key.direction,
         bars=tuple(bars),
         chance=chance,
-        top=_top(bars, chance, key.percent),
+        top=axis_end(bars, chance, key.percent),
         percent=key.percent,
         lower_is_better=key.metric == "median-rank",
         note=f"{scores[0].similarity.capitalize()} similarity, {_pool(scores[0])}.",
@@ -193,7 +193,8 @@ def _pool(score: Score) -> str:
     return f"{words}; transductive, uses all test responses at once" if score.transductive else words
 
 
-def _top(bars: Sequence[Bar], chance: float, percent: bool) -> float:
+def axis_end(bars: Sequence[Bar], chance: float, percent: bool = True) -> float:
+    """Value at the right end of an axis on which bars, intervals, dots and chance have room."""
     values = [chance, *(bar.value for bar in bars), *(bar.high for bar in bars if bar.high is not None)]
     values += [dot.value for bar in bars for dot in bar.dots]
     largest = max(value for value in values if math.isfinite(value))

@@ -125,6 +125,6 @@
   all("table.sortable").forEach(makeSortable);
   const lens = $("#lens");
   all("img.pic").forEach((picture) => makeEnlargeable(picture, lens));
-  lens.addEventListener("click", (event) => event.target === lens && lens.close());
+  lens?.addEventListener("click", (event) => event.target === lens && lens.close());
   $("#copy")?.addEventListener("click", copyCommand);
 })();
