@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from phosphene.evaluation.federated_matrix import Hospitals
+from phosphene.evaluation.hospitals import Hospitals
 from phosphene.federation.trials import Inputs, Trials
 
 CLASSES, LATENT, IMAGE, TEXT = 3, 5, 8, 6

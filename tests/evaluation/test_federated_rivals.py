@@ -9,8 +9,9 @@ import torch
 from hospitals_made import COMMON, made_hospitals
 
 from phosphene.errors import InputError
-from phosphene.evaluation.federated_matrix import Cell, Plan
+from phosphene.evaluation.federated_matrix import Plan
 from phosphene.evaluation.federated_rivals import ABLATIONS, ARMS, Arm, train
+from phosphene.evaluation.hospitals import Cell
 from phosphene.evaluation.missing_modalities import PATTERNS, shown
 from phosphene.federation.engine import federate
 

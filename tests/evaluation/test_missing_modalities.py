@@ -11,8 +11,9 @@ from hospitals_made import COMMON, made_hospitals
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 
 from phosphene.errors import InputError
-from phosphene.evaluation.federated_matrix import Cell, Plan, predictions
+from phosphene.evaluation.federated_matrix import Plan, predictions
 from phosphene.evaluation.federated_rivals import ARMS, train
+from phosphene.evaluation.hospitals import Cell
 from phosphene.evaluation.missing_modalities import (
     PATTERNS,
     RETRIEVED,
@@ -39,7 +40,7 @@ def networks(hospitals):
     plan = Plan({}, common=COMMON)
     arm = replace(ARMS["pmcmfl"], changes={"masks": {"label": 1.0}, "inference": {"rule": "nearest"}})
     settings = plan.settings(arm, hospitals.task, 0)
-    trained = train(arm, hospitals.sites(Cell("made", "instance", 0.5, 0), settings), settings, 4)
+    trained = train(arm, hospitals.sites(Cell("made", "instance", 0.5, 0), settings), settings, 8)
     return {
         name: trained.network(name, trials.inputs.people, settings, "fmri") for name, trials in hospitals.test.items()
     }
@@ -71,14 +72,14 @@ def test_permuted_labels_leave_every_prediction_as_it_was(hospitals, networks, p
         assert torch.equal(found[name].z, again[name].z)
 
 
-def test_the_leak_follows_the_labels_and_scores_what_no_decoder_could(hospitals, networks):
-    name = "site-0"
-    told = leak_with_labels(networks[name], hospitals.test[name], "text")
-    other = leak_with_labels(networks[name], permuted(hospitals).test[name], "text")
-    assert not torch.equal(told.logits, other.logits)
-    leaks = {each: leak_with_labels(networks[each], hospitals.test[each], "text") for each in networks}
-    honest = predictions(networks, hospitals.test, "text")
-    assert scored(hospitals, leaks, "text")["mean"]["accuracy"] > scored(hospitals, honest, "text")["mean"]["accuracy"]
+def test_the_leak_scores_well_on_labels_that_mean_nothing(hospitals, networks):
+    """Permuted labels have nothing to do with the trials: what still finds them was told."""
+    other = permuted(hospitals)
+    leaks = {name: leak_with_labels(networks[name], trials, "text") for name, trials in other.test.items()}
+    honest = predictions(networks, other.test, "text")
+    told, found = (scored(other, each, "text")["mean"]["accuracy"] for each in (leaks, honest))
+    assert found < 0.5
+    assert told > found + 0.2
 
 
 def test_what_is_hidden_is_gone_and_a_pattern_needs_complete_trials(hospitals):

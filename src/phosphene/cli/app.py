@@ -20,6 +20,7 @@ from phosphene.cli import (
     demo,
     doctor,
     efficiency,
+    federated_matrix,
     federating,
     importing,
     merging,
@@ -48,6 +49,7 @@ app.command()(decoding.fit)
 app.command()(adapting.adapt)
 app.command()(efficiency.efficiency)
 app.command()(federating.federate)
+app.command()(federated_matrix.federate_matrix)
 app.command()(decoding.evaluate)
 app.command()(decoding.decode)
 app.command()(decoding.report)

@@ -17,127 +17,32 @@ import numpy as np
 import torch
 
 from phosphene.errors import InputError
-from phosphene.evaluation.federated_rivals import Arm, Settings, Trained, train
+from phosphene.evaluation.federated_rivals import ARMS, Arm, Settings, Trained, train
+from phosphene.evaluation.hospitals import Cell, Hospitals
 from phosphene.evaluation.missing_modalities import (
     PATTERNS,
     Network,
     chances,
     leak_with_labels,
-    one_class_each,
     score_pattern,
     shown,
 )
 from phosphene.evaluation.scorecard import plain
 from phosphene.evaluation.statistics import Resampler
 from phosphene.federation.inference import Predicted
-from phosphene.federation.missing import Kind, fractions, missing_pattern
+from phosphene.federation.missing import fractions
 from phosphene.federation.settings import FederationSettings
-from phosphene.federation.state import Agreement, SiteState
+from phosphene.federation.state import SiteState
 from phosphene.federation.trials import Trials
 from phosphene.files import digest, read_json, write_json
 from phosphene.training.progress import progress_bar
 
-__all__ = ["Cell", "Hospitals", "Plan", "held_out", "run_matrix", "tune"]
+__all__ = ["LEAK", "Plan", "chosen_of", "predictions", "run_matrix", "tune"]
 
 log = logging.getLogger(__name__)
 
 LEAK = "leak_with_labels"
 _SPLIT = "test"
-
-
-@dataclass(frozen=True, eq=False)
-class Hospitals:
-    """Trials of all sites, complete, before anything is hidden.
-
-    Attributes
-    ----------
-    train, test : dict of str to Trials
-        By site, labelled; the test's are complete, and no stimulus is in both.
-    image, text : tuple of int and str
-        Width and identity of the frozen encoders' embeddings.
-    classes : tuple of str
-    units : dict of str to str
-        Unit of resampling of each test stimulus.
-
-    Raises
-    ------
-    InputError
-        For other sites in test than in training, people who were never trained on, stimuli in both, and classes that
-        do not fit the labels.
-    """
-
-    train: dict[str, Trials]
-    test: dict[str, Trials]
-    image: tuple[int, str]
-    text: tuple[int, str]
-    classes: tuple[str, ...]
-    units: dict[str, str]
-
-    def __post_init__(self) -> None:
-        if not self.train or self.train.keys() != self.test.keys():
-            raise InputError(f"sites {', '.join(self.train)} in training and {', '.join(self.test)} in test: not alike")
-        seen = {name for trials in self.train.values() for name in trials.ids.tolist()}
-        for name, trials in self.test.items():
-            if strangers := trials.inputs.people.keys() - self.train[name].inputs.people.keys():
-                raise InputError(f"{name} has no training trial of {', '.join(sorted(strangers))}")
-            if both := sorted(seen & set(trials.ids.tolist())):
-                raise InputError(f"{len(both)} test stimuli of {name} are in training, such as {both[0]}")
-            if not bool(trials.complete.all()):
-                raise InputError(f"{name} has test trials that lack a modality: they are hidden here, not before")
-        one_class_each(self.test)
-
-    @property
-    def task(self) -> str:
-        """Cross-entropy where each trial has one class, binary cross-entropy with several."""
-        return "ce" if one_class_each(self.train) and one_class_each(self.test) else "bce"
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of all trials."""
-        parts: list[Any] = [",".join(self.classes), *self.image, *self.text]
-        for trials in (*(self.train[name] for name in sorted(self.train)), *(self.test[n] for n in sorted(self.test))):
-            brains = [rows.numpy() for _, rows in sorted(trials.inputs.responses.items())]
-            parts += ["\n".join(trials.ids.tolist()), trials.inputs.image.numpy(), trials.inputs.text.numpy(), *brains]
-            parts += [trials.present.numpy(), *([] if trials.labels is None else [trials.labels.numpy()])]
-        return digest(*(str(each) if isinstance(each, int) else each for each in parts))[:16]
-
-    def sites(self, cell: Cell, settings: FederationSettings) -> dict[str, SiteState]:
-        """Sites before their first round, with what the cell takes from them: the same for every arm."""
-        agreement = Agreement(
-            self.classes, self.image[0], self.text[0], settings.model.width, self.image[1], self.text[1]
-        )
-        names = sorted(self.train)
-        made = {}
-        for name in names:
-            trials = self.train[name]
-            held = missing_pattern(trials.ids, cell.rate, cell.kind, cell.seed, name, names, trials.present.numpy())
-            made[name] = SiteState(name, trials.hiding(held), agreement)
-        return made
-
-
-@dataclass(frozen=True, order=True)
-class Cell:
-    """What is missing in training, and the seed of everything drawn.
-
-    Attributes
-    ----------
-    condition : str
-        Which data, such as how classes were dealt to sites.
-    kind : {"instance", "site"}
-    rate : float
-        Of missing modalities, in [0, 1).
-    seed : int
-    """
-
-    condition: str
-    kind: Kind
-    rate: float
-    seed: int
-
-    @property
-    def words(self) -> str:
-        """For file names and progress."""
-        return f"{self.condition}-{self.kind}-{self.rate:g}-seed{self.seed}".replace(" ", "_")
 
 
 @dataclass(frozen=True)
@@ -164,8 +69,8 @@ class Plan:
 
     def settings(self, arm: Arm, task: str, seed: int) -> FederationSettings:
         """Settings of an arm in a cell; those published keep their own form of the task loss."""
-        first = arm.candidates[0] if arm.candidates else {}
-        made = arm.settings(self.common, self.chosen.get(arm.like or arm.name, first), seed)
+        tuned = ARMS[arm.like] if arm.like else arm
+        made = arm.settings(self.common, self.chosen.get(tuned.name, tuned.candidates[0]), seed)
         if task == "bce" and made.objective.task != "bce":
             made = FederationSettings.build(made.model_dump(), {"objective": {"task": "bce"}})
         return made
@@ -213,7 +118,7 @@ def _cell(hospitals: Hospitals, plan: Plan, cell: Cell, folder: Path, print_: st
             yield _known(path, asked)
             continue
         sites = hospitals.sites(cell, settings)
-        same = digest(str({**asked, "settings": settings.model_copy(update={"inference": None}).model_dump()}))
+        same = digest(str({**asked, "settings": settings.model_dump(mode="json", exclude={"inference"})}))
         if same not in trained:
             trained[same] = train(arm, sites, settings, plan.rounds)
         record = {
@@ -238,11 +143,15 @@ def _scores(
 ) -> dict[str, Any]:
     resampler = Resampler({_SPLIT: np.array(sorted(set(hospitals.units.values())))}, n_boot, seed)
     found: dict[str, Any] = {"patterns": {}, LEAK: {}}
+    made: dict[str, dict[str, Network]] = {}
     for pattern, held in PATTERNS.items():
-        networks = {
-            name: trained.network(name, trials.inputs.people, settings, pattern)
-            for name, trials in hospitals.test.items()
-        }
+        own = pattern if pattern in trained.held else ""
+        if own not in made:
+            made[own] = {
+                name: trained.network(name, trials.inputs.people, settings, pattern)
+                for name, trials in hospitals.test.items()
+            }
+        networks = made[own]
         said = predictions(networks, hospitals.test, pattern)
         rest = (hospitals.test, pattern, resampler, hospitals.units, settings.objective.task)
         found["patterns"][pattern] = score_pattern(said, *rest)
@@ -265,26 +174,6 @@ def _realised(sites: Mapping[str, SiteState]) -> dict[str, Any]:
 
 
 # -- tuning ------------------------------------------------------------------------------------------------------
-
-
-def held_out(hospitals: Hospitals, share: float = 0.2, seed: int = 0) -> Hospitals:
-    """The training part alone, a share of its stimuli in the place of the test: for choosing settings.
-
-    Raises
-    ------
-    InputError
-        For a share that leaves a person without training or validation trials.
-    """
-    ids = np.array(sorted({name for trials in hospitals.train.values() for name in trials.ids.tolist()}))
-    chosen = np.random.default_rng(seed).permutation(ids)[: max(2, round(share * len(ids)))]
-    train_, test = {}, {}
-    for name, trials in hospitals.train.items():
-        out = torch.from_numpy(np.isin(trials.ids, chosen))
-        complete = trials.complete
-        train_[name], test[name] = (trials.select(rows.nonzero().flatten()) for rows in (~out, out & complete))
-        if trials.inputs.people.keys() - test[name].inputs.people.keys():
-            raise InputError(f"{share:g} of the training stimuli leave somebody at {name} without a validation trial")
-    return replace(hospitals, train=train_, test=test, units={each: each for each in chosen.tolist()})
 
 
 def tune(
@@ -319,6 +208,11 @@ def tune(
             row = {"settings": chosen[name], "score": float(np.mean(scores)), "cells": len(scores)}
             found.setdefault(name, []).append(row)
     return found
+
+
+def chosen_of(tried: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Settings]:
+    """The best candidate of each arm; the earlier one where they tie."""
+    return {name: dict(max(each, key=lambda row: row["score"])["settings"]) for name, each in tried.items()}
 
 
 def _headline(record: Mapping[str, Any]) -> float:

@@ -277,17 +277,22 @@ def _person(
 def _one_class(
     logits: Tensor, labels: Tensor, weights: np.ndarray, task: str
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    from sklearn.metrics import f1_score
-
     truth, said = labels.argmax(dim=1).numpy(), logits.argmax(dim=1).numpy()
     correct = (truth == said).astype(float)
     confidence = _probabilities(logits, task).amax(dim=1).numpy()
     scores = {
         "accuracy": float(correct.mean()),
-        "macro-F1": float(f1_score(truth, said, labels=np.unique(truth), average="macro", zero_division=0)),
+        "macro-F1": _macro_f1(truth, said, logits.shape[1]),
         "ECE": calibration_error(confidence, correct),
     }
     return scores, {"accuracy": _weighted(correct, weights)}
+
+
+def _macro_f1(truth: np.ndarray, said: np.ndarray, n_classes: int) -> float:
+    """Mean over the classes that occur of 2 hits / (true + said); checks of a library take longer than that here."""
+    hits, true, claimed = (np.bincount(each, minlength=n_classes) for each in (truth[truth == said], truth, said))
+    occur = true > 0
+    return float((2 * hits[occur] / (true + claimed)[occur]).mean())
 
 
 def _several_classes(

@@ -1,0 +1,166 @@
+"""Command `federate-matrix`: what is missing in training by what is shown in test, for PmcmFL and its rivals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from phosphene.cli.decoding import targets_of
+from phosphene.cli.options import Config, Set, StudyFile, given_settings, progress_wanted
+from phosphene.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from phosphene.evaluation.federated_matrix import Plan
+    from phosphene.evaluation.federated_rivals import Arm
+    from phosphene.evaluation.hospitals import Cell, Hospitals
+
+__all__ = ["federate_matrix"]
+
+_DEVELOPMENT = (1000, 1001)
+
+
+def federate_matrix(
+    study: StudyFile,
+    targets: Annotated[
+        str, typer.Option("--targets", help="Image encoder, or a folder written by encode.", metavar="NAME|DIR")
+    ],
+    text: Annotated[
+        str, typer.Option("--text", help="Text encoder, or a folder written by encode.", metavar="NAME|DIR")
+    ],
+    classes: Annotated[
+        list[str],
+        typer.Option("--classes", help="Label column of the classes, or a pattern; may be repeated.", metavar="COLUMN"),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", help="Records and tables; an interrupted matrix goes on there.", metavar="DIR")
+    ],
+    sites: Annotated[int, typer.Option("--sites", help="How many; people are dealt to them in order.")] = 4,
+    rounds: Annotated[int, typer.Option("--rounds", help="Of every arm.")] = 15,
+    arms: Annotated[
+        str | None,
+        typer.Option("--arms", help="Names with commas, ablations included; default: pmcmfl and all rivals."),
+    ] = None,
+    rates: Annotated[str, typer.Option("--rates", help="Rates of missing modalities, in [0, 1).")] = "0,0.3,0.5,0.8",
+    patterns: Annotated[
+        str, typer.Option("--patterns", help="What is missing: by instance, the same for a whole site.")
+    ] = "instance,site",
+    seeds: Annotated[str, typer.Option("--seeds", help="Of masks, weights and training.")] = "0,1,2,3,4",
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Choose each arm's settings first, on training stimuli that are held out.")
+    ] = False,
+    split: Annotated[str | None, typer.Option("--split", help="Split by name; default: the first.")] = None,
+    config: Config = None,
+    assignments: Set = None,
+) -> None:
+    """Compare PmcmFL with its rivals under missing modalities, in training and in test; tables are printed."""
+    from phosphene.evaluation.federated_matrix import Plan, run_matrix
+    from phosphene.evaluation.federated_rivals import ARMS, check_common
+    from phosphene.evaluation.federated_summary import Records, claims, rows
+    from phosphene.evaluation.federated_tables import markdown
+    from phosphene.evaluation.scorecard import plain
+    from phosphene.files import write_json, write_text
+
+    common = given_settings(config, assignments)
+    check_common(common)
+    asked = _arms(arms)
+    cells = _cells(_numbers(rates, "--rates", float), _words(patterns), _numbers(seeds, "--seeds", int))
+    hospitals = _hospitals(study, split, sites, (targets, text), classes)
+    plan = Plan(asked, common=common, rounds=rounds)
+    if tune:
+        tuned = {arm.like or name: ARMS[arm.like or name] for name, arm in asked.items()}
+        plan = Plan(asked, _tuned(hospitals, Plan(tuned, common=common, rounds=rounds), out), common, rounds)
+    records = run_matrix(hospitals, plan, cells, out, progress_wanted())
+    found = Records(records)
+    table = markdown(found)
+    facts: dict[str, Any] = {
+        "arms": {name: arm.what for name, arm in asked.items()},
+        "chosen": plan.chosen,
+        "common": common,
+    }
+    facts |= {"rounds": rounds, "classes": hospitals.classes, "shares": hospitals.shares}
+    write_json(out / "matrix.json", plain({**facts, "claims": claims(found), "rows": rows(found)}))
+    write_text(out / "matrix.md", table + "\n")
+    typer.echo(table)
+    if not tune:
+        typer.echo("Settings are first candidates: without --tune no arm was tuned.")
+    typer.echo(f"{out}: {len(records)} records, matrix.json, matrix.md")
+
+
+def _hospitals(
+    study: Path, split: str | None, n_sites: int, encoders: tuple[str, str], columns: list[str]
+) -> Hospitals:
+    from phosphene.evaluation.hospitals import hospitals_of_study
+    from phosphene.federation import LabelClasses, dealt
+    from phosphene.recordings import Study
+
+    with Study.open(study) as opened:
+        if split is not None:
+            opened = opened.using(split)
+        view = opened.split("train")
+        places = dealt(view.subjects, n_sites)
+        image, text = (targets_of(each, opened) for each in encoders)
+        made = hospitals_of_study(opened, places, LabelClasses.found(view.stimuli.labels, columns), (image, text))
+    for name, people in places.items():
+        shares = ", ".join(f"{each} {share:.2f}" for each, share in made.shares[name].items())
+        typer.echo(f"{name}: {', '.join(people)}; {len(made.train[name])} training trials ({shares})")
+    return made
+
+
+def _tuned(hospitals: Hospitals, plan: Plan, out: Path) -> dict[str, Any]:
+    """Choices on held-out training stimuli, written before the comparison begins."""
+    from phosphene.evaluation.federated_matrix import chosen_of, tune
+    from phosphene.evaluation.federated_tables import choices_table
+    from phosphene.evaluation.hospitals import held_out
+    from phosphene.evaluation.scorecard import plain
+    from phosphene.files import write_json
+
+    cells = _cells([0.5], ["instance"], list(_DEVELOPMENT))
+    tried = tune(held_out(hospitals), plan, cells, out / "tuning", progress_wanted())
+    chosen = chosen_of(tried)
+    write_json(out / "choices.json", plain({"tried": tried, "chosen": chosen}))
+    typer.echo(choices_table(tried))
+    return chosen
+
+
+def _arms(words: str | None) -> dict[str, Arm]:
+    from phosphene.evaluation.federated_rivals import ABLATIONS, ARMS
+
+    if words is None:
+        return dict(ARMS)
+    known, found = {**ARMS, **ABLATIONS}, {}
+    for name in _words(words):
+        if name not in known:
+            raise unknown("arm", name, known)
+        found[name] = known[name]
+    return found
+
+
+def _cells(rates: list[float], kinds: list[str], seeds: list[int]) -> list[Cell]:
+    """Cells in order; where nothing is missing there is but one kind."""
+    from phosphene.evaluation.hospitals import Cell
+
+    for kind in kinds:
+        if kind not in ("instance", "site"):
+            raise unknown("kind of missing pattern", kind, ("instance", "site"))
+    return [
+        Cell("study", kind, rate, seed)  # type: ignore[arg-type]
+        for rate in rates
+        for kind in (kinds if rate else kinds[:1])
+        for seed in seeds
+    ]
+
+
+def _words(text: str) -> list[str]:
+    found = [each.strip() for each in text.split(",") if each.strip()]
+    if not found:
+        raise InputError(f"a list with commas is needed, found {text!r}")
+    return list(dict.fromkeys(found))
+
+
+def _numbers(text: str, option: str, kind: type[int] | type[float]) -> list[Any]:
+    try:
+        return [kind(each) for each in _words(text)]
+    except ValueError as error:
+        raise InputError(f"{option} takes numbers with commas between them, found {text!r}") from error

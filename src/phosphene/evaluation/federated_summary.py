@@ -1,0 +1,302 @@
+"""What records of a missing-modality matrix say: cells with their spread, paired differences, and the claims.
+
+Means are over sites, then over seeds; the spread is the standard deviation over seeds. A difference is paired: both
+arms have the same sites, masks, seeds and test stimuli. Its 95 % interval is a bootstrap: seeds are drawn again, and
+within each its test stimuli; its p flips the signs of seeds and sites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from phosphene.errors import InputError
+from phosphene.evaluation.missing_modalities import PATTERNS, RETRIEVED
+from phosphene.evaluation.statistics import percentile_interval, sign_flip_p
+
+__all__ = ["Records", "claims", "paired", "rows", "share_closed"]
+
+OURS, ZERO, TO_BEAT, BOUND = "pmcmfl", "fedavg-zero", "dropout-token", "central-by-pattern"
+ONE_MODALITY = ("fmri", "image", "text")
+CLASSIFICATION = "classification"
+RETRIEVAL = "top-1"
+_RESAMPLES = 4000
+_WAYS = ("brain_to_image", "image_to_brain")
+Record = Mapping[str, Any]
+Key = tuple[str, str, float]
+
+
+class Records:
+    """Records of a matrix, by cell, arm and seed.
+
+    Parameters
+    ----------
+    records : sequence of dict
+        Of `run_matrix`.
+
+    Attributes
+    ----------
+    cells : list of (condition, kind, rate)
+    arms : list of str
+        In the order in which they come.
+    """
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        if not records:
+            raise InputError("there is no record to summarise")
+        self.all = list(records)
+        self.cells: list[Key] = list(dict.fromkeys((each["condition"], each["kind"], each["rate"]) for each in records))
+        self.arms: list[str] = list(dict.fromkeys(each["arm"] for each in records))
+        self._of = {(e["condition"], e["kind"], e["rate"], e["arm"], e["seed"]): e for e in records}
+        self.metric = "accuracy" if "accuracy" in records[0]["chance"] else "mAP"
+
+    def of(self, cell: Key, arm: str) -> dict[int, Record]:
+        """Records of an arm in a cell by seed."""
+        return {e["seed"]: e for e in self.all if (e["condition"], e["kind"], e["rate"], e["arm"]) == (*cell, arm)}
+
+    def at(self, cell: Key, arm: str, seed: int) -> Record | None:
+        """One record."""
+        return self._of.get((*cell, arm, seed))
+
+    def unimpaired(self, cell: Key) -> Key | None:
+        """The cell of the same data in whose training nothing was missing."""
+        return next((each for each in self.cells if each[0] == cell[0] and each[2] == 0), None)
+
+
+def _value(scores: Mapping[str, float], metric: str) -> float:
+    """A metric, or top-1 as the mean of both directions."""
+    return float(np.mean([scores[f"{metric} {way}"] for way in _WAYS])) if metric == RETRIEVAL else scores[metric]
+
+
+def paired(pairs: Sequence[tuple[Record, Record]], patterns: Sequence[str], metric: str) -> dict[str, Any]:
+    """The mean difference of two arms over cells, seeds and patterns, first minus second.
+
+    Parameters
+    ----------
+    pairs : sequence of pair of dict
+        Records of the two arms; those of one seed belong together, whatever their cells.
+    patterns : sequence of str
+    metric : str
+        "accuracy", "mAP" or "top-1".
+
+    Returns
+    -------
+    dict
+        ``mean``, ``low`` and ``high`` of the 95 % interval, ``by_seed``, and ``p`` (two-sided) over seeds and sites.
+    """
+    if not pairs:
+        raise InputError("no seed has both arms: nothing can be paired")
+    values: dict[int, list[float]] = {}
+    draws: dict[int, list[np.ndarray]] = {}
+    sites: dict[tuple[int, str], list[float]] = {}
+    for one, other in pairs:
+        for pattern in patterns:
+            ours, theirs = one["patterns"][pattern], other["patterns"][pattern]
+            seed = int(one["seed"])
+            values.setdefault(seed, []).append(_value(ours["mean"], metric) - _value(theirs["mean"], metric))
+            draws.setdefault(seed, []).append(np.subtract(ours["draws"][metric], theirs["draws"][metric]))
+            for site in ours["sites"]:
+                change = _value(ours["sites"][site], metric) - _value(theirs["sites"][site], metric)
+                sites.setdefault((seed, site), []).append(change)
+    by_seed = [float(np.mean(each)) for each in values.values()]
+    resampled = _resampled(np.stack([np.mean(each, axis=0) for each in draws.values()]))
+    low, high = percentile_interval(resampled)
+    p = sign_flip_p(np.array([np.mean(each) for each in sites.values()]), 2000)
+    return {
+        "mean": float(np.mean(by_seed)),
+        "low": low,
+        "high": high,
+        "by_seed": dict(zip(values, by_seed, strict=True)),
+        "p": p,
+    }
+
+
+def _resampled(draws: np.ndarray) -> np.ndarray:
+    """Means over seeds drawn again, each in one of its resamples of stimuli: (seeds, n_boot) to (resamples,)."""
+    rng = np.random.default_rng(0)
+    seeds = rng.integers(len(draws), size=(_RESAMPLES, len(draws)))
+    return np.asarray(draws[seeds, rng.integers(draws.shape[1], size=seeds.shape)].mean(axis=1))
+
+
+def share_closed(triples: Sequence[tuple[Record, Record, Record]], metric: str) -> dict[str, Any] | None:
+    """Of the gap from a second arm up to a third, the share that the first closes; over all patterns.
+
+    None where the third is not above the second: there is no gap to close. The interval is of the same kind as that of
+    `paired`; where the gap itself may be nothing, it says so by its width.
+    """
+    ours = np.array([[_of(a, p, metric) - _of(b, p, metric) for p in PATTERNS] for a, b, _ in triples])
+    gaps = np.array([[_of(c, p, metric) - _of(b, p, metric) for p in PATTERNS] for _, b, c in triples])
+    if not gaps.mean() > 0:
+        return None
+    seeds = sorted({int(a["seed"]) for a, _, _ in triples})
+    tables = []
+    for at, less in ((0, 1), (2, 1)):
+        per_seed = [
+            np.mean([_drawn(t[at], metric) - _drawn(t[less], metric) for t in triples if t[0]["seed"] == s], axis=0)
+            for s in seeds
+        ]
+        tables.append(_resampled(np.stack(per_seed)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = tables[0] / tables[1]
+    low, high = percentile_interval(ratio[np.isfinite(ratio)])
+    return {"share": float(ours.mean() / gaps.mean()), "low": low, "high": high, "gap": float(gaps.mean())}
+
+
+def _of(record: Record, pattern: str, metric: str) -> float:
+    return _value(record["patterns"][pattern]["mean"], metric)
+
+
+def _drawn(record: Record, metric: str) -> np.ndarray:
+    return np.asarray(np.mean([record["patterns"][pattern]["draws"][metric] for pattern in PATTERNS], axis=0))
+
+
+# -- cells ---------------------------------------------------------------------------------------------------------
+
+
+def rows(records: Records) -> list[dict[str, Any]]:
+    """One row a cell and arm, in plain values.
+
+    Returns
+    -------
+    list of dict
+        ``condition``, ``kind``, ``rate``, ``arm``, ``seeds``; by pattern the ``mean``, ``sd`` and ``worst`` site's mean
+        of every metric; ``leak_with_labels``; ``chance``, ``fractions`` (realised), ``cost``.
+    """
+    return [
+        _row(cell, arm, list(found.values()))
+        for cell in records.cells
+        for arm in records.arms
+        if (found := records.of(cell, arm))
+    ]
+
+
+def _row(cell: Key, arm: str, found: Sequence[Record]) -> dict[str, Any]:
+    condition, kind, rate = cell
+    shares = [each["fractions"]["all"] for each in found]
+    return {
+        "condition": condition,
+        "kind": kind,
+        "rate": rate,
+        "arm": arm,
+        "seeds": [each["seed"] for each in found],
+        "patterns": {name: _spread([each["patterns"][name] for each in found]) for name in PATTERNS},
+        "leak_with_labels": {
+            name: _means([each["leak_with_labels"][name]["mean"] for each in found])
+            for name in found[0]["leak_with_labels"]
+        },
+        "chance": _means([each["chance"] for each in found]),
+        "fractions": _means([{k: v for k, v in each.items() if not k.startswith("only ")} for each in shares]),
+        "cost": _means([_numbers(each["cost"]) for each in found]),
+    }
+
+
+def _spread(scores: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    found = {}
+    for metric in scores[0]["mean"]:
+        values = [each["mean"][metric] for each in scores]
+        worst = float(np.mean([each["worst"][metric]["value"] for each in scores]))
+        sd = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        found[metric] = {"mean": float(np.mean(values)), "sd": sd, "worst": worst}
+    return found
+
+
+def _means(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([each[name] for each in values])) for name in values[0]}
+
+
+def _numbers(cost: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in cost.items() if isinstance(value, int | float)}
+
+
+# -- claims --------------------------------------------------------------------------------------------------------
+
+
+def claims(records: Records, rate: float = 0.5, ours: str = OURS) -> dict[str, Any]:
+    """What the comparison was made for; what cannot be said for want of an arm or a rate is left out.
+
+    Returns
+    -------
+    dict
+        ``above_zero_fill``: `ours` minus FedAvg with zeros at `rate`, over all patterns, by cell and in the mean.
+        ``gap_closed``: share of the gap from there to a centralised model for each pattern.
+        ``against_dropout_token``: the difference in every cell and pattern with its interval, their mean, and those
+        that lie wholly below -1 point.
+        ``one_modality``: minus a FedAvg that never saw a trial without a modality (rate 0) and is given zeros in test.
+        Classification, and for brains top-1 of retrieval under ``against_dropout_token_retrieval``.
+    """
+    metric = records.metric
+    at_rate = [cell for cell in records.cells if cell[2] == rate]
+    found = {
+        "above_zero_fill": _over_cells(records, at_rate, ours, ZERO, list(PATTERNS), metric),
+        "gap_closed": _closed(records, at_rate, ours, metric),
+        "against_dropout_token": _each_cell(records, ours, metric, list(PATTERNS)),
+        "against_dropout_token_retrieval": _each_cell(records, ours, RETRIEVAL, [p for p in RETRIEVED if "fmri" in p]),
+        "one_modality": _one_modality(records, ours, metric),
+    }
+    return {"rate": rate, "ours": ours, "metric": metric, **{name: each for name, each in found.items() if each}}
+
+
+def _pairs(
+    records: Records, cell: Key, one: str, other: str, other_cell: Key | None = None
+) -> list[tuple[Record, Record]]:
+    theirs = records.of(other_cell or cell, other)
+    return [(each, theirs[seed]) for seed, each in records.of(cell, one).items() if seed in theirs]
+
+
+def _over_cells(
+    records: Records, cells: Sequence[Key], one: str, other: str, patterns: Sequence[str], metric: str
+) -> dict[str, Any]:
+    by_cell = {cell: pairs for cell in cells if (pairs := _pairs(records, cell, one, other))}
+    if not by_cell:
+        return {}
+    whole = paired([pair for pairs in by_cell.values() for pair in pairs], patterns, metric)
+    return {"mean": whole, "cells": [_named(cell, paired(pairs, patterns, metric)) for cell, pairs in by_cell.items()]}
+
+
+def _closed(records: Records, cells: Sequence[Key], ours: str, metric: str) -> dict[str, Any]:
+    found = []
+    for cell in cells:
+        triples = [
+            (one, zero, bound)
+            for one, zero in _pairs(records, cell, ours, ZERO)
+            if (bound := records.at(cell, BOUND, one["seed"])) is not None
+        ]
+        if triples:
+            found.append((cell, triples))
+    if not found:
+        return {}
+    whole = share_closed([each for _, triples in found for each in triples], metric)
+    return {"mean": whole, "cells": [_named(cell, share_closed(triples, metric) or {}) for cell, triples in found]}
+
+
+def _each_cell(records: Records, ours: str, metric: str, patterns: Sequence[str]) -> dict[str, Any]:
+    pairs = {cell: found for cell in records.cells if (found := _pairs(records, cell, ours, TO_BEAT))}
+    some = next((one for found in pairs.values() for one, _ in found), None)
+    if some is None or metric not in some["patterns"][patterns[0]]["draws"]:
+        return {}
+    cells = [
+        _named(cell, {"pattern": pattern, **paired(found, [pattern], metric)})
+        for cell, found in pairs.items()
+        for pattern in patterns
+    ]
+    return {
+        "mean": paired([pair for found in pairs.values() for pair in found], patterns, metric),
+        "cells": cells,
+        "wholly_below_minus_1_point": [each for each in cells if each["high"] < -0.01],
+    }
+
+
+def _one_modality(records: Records, ours: str, metric: str) -> list[dict[str, Any]]:
+    found = []
+    for cell in records.cells:
+        never = records.unimpaired(cell)
+        pairs = _pairs(records, cell, ours, ZERO, never) if never else []
+        for pattern in ONE_MODALITY if pairs else ():
+            found.append(_named(cell, {"pattern": pattern, **paired(pairs, [pattern], metric)}))
+    return found
+
+
+def _named(cell: Key, found: Mapping[str, Any]) -> dict[str, Any]:
+    return {"condition": cell[0], "kind": cell[1], "rate": cell[2], **found}

@@ -1,0 +1,119 @@
+"""What records say, on records whose answers are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from phosphene.errors import InputError
+from phosphene.evaluation.federated_summary import Records, claims, paired, rows, share_closed
+from phosphene.evaluation.federated_tables import choices_table, markdown
+from phosphene.evaluation.missing_modalities import PATTERNS, RETRIEVED
+
+N_BOOT, SITES = 100, ("a", "b")
+WAYS = ("brain_to_image", "image_to_brain")
+
+
+def record(arm, value, seed=0, rate=0.5, kind="instance", pattern_values=None, noise=0.0):
+    """An arm whose accuracy is `value` under every pattern, a point more at site a than at b."""
+    shake = noise * np.random.default_rng(seed).normal(size=N_BOOT)  # the same for all arms: paired
+    patterns = {}
+    for name in PATTERNS:
+        at = (pattern_values or {}).get(name, value)
+        sites = {"a": {"accuracy": at + 0.005, "ECE": 0.1}, "b": {"accuracy": at - 0.005, "ECE": 0.2}}
+        draws = {"accuracy": (at + shake).tolist()}
+        if name in RETRIEVED:
+            draws["top-1"] = [0.1] * N_BOOT
+            for each in sites.values():
+                each |= {f"{metric} {way}": 0.1 for metric in ("top-1", "two-way") for way in WAYS}
+        mean = {metric: float(np.mean([each[metric] for each in sites.values()])) for metric in sites["a"]}
+        worst = {metric: {"site": "b", "value": sites["b"][metric]} for metric in mean}
+        patterns[name] = {"mean": mean, "worst": worst, "sites": sites, "draws": draws}
+    return {
+        "condition": "made", "kind": kind, "rate": rate, "seed": seed, "arm": arm, "patterns": patterns,
+        "leak_with_labels": {name: {"mean": {"accuracy": 1.0}} for name in PATTERNS if name != "all"},
+        "chance": {"accuracy": 0.2, "commonest": 0.25, "top-1": 0.01, "two-way": 0.5, "gallery": 100.0},
+        "fractions": {"all": {"missing fmri": rate, "complete": 1 - rate, "only fmri": 0.1}},
+        "cost": {"bytes_up": 1000.0, "bytes_down": 1000.0, "seconds": 1.0, "cpu_s": 1.0, "rounds": 3},
+    }  # fmt: skip
+
+
+def test_a_constant_difference_has_no_spread_however_noisy_the_stimuli():
+    pairs = [(record("x", 0.6, seed, noise=0.05), record("y", 0.55, seed, noise=0.05)) for seed in range(3)]
+    found = paired(pairs, list(PATTERNS), "accuracy")
+    assert (found["mean"], found["low"], found["high"]) == pytest.approx((0.05, 0.05, 0.05))
+    assert found["p"] == pytest.approx(2 / 2**6, abs=0.02)  # three seeds of two sites
+
+
+def test_the_interval_is_as_wide_as_seeds_differ_and_the_test_as_weak():
+    pairs = [(record("x", value, seed), record("y", 0.5, seed)) for seed, value in enumerate((0.4, 0.5, 0.6, 0.5))]
+    found = paired(pairs, ["fmri"], "accuracy")
+    rng = np.random.default_rng(1)
+    slow = [np.mean(rng.choice([-0.1, 0.0, 0.1, 0.0], 4)) for _ in range(20_000)]
+    assert (found["low"], found["high"]) == pytest.approx(tuple(np.quantile(slow, [0.025, 0.975])), abs=0.02)
+    assert found["mean"] == pytest.approx(0.0, abs=1e-9)
+    assert found["p"] > 0.5
+    assert paired(pairs, ["fmri"], "accuracy")["by_seed"][2] == pytest.approx(0.1)
+    with pytest.raises(InputError, match="nothing can be paired"):
+        paired([], ["fmri"], "accuracy")
+
+
+def test_the_share_that_is_closed():
+    triples = [(record("x", 0.7, s), record("zero", 0.6, s), record("bound", 0.8, s)) for s in (0, 1)]
+    found = share_closed(triples, "accuracy")
+    assert found["share"] == pytest.approx(0.5)
+    assert found["gap"] == pytest.approx(0.2)
+    assert found["low"] == pytest.approx(0.5)
+    assert share_closed([(x, bound, zero) for x, zero, bound in triples], "accuracy") is None
+
+
+def matrix():
+    made = []
+    for seed in (0, 1):
+        made += [record("pmcmfl", 0.7, seed, pattern_values={"text": 0.5}), record("dropout-token", 0.65, seed)]
+        made += [record("fedavg-zero", 0.6, seed), record("central-by-pattern", 0.8, seed)]
+        made += [record("fedavg-zero", 0.3, seed, rate=0.0)]
+    return Records(made)
+
+
+def test_the_claims_are_those_of_the_issue():
+    found = claims(matrix())
+    mean = (6 * 0.1 - 0.1) / 7
+    assert found["above_zero_fill"]["mean"]["mean"] == pytest.approx(mean)
+    assert found["gap_closed"]["mean"]["share"] == pytest.approx(mean / 0.2)
+    beaten = found["against_dropout_token"]
+    assert beaten["mean"]["mean"] == pytest.approx((6 * 0.05 - 0.15) / 7)
+    assert len(beaten["cells"]) == len(PATTERNS)
+    assert [each["pattern"] for each in beaten["wholly_below_minus_1_point"]] == ["text"]
+    single = {each["pattern"]: each["mean"] for each in found["one_modality"]}
+    assert single == pytest.approx({"fmri": 0.4, "image": 0.4, "text": 0.2})
+
+
+def test_what_was_not_run_is_not_claimed():
+    found = claims(Records([record("pmcmfl", 0.7), record("dropout-token", 0.6)]))
+    assert "above_zero_fill" not in found
+    assert "gap_closed" not in found
+    assert "one_modality" not in found
+    with pytest.raises(InputError, match="no record"):
+        Records([])
+
+
+def test_tables_hold_chance_the_leak_by_its_name_and_realised_shares():
+    records = matrix()
+    made = next(row for row in rows(records) if row["arm"] == "pmcmfl" and row["rate"] == 0.5)
+    assert made["patterns"]["fmri"]["accuracy"] == pytest.approx({"mean": 0.7, "sd": 0.0, "worst": 0.695})
+    assert made["seeds"] == [0, 1]
+    table = markdown(records)
+    assert "### made: 50% missing in training, by instance" in table
+    assert "Realised: missing fmri 50.0%, complete 50.0%." in table
+    assert "| chance | 20.0 |" in table
+    assert "| LEAK: pmcmfl, leak_with_labels |  | 100.0 |" in table
+    assert "never trained for absence" in table
+    assert "+40.0 [+40.0, +40.0]" in table
+
+
+def test_candidates_are_listed_and_the_first_best_is_marked():
+    row = {"settings": {"client": {"learning_rate": 0.001}}, "score": 0.5, "cells": 1}
+    table = choices_table({"x": [row, {**row, "settings": {}}]})
+    assert "| x | client.learning_rate = 0.001 | 50.0 | x |" in table
+    assert "| x | as published | 50.0 |  |" in table
