@@ -1,16 +1,20 @@
 # Two commands on a fresh machine (python 3.11+, make, git):
 #   make demo   sets up, decodes virtual brains, leaves demo/report.html
 #   make test   sets up, runs the tests
+# and, as its pins are narrow, in an environment of its own:
+#   make federated   sets up Flower, runs the tests of federated training between machines
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
+APART := .venv-federated
+APART_PIP := $(APART)/bin/pip --disable-pip-version-check install --quiet --constraint constraints-federated.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types imports check coverage clean
+.PHONY: help demo test federated lint types imports check coverage clean
 
 help:
-	@sed -n '1,3p' Makefile | sed 's/^# *//'
+	@sed -n '1,5p' Makefile | sed 's/^# *//'
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "phosphene needs Python 3.11 or newer")'
@@ -32,6 +36,15 @@ demo: $(VENV)/core
 test: $(VENV)/dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 $(PYTEST)
 
+$(APART)/ready: pyproject.toml constraints-federated.txt
+	$(PYTHON) -m venv $(APART)
+	$(APART_PIP) torch
+	$(APART_PIP) --editable '.[federated,privacy]' pytest pytest-xdist
+	touch $@
+
+federated: $(APART)/ready
+	OMP_NUM_THREADS=1 $(APART)/bin/python -m pytest tests/flower --numprocesses 2 --dist loadfile $(PYTEST)
+
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,4 +61,4 @@ coverage: $(VENV)/dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --cov --cov-report=term-missing:skip-covered
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) $(APART) demo

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from phosphene.virtual import make_settings, simulate
+
+sys.path.append(str(Path(__file__).parents[2] / "examples" / "federated"))  # the deployment is tested as it is shown
 
 
 @pytest.fixture(scope="session")

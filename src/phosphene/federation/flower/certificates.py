@@ -99,8 +99,8 @@ def check_server_files(authority: str | Path, certificate: str | Path, key: str 
         today, that belongs to another key or to other hosts.
     """
     trusted, shown = _read_certificate(authority), _read_certificate(certificate)
-    _check_authority(authority, trusted)
     _check_dates(certificate, shown)
+    _check_authority(authority, trusted)
     try:
         shown.verify_directly_issued_by(trusted)
     except (ValueError, TypeError, InvalidSignature) as error:
@@ -174,15 +174,17 @@ def _bytes(path: str | Path) -> bytes:
 
 
 def _read_certificate(path: str | Path) -> x509.Certificate:
+    content = _bytes(path)
     try:
-        return x509.load_pem_x509_certificate(_bytes(path))
+        return x509.load_pem_x509_certificate(content)
     except ValueError as error:
         raise InputError(f"{path} is no certificate in PEM: its text must begin with BEGIN CERTIFICATE") from error
 
 
 def _read_key(path: str | Path, load, wanted: str):  # type: ignore[no-untyped-def]
+    content = _bytes(path)
     try:
-        return load(_bytes(path), password=None)
+        return load(content, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise InputError(f"{path} is not {wanted}") from error
 
