@@ -256,11 +256,26 @@ def test_what_cannot_be_run_is_refused_before_any_training(more, words):
         federate(given.pop("sites"), given.pop("settings"), given.pop("rounds"), **given)
 
 
-def test_sites_that_disagree_are_named():
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"classes": tuple("abce")}, r"west: .*only here e"),
+        ({"image_encoder": "image:2"}, r"west: image encoder 'image:2' instead of 'image:1'"),
+        ({"text_encoder": "text:2"}, r"west: text encoder 'text:2' instead of 'text:1'"),
+        ({"width": 24}, r"west: width 24 instead of 16"),
+    ],
+)
+def test_sites_that_disagree_are_named_before_any_training(changes, words, tmp_path):
     odd = sites()
-    odd["west"] = replace(odd["west"], agreement=replace(odd["west"].agreement, classes=tuple("abce")))
-    with pytest.raises(InputError, match=r"west: .*only here e"):
-        federate(odd, settings(), 1)
+    odd["west"] = replace(odd["west"], agreement=replace(odd["west"].agreement, **changes))
+    with pytest.raises(InputError, match=words):
+        federate(odd, settings(), 1, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_of_another_width_than_the_sites_agreed_on_are_refused():
+    with pytest.raises(InputError, match="width"):
+        federate(sites(), settings(model={"width": 24}), 1)
 
 
 def test_thirty_two_sites_and_dying_ones():

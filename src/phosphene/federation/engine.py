@@ -158,6 +158,10 @@ class _Plan:
                 raise InputError(f"site {site.site!r} was given under the name {name!r}")
             if site.round:
                 raise InputError(f"{name} has trained in round {site.round} already: a run starts before the first")
+            if site.agreement.width != self.settings.model.width:
+                raise InputError(
+                    f"model.width is {self.settings.model.width}, {name} agreed on a width of {site.agreement.width}"
+                )
         asked, quorum = n_drawn(len(sites), self.participation), self.settings.server.quorum
         if quorum > asked:
             raise InputError(f"the quorum is {quorum}, and {asked} of {len(sites)} sites are asked in a round")
