@@ -15,7 +15,7 @@ from phosphene.federation.trials import Inputs, Trials
 CLASSES, LATENT, IMAGE_WIDTH, TEXT_WIDTH = 4, 6, 10, 7
 AGREEMENT = Agreement(tuple("abcd"), IMAGE_WIDTH, TEXT_WIDTH, 16, "image:1", "text:1")
 TINY = {
-    "model": {"width": 16},
+    "model": {"width": 16, "adapter": "learned"},
     "client": {"epochs": 1, "batch_size": 16},
     "library": {"min_count": 1},
 }

@@ -13,15 +13,16 @@ from phosphene.federation.settings import FederationModelConfig
 TRUNKS = ("linear", "mlp", "lite-mind")
 
 
-def model(trunk: str = "mlp", people: dict[str, int] | None = None, **changes) -> PmcmModel:
-    made = PmcmModel(FederationModelConfig(width=16, trunk=trunk, **changes), AGREEMENT, seed=5)
+def model(trunk: str = "mlp", people: dict[str, int] | None = None, adapter: str = "learned", **changes) -> PmcmModel:
+    made = PmcmModel(FederationModelConfig(width=16, trunk=trunk, adapter=adapter, **changes), AGREEMENT, seed=5)
     made.add_people({"p1": 40, "p2": 50} if people is None else people)
     return made
 
 
+@pytest.mark.parametrize("adapter", ["learned", "ridge"])
 @pytest.mark.parametrize("trunk", TRUNKS)
-def test_shapes_and_every_parameter_learns(trunk):
-    made = model(trunk)
+def test_shapes_and_every_parameter_learns_but_adapters_in_closed_form(trunk, adapter):
+    made = model(trunk, adapter=adapter)
     trials = made_trials(0, {"p1": 40, "p2": 50}, n=6, public=2)
     features = made.encode(trials.inputs)
     assert features.shape == (14, 3, 16)
@@ -29,7 +30,7 @@ def test_shapes_and_every_parameter_learns(trunk):
     assert fused.z.shape == (14, 16)
     assert fused.logits.shape == (14, 4)
     assert fused.embedding.shape == (14, 10)
-    optimiser = torch.optim.SGD(made.parameters(), 0.05)
+    optimiser = torch.optim.SGD([each for each in made.parameters() if each.requires_grad], 0.05)
     reached = set()
     for step in range(2):
         present = torch.tensor([True, step == 0, step == 1]).expand(14, 3) & trials.present
@@ -39,19 +40,22 @@ def test_shapes_and_every_parameter_learns(trunk):
         (fused.logits.square().sum() + fused.embedding.square().sum()).backward()
         optimiser.step()
         reached |= {name for name, each in made.named_parameters() if each.grad is not None and each.grad.any()}
-    assert reached == dict(made.named_parameters()).keys()
+    fixed = made.private_parameters().values() if adapter == "ridge" else ()
+    assert len(reached) == len(list(made.parameters())) - len(fixed)
+    assert not any(each.requires_grad for each in fixed)
 
 
+@pytest.mark.parametrize("adapter", ["learned", "ridge"])
 @pytest.mark.parametrize("trunk", TRUNKS)
-def test_private_and_shared_make_up_everything_and_shared_is_float_parameters_alone(trunk):
-    made = model(trunk)
+def test_private_and_shared_make_up_everything_and_shared_is_float_parameters_alone(trunk, adapter):
+    made = model(trunk, {"p1": 41, "p2": 53}, adapter)
     shared, private = made.shared_parameters(), made.private_parameters()
     assert len(shared) + len(private) == len(list(made.parameters()))
     assert {name.split("/")[0] for name in private} == {"p1", "p2"}
     assert all(tensor.dtype == torch.float32 for tensor in made.shared_state().values())
     beside = made.state_dict().keys() - shared.keys()
-    assert all("inputs." in name for name in beside), "a buffer outside of the adapters would not be averaged"
-    assert not any(40 in tensor.shape or 50 in tensor.shape for tensor in shared.values())
+    assert all("adapters." in name or "inputs." in name for name in beside), "such a buffer would not be averaged"
+    assert not any(41 in tensor.shape or 53 in tensor.shape for tensor in shared.values())
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
@@ -64,7 +68,7 @@ def test_who_else_is_at_a_site_changes_neither_shared_nor_anybody_elses_weights(
 
 
 def test_state_goes_round():
-    one, other = model(), PmcmModel(FederationModelConfig(width=16), AGREEMENT, seed=6)
+    one, other = model(), PmcmModel(FederationModelConfig(width=16, adapter="learned"), AGREEMENT, seed=6)
     other.add_people({"p2": 50, "p1": 40})  # another order
     other.load_shared(one.shared_state())
     other.load_private(one.private_state())

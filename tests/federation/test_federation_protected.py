@@ -52,8 +52,9 @@ def test_without_noise_worth_the_name_it_is_the_clipped_update_and_the_library_o
 def test_leaving_one_trial_out_moves_image_and_text_prototypes_within_the_sensitivity(start):
     """The whole way of a round, with its training: features of other trials do not move along."""
     chosen, site, shared = start
-    protection = Protection(QUIET, 16)
-    bound = protection.sum_deviation / QUIET.library_noise * (2 / 4) ** 0.5  # of two parts of four
+    tight = QUIET.model_copy(update={"feature_limit": 0.5})
+    protection = Protection(tight, 16)
+    bound = protection.sum_deviation / tight.library_noise * (2 / 4) ** 0.5  # of two parts of four
     weight = protection.sum_deviation / protection.count_deviation
 
     def moved(one, other):
@@ -61,12 +62,12 @@ def test_leaving_one_trial_out_moves_image_and_text_prototypes_within_the_sensit
         apart = torch.cat([(one.sums - other.sums)[1:3].flatten(), weight * (one.counts - other.counts)[1:3].flatten()])
         return float(apart.norm())
 
-    plain, sent = client_update(site, shared, chosen)[0], protected_update(site, shared, chosen, QUIET)[0]
+    plain, sent = client_update(site, shared, chosen)[0], protected_update(site, shared, chosen, tight)[0]
     under, bare = [], []
     for out in range(0, len(site.trials), 9):
         rows = torch.tensor([row for row in range(len(site.trials)) if row != out])
         fewer = replace(site, trials=site.trials.select(rows))
-        under.append(moved(sent.library, protected_update(fewer, shared, chosen, QUIET)[0].library))
+        under.append(moved(sent.library, protected_update(fewer, shared, chosen, tight)[0].library))
         bare.append(moved(plain.library, client_update(fewer, shared, chosen)[0].library))
     assert 0.5 * bound < max(under) <= bound + 1e-4
     assert max(bare) > bound

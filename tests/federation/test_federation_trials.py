@@ -52,7 +52,7 @@ def test_selection_keeps_people_and_rows_together(trials):
 
 
 def test_inputs_have_no_field_for_labels_or_stimuli():
-    assert {each.name for each in fields(Inputs)} == {"subjects", "responses", "image", "text", "present"}
+    assert {each.name for each in fields(Inputs)} == {"subjects", "responses", "image", "text", "present", "adapted"}
 
 
 @pytest.mark.parametrize(

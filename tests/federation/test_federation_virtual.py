@@ -69,7 +69,7 @@ def test_the_loss_falls_at_every_site(trained):
 def test_the_brain_alone_tells_the_class_of_held_out_stimuli(hospitals, trained):
     """Against the share of the commonest class, which is more than the chance of 1 in 5.
 
-    Over five seeds it was 0.53 to 0.58; ridge on all fMRI trials of each person comes to 0.77.
+    Over five studies it was 0.51 to 0.69, 0.68 on this one; ridge on all fMRI trials of each person comes to 0.77 here.
     """
     shared, sites, _ = trained
     hits, labels = [], hospitals[1][0].labels
@@ -80,7 +80,7 @@ def test_the_brain_alone_tells_the_class_of_held_out_stimuli(hospitals, trained)
         hits.append((found.logits.argmax(dim=1) == test.labels.argmax(dim=1)).numpy())
     accuracy, commonest = np.mean(hits), labels.mean(dim=0).max().item()
     assert commonest < 0.4
-    assert accuracy > commonest + 0.12, accuracy
+    assert accuracy > commonest + 0.25, accuracy
 
 
 def test_a_site_served_again_sends_the_same_bits(hospitals, trained):

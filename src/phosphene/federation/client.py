@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from phosphene.errors import FederationError, InputError
+from phosphene.federation.adapter import adapted_trials, with_adapters
 from phosphene.federation.library import FUSION, PrototypeLibrary, Prototypes, clip_rows
 from phosphene.federation.model import PmcmModel
 from phosphene.federation.objective import losses, proximal
@@ -60,7 +61,8 @@ def client_update(site: SiteState, shared: GlobalState, settings: FederationSett
             f"{site.site} has trained in round {site.round}, the server is done with {shared.round}: the two states "
             "are not of one moment"
         )
-    round_, trials = shared.round + 1, site.trials
+    site = with_adapters(site, settings)
+    round_, trials = shared.round + 1, adapted_trials(site, settings)
     model = site_model(site, shared, settings)
     optimiser = make_optimiser(model, settings)
     if settings.client.optimiser == "kept":
@@ -100,10 +102,11 @@ def site_model(site: SiteState, shared: GlobalState, settings: FederationSetting
 def make_optimiser(model: PmcmModel, settings: FederationSettings) -> torch.optim.AdamW:
     """AdamW over shared and private parameters, the heads with a learning rate of their own."""
     own = settings.client
+    learned = [each for each in model.parameters() if each.requires_grad]
     heads = {id(each) for head in (model.classify, model.retrieve) if head is not None for each in head.parameters()}
     groups = [
-        {"params": [each for each in model.parameters() if id(each) not in heads], "lr": own.learning_rate},
-        {"params": [each for each in model.parameters() if id(each) in heads], "lr": own.learning_rate * own.head_rate},
+        {"params": [each for each in learned if id(each) not in heads], "lr": own.learning_rate},
+        {"params": [each for each in learned if id(each) in heads], "lr": own.learning_rate * own.head_rate},
     ]
     return torch.optim.AdamW(groups, betas=(0.9, own.beta2), weight_decay=own.weight_decay)
 

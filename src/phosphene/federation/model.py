@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from phosphene.decoders.lite_mind import LiteMindConfig
 from phosphene.decoders.mindeye_mlp import input_layer
@@ -20,7 +21,8 @@ from phosphene.federation.trials import FMRI, IMAGE, MODALITIES, TEXT, Inputs
 
 __all__ = ["Fused", "PmcmModel"]
 
-ADAPTERS = ("fmri.inputs.", "fmri.trunk.inputs.")  # what lies beneath belongs to people
+ADAPTERS = "fmri.adapters."  # what lies beneath belongs to people
+_SCORES = 3.0  # factor of foretold classes: few, and below 1, they would drown in the embeddings beside them
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,36 +42,76 @@ class Fused:
     embedding: Tensor | None
 
 
-class BrainEncoder(nn.Module):
-    """A private adapter a person, then the shared trunk of a decoder: responses ``(n, V_s)`` to features ``(n, d)``."""
+class LinearTrunk(nn.Module):
+    """No blocks: the input layer alone, under the names of `phosphene.decoders.trunks`."""
 
-    def __init__(self, config: FederationModelConfig) -> None:
+    def __init__(self, width: int, input_dropout: float) -> None:
+        super().__init__()
+        self.width, self.input_dropout = width, input_dropout
+        self.inputs = nn.ModuleList()
+
+    def add(self, n_in: int) -> None:
+        """Make one more input."""
+        self.inputs.append(input_layer(n_in, self.width, self.input_dropout))
+
+    def forward(self, responses: Tensor, at: int) -> Tensor:
+        """``(n, n_in)`` through input `at` to ``(n, width)``."""
+        hidden: Tensor = self.inputs[at](responses)
+        return hidden
+
+    def summary(self, hidden: Tensor) -> Tensor:
+        """What `forward` gave."""
+        return hidden
+
+
+class BrainEncoder(nn.Module):
+    """A private adapter a person, then the shared trunk of a decoder: responses ``(n, V_s)`` to features ``(n, d)``.
+
+    A learned adapter is the trunk's own input layer, one a person. In closed form it is a fixed linear map to what the
+    sites have in common (image embedding, text embedding, classes), and the trunk has one input layer for all.
+    """
+
+    def __init__(self, config: FederationModelConfig, agreement: Agreement) -> None:
         super().__init__()
         self.config = config
-        self.trunk: Trunk | None = None
+        self.widths = [agreement.image_width, agreement.text_width, len(agreement.classes)]
+        trunk = _trunk(config)
+        closed = config.adapter == "ridge"
+        self.adapters = nn.ModuleList() if closed else trunk.inputs  # first: its parameters are listed under this name
+        self.trunk = trunk
         self.mixed = nn.Linear(config.width, config.width)
-        if config.trunk == "linear":
-            self.inputs = nn.ModuleList()
-            return
-        sizes = {key: LiteMindConfig.model_fields[key].default for key in ("hidden", "heads", "queries")}
-        self.trunk = TRUNKS[config.trunk](SimpleNamespace(**{**sizes, **config.model_dump(exclude={"heads"})}))
-        self.inputs = self.trunk.inputs  # one list under two names; its parameters are listed under the first
+        if closed:
+            trunk.add(sum(self.widths))
 
     def add(self, n_voxels: int) -> None:
         """Give one more person an adapter."""
-        if self.trunk is None:
-            self.inputs.append(input_layer(n_voxels, self.config.width, self.config.input_dropout))
-        else:
+        if self.config.adapter == "learned":
             self.trunk.add(n_voxels)
-
-    def forward(self, responses: Tensor, at: int) -> Tensor:
-        """Responses of the person `at` to features."""
-        if self.trunk is None:
-            hidden = self.inputs[at](responses)
         else:
-            hidden = self.trunk.summary(self.trunk(responses, at))
-        features: Tensor = self.mixed(hidden)
+            self.adapters.append(nn.Linear(n_voxels, sum(self.widths)).requires_grad_(False))
+
+    def forward(self, responses: Tensor, at: int, adapted: bool = False) -> Tensor:
+        """Responses of the person `at` to features; `adapted` ones have been through the adapter."""
+        if self.config.adapter == "learned":
+            hidden = self.trunk(responses, at)
+        else:
+            image, text, classes = (responses if adapted else self.adapters[at](responses)).split(self.widths, dim=1)
+            scores = classes * _SCORES * sum(self.widths) ** 0.5
+            hidden = self.trunk(torch.cat([directions(image), directions(text), scores], dim=1), 0)
+        features: Tensor = self.mixed(self.trunk.summary(hidden))
         return features
+
+
+def directions(embeddings: Tensor) -> Tensor:
+    """Embeddings ``(n, D)`` of any scale at the norm sqrt(D), where layers learn alike from all of them."""
+    return functional.normalize(embeddings, dim=1) * embeddings.shape[1] ** 0.5
+
+
+def _trunk(config: FederationModelConfig) -> Trunk | LinearTrunk:
+    if config.trunk == "linear":
+        return LinearTrunk(config.width, config.input_dropout)
+    sizes = {key: LiteMindConfig.model_fields[key].default for key in ("hidden", "heads", "queries")}
+    return TRUNKS[config.trunk](SimpleNamespace(**{**sizes, **config.model_dump(exclude={"heads"})}))
 
 
 class Fusion(nn.Module):
@@ -112,7 +154,7 @@ class PmcmModel(nn.Module):
         self.people: list[str] = []
         width = config.width
         with seeded(seed, "shared weights"):
-            self.fmri = BrainEncoder(config)
+            self.fmri = BrainEncoder(config, agreement)
             self.image = _projector(config, agreement.image_width)
             self.text = _projector(config, agreement.text_width)
             self.tokens = nn.Parameter(torch.randn(len(MODALITIES), width) * 0.02)
@@ -156,7 +198,7 @@ class PmcmModel(nn.Module):
                 continue
             if person not in self.people:
                 raise unknown("person of this site:", person, self.people)
-            features = self.fmri(responses[held], self.people.index(person))
+            features = self.fmri(responses[held], self.people.index(person), inputs.adapted)
             column = column.index_copy(0, own.nonzero().flatten()[held], features)
         return column
 
@@ -164,7 +206,7 @@ class PmcmModel(nn.Module):
         column = self.tokens.new_zeros(n, self.config.width)
         if not bool(held.any()):
             return column
-        return column.index_copy(0, held.nonzero().flatten(), encoder(rows[held]))
+        return column.index_copy(0, held.nonzero().flatten(), encoder(directions(rows[held])))
 
     def fuse(self, features: Tensor, present: Tensor, substitutes: Tensor) -> Fused:
         """Fusion and heads, where substitutes stand in for what is not present.
@@ -196,7 +238,7 @@ class PmcmModel(nn.Module):
         found = {}
         for name, each in self.named_parameters():
             if _is_private(name):
-                at, rest = name.split("inputs.", 1)[1].split(".", 1)
+                at, rest = name.removeprefix(ADAPTERS).split(".", 1)
                 found[f"{self.people[int(at)]}/{rest}"] = each
         return found
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from phosphene.errors import InputError
 from phosphene.federation.accounting import Release
+from phosphene.federation.adapter import adapted_trials, with_adapters
 from phosphene.federation.aggregation import added, difference
 from phosphene.federation.client import client_update, local_library, make_optimiser, site_model
 from phosphene.federation.library import PARTS, PrototypeLibrary
@@ -57,6 +58,11 @@ def check_private(settings: FederationSettings, privacy: PrivacySettings) -> Non
             )
     if privacy.trial_sgd is not None:
         check_terms(_terms(settings))
+        if settings.model.adapter != "learned":
+            raise InputError(
+                "privacy.trial_sgd trains adapters privately too, and one in closed form is made of the trials as they "
+                "are: set model.adapter to learned"
+            )
         if settings.client.optimiser != "fresh" or settings.client.clip is not None:
             raise InputError(
                 "privacy.trial_sgd has a limit of its own and starts afresh: leave client.clip and optimiser"
@@ -104,6 +110,7 @@ def protected_update(
     plain = settings.model_copy(
         update={"library": settings.library.model_copy(update={"feature_limit": privacy.feature_limit})}
     )
+    site = with_adapters(site, settings)
     if privacy.trial_sgd is None:
         made, after = client_update(site, shared, settings)
         model = site_model(after, shared, settings)  # the weights that were received
@@ -115,7 +122,7 @@ def protected_update(
         made, after = _bare(model, site, shared), replace(site, private=model.private_state())
     library = made.library
     if privacy.feature_limit is not None or privacy.trial_sgd is not None:
-        trials = site.trials
+        trials = adapted_trials(site, settings)
         if trials.labels is not None and privacy.feature_limit is not None:
             trials = replace(trials, labels=clip_labels(trials.labels, privacy.classes_per_trial))
         limits = plain if privacy.feature_limit is not None else settings
@@ -157,7 +164,7 @@ def _train_privately(
     seed: int | None,
 ) -> None:
     """Train all parameters in place, private adapters too, for the epochs of one round."""
-    round_, trials = shared.round + 1, site.trials
+    round_, trials = shared.round + 1, adapted_trials(site, settings)
     optimiser = make_optimiser(model, settings)
     private = TrialSgd(model, optimiser, own, len(trials), ("task",), seed, site.site, round_)
     prototypes = shared.library.release(settings.library.min_count)

@@ -32,10 +32,18 @@ class FederationModelConfig(Settings):
 
     width: int = Option(default=64, ge=2, description="channels of a modality's feature, and of the fusion")
     trunk: Literal["linear", "mlp", "lite-mind"] = Option(default="mlp", description="shared part behind the adapters")
+    adapter: Literal["ridge", "learned"] = Option(
+        default="ridge", description="of a person: closed form, then fixed; or trained with the rest"
+    )
     blocks: int = Option(default=1, ge=1, description="blocks of the trunk")
     patches: int = Option(default=16, ge=3, description="latent tokens of the lite-mind trunk")
     filters: int = Option(default=4, ge=2, description="filters of the lite-mind trunk")
-    input_dropout: float = Option(default=0.3, ge=0, lt=1, description="behind (lite-mind: before) a person's adapter")
+    input_dropout: float = Option(
+        default=0.3,
+        ge=0,
+        lt=1,
+        description="behind (lite-mind: before) the layer of voxels, or of what adapters say",
+    )
     dropout: float = Option(
         default=0.1, ge=0, lt=1, description="inside the trunk's blocks and the classification head"
     )

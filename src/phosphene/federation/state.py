@@ -245,6 +245,9 @@ class SiteState:
         Moments, where settings keep them over rounds.
     round : int
         The last round it trained in; 0 before the first.
+    foretold : dict of str to Tensor (n_s, D_i + D_t + C)
+        What closed-form adapters say of each person's trials out of fold; empty before the first round, and where
+        adapters are learned.
     """
 
     site: str
@@ -253,6 +256,7 @@ class SiteState:
     private: dict[str, Tensor] = field(default_factory=dict)
     optimiser: dict[str, Tensor] = field(default_factory=dict)
     round: int = 0
+    foretold: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.site:
@@ -270,8 +274,9 @@ class SiteState:
                 raise InputError(f"{self.site} has {number} {what}, the sites agreed on {wanted[name]}")
 
     def save(self, folder: str | Path) -> None:
-        """Write adapters and moments to a folder at the site, atomically; trials are not copied."""
-        tensors = {**_led("private", self.private), **_led("optimiser", self.optimiser)}
+        """Write what the site has made to a folder there, atomically; trials are not copied."""
+        held = {"private": self.private, "optimiser": self.optimiser, "foretold": self.foretold}
+        tensors = {name: each for lead, part in held.items() for name, each in _led(lead, part).items()}
         _save(folder, tensors, {"site": self.site, "people": self.trials.inputs.people, "round": self.round})
 
     @classmethod
@@ -286,8 +291,8 @@ class SiteState:
         tensors, facts = _load(folder)
         if facts.get("people") != trials.inputs.people:
             raise InputError(f"{folder} belongs to {facts.get('people')}, the trials are of {trials.inputs.people}")
-        private, optimiser = _part(tensors, "private"), _part(tensors, "optimiser")
-        return cls(str(facts["site"]), trials, agreement, private, optimiser, int(facts["round"]))
+        private, optimiser, foretold = (_part(tensors, lead) for lead in ("private", "optimiser", "foretold"))
+        return cls(str(facts["site"]), trials, agreement, private, optimiser, int(facts["round"]), foretold)
 
 
 def _class_words(here: tuple[str, ...], there: tuple[str, ...]) -> str:

@@ -39,6 +39,8 @@ class Inputs:
     text : Tensor (n, D_t)
     present : Tensor (n, 3) of bool
         Which modalities a trial has, in the order of `MODALITIES`; at least one.
+    adapted : bool
+        Responses are not voxels, but what people's adapters have made of them; see `phosphene.federation.adapter`.
 
     Raises
     ------
@@ -52,6 +54,7 @@ class Inputs:
     image: Tensor
     text: Tensor
     present: Tensor
+    adapted: bool = False
 
     def __post_init__(self) -> None:
         self._check_sizes()
@@ -103,7 +106,7 @@ class Inputs:
             place = torch.from_numpy(np.cumsum(self.subjects == person) - 1)
             if len(own := rows[torch.from_numpy(chosen == person)]):
                 responses[person] = values[place[own]]
-        return Inputs(chosen, responses, self.image[rows], self.text[rows], self.present[rows])
+        return Inputs(chosen, responses, self.image[rows], self.text[rows], self.present[rows], self.adapted)
 
     def hiding(self, present: Tensor) -> Inputs:
         """The same trials with modalities hidden; what is hidden is gone from the result.
@@ -240,7 +243,9 @@ class Trials:
         inputs = Inputs(
             np.concatenate([one.subjects for one in each]),
             {person: rows for one in each for person, rows in one.responses.items()},
-            *(torch.cat([getattr(one, name) for one in each]) for name in ("image", "text", "present")),
+            torch.cat([one.image for one in each]),
+            torch.cat([one.text for one in each]),
+            torch.cat([one.present for one in each]),
         )
         labels = [part.labels for part in parts if part.labels is not None]
         return cls(inputs, np.concatenate([part.ids for part in parts]), torch.cat(labels) if labels else None)
