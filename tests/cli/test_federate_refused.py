@@ -1,0 +1,91 @@
+"""`phosphene federate`: what cannot be had is refused before any training, and bad runs are told in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from phosphene.cli import app
+from phosphene.errors import FederationError, InputError
+from phosphene.virtual import make_settings, simulate
+
+DATA = ["--targets", "z:pixels", "--text", "tfidf"]
+BRIEF = [*DATA, "--classes", "group", "--set", "model.width=16", "--set", "client.epochs=1"]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    settings = make_settings(
+        None,
+        subjects=4,
+        sessions=1,
+        repeats=1,
+        runs=1,
+        stimuli={"test": 6, "common": 0, "own": 16, "size": 32, "captions": 1},
+        person={"voxels": 50},
+    )
+    return simulate(settings, 0, progress=False).study.save(tmp_path_factory.mktemp("refused") / "study.h5")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PHOSPHENE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def _run(*words: object) -> str:
+    done = CliRunner().invoke(app, ["federate", *map(str, words)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--secure", "--set", "server.aggregator=median"], "'median' compares single sites"),
+        (["--secure", "--set", "server.max_ratio=5"], r"server\.max_ratio would look at single"),
+        (["--secure", "--set", "server.max_norm=5"], r"server\.max_norm would look at single"),
+        (["--secure", "--sites", 2], "at least 3 sites here, and 2 of 2 are asked"),
+        (["--privacy", "update_limit=1", "--privacy", "shares=4"], "noise that is split needs secure sums"),
+        (["--privacy", "update_limit=0"], "update_limit"),
+        (["--privacy", "update_limt=1"], "unknown setting"),
+        (["--privacy", "update_noise=2"], r"privacy\.update_noise has no use: without update_limit"),
+        (["--privacy", "feature_limit=1", "--set", "library.site_min_count=3"], "counts before the noise"),
+        (["--privacy", "delta=0.00001"], "protects nothing"),
+        (["--compare"], "--compare has no use"),
+        (["--public", "train"], "--public has no use without --clusters"),
+        (["--clusters", 4], "give one of them"),
+    ],
+)
+def test_what_is_refused_leaves_nothing(study: Path, tmp_path: Path, words: list, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        _run(study, *BRIEF, "--rounds", 1, "--out", tmp_path / "run", *words)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give one of them"),
+        (["--clusters", 4], "--clusters needs --public"),
+        (["--clusters", 4, "--public", "nobody"], "nobody"),
+        (["--clusters", 4, "--public", "fold-7/train"], "fold-7"),
+        (["--clusters", 1, "--public", "train"], "at least 2"),
+    ],
+)
+def test_classes_that_cannot_be_had_are_refused(study: Path, tmp_path: Path, words: list, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        _run(study, *DATA, "--rounds", 1, "--out", tmp_path / "run", *words)
+
+
+def test_bad_runs_are_told_in_words(study: Path, tmp_path: Path) -> None:
+    """A site without a complete trial, prototypes of too few trials, and a round in which nobody sends anything."""
+    said = _run(study, *BRIEF, "--rounds", 1, "--missing", 0.3, "--pattern", "site", "--out", tmp_path / "pattern")
+    assert "has no complete trial: nothing of it enters the prototypes of the fusion" in said
+    said = _run(study, *BRIEF, "--rounds", 1, "--set", "library.min_count=1000", "--out", tmp_path / "few")
+    assert "prototypes held back, of too few trials" in said
+    assert "no prototype of " in said
+    drops = [f"--fault=drop:site-{number}:1" for number in range(1, 5)]
+    with pytest.raises(FederationError, match="0 usable contributions, 1 are needed"):
+        _run(study, *BRIEF, "--rounds", 1, *drops, "--out", tmp_path / "empty")
