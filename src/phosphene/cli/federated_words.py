@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 __all__ = ["lines"]
@@ -85,15 +85,18 @@ def _audit(audit: Mapping[str, Any]) -> Iterator[str]:
     for arm, sites in audit.items():
         yield f"audit, {arm}, half of every site's stimuli held back [95 % interval]:"
         for name, attacks in sites.items():
-            if not attacks:
-                yield f"  {name}: nothing could be attacked, it has too few trials of every class"
-            leaks = sum(each["succeeds"] for each in attacks)
+            yield f"  {name}: {_verdict(attacks)}"
             for kind in ("membership", "inversion"):
                 if own := [each for each in attacks if each["name"].startswith(kind)]:
                     worst = max(own, key=lambda each: each["low"] - each["chance"])
                     yield (
-                        f"  {name}, {worst['name']}: {worst['measure']} {worst['value']:.3f} [{worst['low']:.3f}, "
+                        f"    {worst['name']}: {worst['measure']} {worst['value']:.3f} [{worst['low']:.3f}, "
                         f"{worst['high']:.3f}], chance {worst['chance']:.3f}"
                     )
-            if attacks:
-                yield f"  {name}: {leaks} of {len(attacks)} attacks lie above chance; the strongest of each kind above"
+
+
+def _verdict(attacks: Sequence[Mapping[str, Any]]) -> str:
+    if not attacks:
+        return "nothing could be attacked, it has too few trials of every class"
+    leaks = sum(each["succeeds"] for each in attacks)
+    return f"{leaks} of {len(attacks)} attacks lie above chance; the strongest of each kind:"
