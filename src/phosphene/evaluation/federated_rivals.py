@@ -1,8 +1,8 @@
 """PmcmFL, its rivals and its ablations: each arm is settings over one default and a way of training, nothing else.
 
-All arms have the network, epochs, rounds, batches, server and classes of the default preset. What makes a method is
-named in its `Arm`. Each has as many candidate settings for tuning as the others: two learning rates times two values of
-what is its own.
+All arms have the network, people's adapters, epochs, rounds, batches and classes in common, and rivals the server of
+the default preset. What makes a method is named in its `Arm`. Each has as many candidate settings for tuning as the
+others: two learning rates times two values of what is its own.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from phosphene.errors import InputError
 from phosphene.evaluation.missing_modalities import PATTERNS, Network
+from phosphene.federation.adapter import with_adapters
 from phosphene.federation.client import client_update, site_model
 from phosphene.federation.engine import federate
 from phosphene.federation.library import PrototypeLibrary
@@ -286,33 +288,47 @@ def _local(arm: Arm, sites: Mapping[str, SiteState], settings: FederationSetting
 
 def _central(arm: Arm, sites: Mapping[str, SiteState], settings: FederationSettings, rounds: int) -> Outcome:
     """All trials at one place, with an adapter a person."""
-    return {"": _at_one_place(sites, settings, rounds, None)}, (0.0, 0.0), {}
+    done = federate({_EVERYWHERE: _at_one_place(sites)}, settings, rounds, progress=False)
+    return {"": dict.fromkeys(sites, _everybody(done)[_EVERYWHERE])}, (0.0, 0.0), {}
 
 
 def _by_pattern(arm: Arm, sites: Mapping[str, SiteState], settings: FederationSettings, rounds: int) -> Outcome:
-    """All trials at one place, once for each pattern, with nothing but its modalities."""
-    found = {pattern: _at_one_place(sites, settings, rounds, held) for pattern, held in PATTERNS.items()}
+    """All trials at one place, once for each pattern; a network is trained on its modalities alone.
+
+    People's adapters are those of the other arms: in closed form they are made of all that their site has.
+    """
+    whole, found = with_adapters(_at_one_place(sites), settings), {}
+    for pattern, held in PATTERNS.items():
+        left = _showing(whole, torch.tensor(held))
+        if left is None:
+            pair = first_state(whole.agreement, settings), whole
+        else:
+            pair = _everybody(federate({_EVERYWHERE: left}, settings, rounds, progress=False))[_EVERYWHERE]
+        found[pattern] = dict.fromkeys(sites, pair)
     return found, (0.0, 0.0), {}
 
 
-def _at_one_place(
-    sites: Mapping[str, SiteState], settings: FederationSettings, rounds: int, held: tuple[bool, ...] | None
-) -> dict[str, tuple[GlobalState, SiteState]]:
+def _at_one_place(sites: Mapping[str, SiteState]) -> SiteState:
     trials = Trials.joined([sites[name].trials for name in sorted(sites)])
-    if held is not None:
-        present = trials.present & torch.tensor(held)
-        some = present.any(dim=1).nonzero().flatten()
-        if not len(some):
-            return {name: _untrained(site, settings) for name, site in sites.items()}
-        trials = trials.select(some).hiding(present[some])
-    agreement = next(iter(sites.values())).agreement
-    done = federate({_EVERYWHERE: SiteState(_EVERYWHERE, trials, agreement)}, settings, rounds, progress=False)
-    pair = _everybody(done)[_EVERYWHERE]
-    return dict.fromkeys(sites, pair)
+    return SiteState(_EVERYWHERE, trials, next(iter(sites.values())).agreement)
 
 
-def _untrained(site: SiteState, settings: FederationSettings) -> tuple[GlobalState, SiteState]:
-    return first_state(site.agreement, settings), site
+def _showing(site: SiteState, held: Tensor) -> SiteState | None:
+    """A site before its first round with nothing but some modalities; None where no trial has any of them."""
+    present = site.trials.present & held
+    some = present.any(dim=1)
+    if not bool(some.any()):
+        return None
+    rows = some.nonzero().flatten()
+    trials = site.trials.select(rows).hiding(present[rows])
+    people, subjects = trials.inputs.people, site.trials.inputs.subjects
+    private = {name: each for name, each in site.private.items() if name.split("/")[0] in people}
+    foretold = {
+        person: each[some[torch.from_numpy(subjects == person)]]
+        for person, each in site.foretold.items()
+        if person in people
+    }
+    return replace(site, trials=trials, private=private, foretold=foretold)
 
 
 def _prototypes(arm: Arm, sites: Mapping[str, SiteState], settings: FederationSettings, rounds: int) -> Outcome:

@@ -112,7 +112,7 @@ class Hospitals:
     def shares(self) -> dict[str, dict[str, float]]:
         """Share of every class among each site's training trials."""
         return {
-            name: dict(zip(self.classes, each.labels.mean(dim=0).round(decimals=4).tolist(), strict=True))
+            name: {c: round(share, 4) for c, share in zip(self.classes, each.labels.mean(dim=0).tolist(), strict=True)}
             for name, each in self.train.items()
             if each.labels is not None
         }
