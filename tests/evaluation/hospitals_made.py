@@ -9,7 +9,7 @@ from phosphene.evaluation.hospitals import Hospitals
 from phosphene.federation.trials import Inputs, Trials
 
 CLASSES, LATENT, IMAGE, TEXT = 3, 5, 8, 6
-COMMON = {"model": {"width": 16}, "client": {"epochs": 2, "batch_size": 32}}
+COMMON = {"model": {"width": 16, "adapter": "learned"}, "client": {"epochs": 2, "batch_size": 32}}
 
 
 def made_hospitals(
