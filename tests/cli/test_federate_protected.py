@@ -69,6 +69,7 @@ def test_protection_tells_epsilon_unit_cost_and_what_is_left_out(study: Path, tm
         assert f"Per {unit} (" in said
         assert f"epsilon {epsilon:.3g} at delta 1e-05, rounds 2" in said
     assert "* a person, whose trials are many" in said
+    assert "privacy.seed is given: who knows it takes the noise off again" in said
     assert "library.min_count is" in said  # cells of noise are not read
     assert "privacy (the server sees each site's contribution):" in said
     own, bare = (told[arm]["patterns"]["fmri"]["mean"]["accuracy"] for arm in ("scores", "unprotected"))

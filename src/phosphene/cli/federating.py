@@ -194,6 +194,10 @@ def _asked(
     if secure and "max_ratio" not in given.get("server", {}):
         given = merge(given, {"server": {"max_ratio": None}})
         notes.append("server.max_ratio is off: of sums alone no single update can be judged")
+    if protection is not None and protection.seed is not None:
+        notes.append(
+            "privacy.seed is given: who knows it takes the noise off again, so what is promised is for studies"
+        )
     settings = bare = FederationSettings.preset(preset, seed=seed, **given)
     if protection is not None and "min_count" not in given.get("library", {}):
         least = math.ceil(Protection(protection, settings.model.width, len(PARTS)).least_count(n_sites))
