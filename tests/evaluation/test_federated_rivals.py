@@ -163,9 +163,9 @@ def test_rivals_without_prototypes_do_not_look_at_them(hospitals, name):
 
 
 def test_noise_is_for_those_who_send(hospitals):
-    found = trained(hospitals, "noise-high", rounds=1)
+    found = trained(hospitals, "noise-1", rounds=1)
     assert found.cost["epsilon"]["trial"] > 0
-    arm = Arm("odd", "local with noise", engine="local", privacy=ABLATIONS["noise-low"].privacy)
+    arm = Arm("odd", "local with noise", engine="local", privacy=ABLATIONS["noise-0.1"].privacy)
     with pytest.raises(InputError, match="noise has no use"):
         train(arm, hospitals.sites(CELL, settings_of("local")), settings_of("local"), 1)
 

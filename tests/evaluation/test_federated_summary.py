@@ -112,6 +112,12 @@ def test_tables_hold_chance_the_leak_by_its_name_and_realised_shares():
     assert "+40.0 [+40.0, +40.0]" in table
 
 
+def test_what_noise_promises_stands_beneath_the_table():
+    noisy = record("noise-0.1", 0.5)
+    noisy["cost"]["epsilon"] = {"trial": 12.34, "site": None}
+    assert "noise-0.1: epsilon 12.3 per trial, no promise per site" in markdown(Records([record("pmcmfl", 0.7), noisy]))
+
+
 def test_candidates_are_listed_and_the_first_best_is_marked():
     row = {"settings": {"client": {"learning_rate": 0.001}}, "score": 0.5, "cells": 1}
     table = choices_table({"x": [row, {**row, "settings": {}}]})

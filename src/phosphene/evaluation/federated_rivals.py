@@ -196,8 +196,7 @@ ABLATIONS: dict[str, Arm] = {
             for rule in ("nearest", "soft", "match", "token", "zero", "mean")
         ),
         _ablation("clipped", "updates and features clipped, hardly any noise", {}, _noise(0.001)),
-        _ablation("noise-low", "noise of a tenth of the limits", {}, _noise(0.1)),
-        _ablation("noise-high", "noise as large as the limits", {}, _noise(1.0)),
+        *(_ablation(f"noise-{level:g}", f"noise of {level:g} limits", {}, _noise(level)) for level in (0.01, 0.1, 1.0)),
     )
 }
 

@@ -158,7 +158,8 @@ def rows(records: Records) -> list[dict[str, Any]]:
     -------
     list of dict
         ``condition``, ``kind``, ``rate``, ``arm``, ``seeds``; by pattern the ``mean``, ``sd`` and ``worst`` site's mean
-        of every metric; ``leak_with_labels``; ``chance``, ``fractions`` (realised), ``cost``.
+        of every metric; ``leak_with_labels``; ``chance``, ``fractions`` (realised), ``cost``; ``epsilon`` by unit of
+        protection, where noise is added (None is no promise).
     """
     return [
         _row(cell, arm, list(found.values()))
@@ -185,6 +186,7 @@ def _row(cell: Key, arm: str, found: Sequence[Record]) -> dict[str, Any]:
         "chance": _means([each["chance"] for each in found]),
         "fractions": _means([{k: v for k, v in each.items() if not k.startswith("only ")} for each in shares]),
         "cost": _means([_numbers(each["cost"]) for each in found]),
+        "epsilon": found[-1]["cost"].get("epsilon", {}),
     }
 
 

@@ -53,7 +53,20 @@ def _classification(here: Sequence[Row], metric: str) -> list[str]:
         cost = [f"{row['cost']['bytes_up'] / 1e3:.0f}", f"{row['cost']['seconds']:.1f}"]
         lines.append(_line([row["arm"], *cells, f"{mean:.1f}", f"{worst:.1f}", f"{error:.3f}", *cost]))
     lines += _leak(here, metric, blank)
-    return lines
+    return [*lines, "", *_promises(here)]
+
+
+def _promises(here: Sequence[Row]) -> list[str]:
+    """Epsilon of arms with noise."""
+    return [
+        f"{row['arm']}: "
+        + ", ".join(
+            f"no promise per {unit}" if value is None else f"epsilon {value:.3g} per {unit}"
+            for unit, value in row["epsilon"].items()
+        )
+        for row in here
+        if row["epsilon"]
+    ]
 
 
 def _leak(here: Sequence[Row], metric: str, blank: Sequence[str]) -> list[str]:
@@ -98,7 +111,16 @@ def _differences(records: Records, cell: tuple[str, str, float], here: Sequence[
             continue
         found = [paired(pairs, [pattern], records.metric) for pattern in PATTERNS]
         whole = paired(pairs, list(PATTERNS), records.metric)
-        lines.append(_line([name, *map(_interval, found), _interval(whole), f"{whole['p']:.3f}"]))
+        lines.append(
+            _line(
+                [
+                    name,
+                    *map(_interval, found),
+                    _interval(whole),
+                    f"{whole['p']:.3f}" if whole["p"] >= 0.001 else "< 0.001",
+                ]
+            )
+        )
     return lines
 
 
