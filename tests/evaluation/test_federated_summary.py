@@ -103,6 +103,7 @@ def test_tables_hold_chance_the_leak_by_its_name_and_realised_shares():
     made = next(row for row in rows(records) if row["arm"] == "pmcmfl" and row["rate"] == 0.5)
     assert made["patterns"]["fmri"]["accuracy"] == pytest.approx({"mean": 0.7, "sd": 0.0, "worst": 0.695})
     assert made["seeds"] == [0, 1]
+    assert made["by_seed"] == pytest.approx([(6 * 0.7 + 0.5) / 7] * 2, abs=1e-5)
     table = markdown(records)
     assert "### made: 50% missing in training, by instance" in table
     assert "Realised: missing fmri 50.0%, complete 50.0%." in table

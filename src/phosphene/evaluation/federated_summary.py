@@ -158,18 +158,18 @@ def rows(records: Records) -> list[dict[str, Any]]:
     -------
     list of dict
         ``condition``, ``kind``, ``rate``, ``arm``, ``seeds``; by pattern the ``mean``, ``sd`` and ``worst`` site's mean
-        of every metric; ``leak_with_labels``; ``chance``, ``fractions`` (realised), ``cost``; ``epsilon`` by unit of
+        of every metric; ``by_seed``, the mean over patterns of accuracy or mAP; ``leak_with_labels``; ``chance``, ``fractions`` (realised), ``cost``; ``epsilon`` by unit of
         protection, where noise is added (None is no promise).
     """
     return [
-        _row(cell, arm, list(found.values()))
+        _row(cell, arm, list(found.values()), records.metric)
         for cell in records.cells
         for arm in records.arms
         if (found := records.of(cell, arm))
     ]
 
 
-def _row(cell: Key, arm: str, found: Sequence[Record]) -> dict[str, Any]:
+def _row(cell: Key, arm: str, found: Sequence[Record], metric: str) -> dict[str, Any]:
     condition, kind, rate = cell
     shares = [each["fractions"]["all"] for each in found]
     return {
@@ -179,6 +179,7 @@ def _row(cell: Key, arm: str, found: Sequence[Record]) -> dict[str, Any]:
         "arm": arm,
         "seeds": [each["seed"] for each in found],
         "patterns": {name: _spread([each["patterns"][name] for each in found]) for name in PATTERNS},
+        "by_seed": [round(float(np.mean([_of(each, name, metric) for name in PATTERNS])), 5) for each in found],
         "leak_with_labels": {
             name: _means([each["leak_with_labels"][name]["mean"] for each in found])
             for name in found[0]["leak_with_labels"]
@@ -196,7 +197,8 @@ def _spread(scores: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
         values = [each["mean"][metric] for each in scores]
         worst = float(np.mean([each["worst"][metric]["value"] for each in scores]))
         sd = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-        found[metric] = {"mean": float(np.mean(values)), "sd": sd, "worst": worst}
+        told = {"mean": float(np.mean(values)), "sd": sd, "worst": worst}
+        found[metric] = {name: round(value, 5) for name, value in told.items()}
     return found
 
 
