@@ -39,6 +39,7 @@ class Members:
         self._members: dict[str, _Member] = {}
         self._asked: set[int] = set()
         self._agreement: Agreement | None = None
+        self._reasons: dict[int, str] = {}
 
     @property
     def names(self) -> list[str]:
@@ -61,9 +62,10 @@ class Members:
             time.sleep(pause)
             self.look()
         if len(self._members) < quorum:
+            others = [f"node {node}: {self._reasons.get(node, 'no answer')}" for node in sorted(self._strangers)]
             raise FederationError(
-                f"within {wait:g} s {len(self._members)} of {sites} sites said who they are, and {quorum} are needed; "
-                f"{len(self._asked)} nodes were connected"
+                f"within {wait:g} s {len(self._members)} of {sites} sites said who they are, and {quorum} are needed. "
+                f"Connected beside them: {'; '.join(others) or 'none'}"
             )
         if len(self._members) < sites:
             log.warning("%d of %d sites came in time: %s", len(self._members), sites, ", ".join(self.names))
@@ -80,11 +82,16 @@ class Members:
             self._admit(node, reply, online)
         return {name: each.node for name, each in self._members.items() if each.node in online}
 
+    @property
+    def _strangers(self) -> set[int]:
+        return self._asked - {each.node for each in self._members.values()}
+
     def _admit(self, node: int, reply: Reply, online: set[int]) -> None:
         try:
             name, own = str(reply.facts["site"]), agreement_of(reply.facts["agreement"])
         except (KeyError, TypeError, InputError):
-            log.warning("node %d does not take part: %s", node, reply.reason or "its answer cannot be read")
+            self._reasons[node] = reply.reason or "its answer cannot be read"
+            log.warning("node %d does not take part: %s", node, self._reasons[node])
             return
         held = self._members.get(name)
         if held is not None and held.node != node and held.node in online:

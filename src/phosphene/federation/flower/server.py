@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import sys
 import time
 from dataclasses import replace
 from typing import Any
@@ -19,6 +18,7 @@ from phosphene.federation.flower.exchange import Reply, ask
 from phosphene.federation.flower.members import Members
 from phosphene.federation.flower.messages import facts_of, packed
 from phosphene.federation.flower.record import record_of
+from phosphene.federation.flower.telling import show_log
 from phosphene.federation.protected import check_private
 from phosphene.federation.randomness import drawn, n_drawn
 from phosphene.federation.run_state import Federated, RunFolder
@@ -43,7 +43,7 @@ def server_app() -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        _show_log()
+        show_log()
         run = RunSettings.of_config(context.run_config)
         done = federate_over(grid, run)
         log.info("%s: %d rounds, %d sites in the last", run.out, done.shared.round, len(done.history[-1].used))
@@ -167,13 +167,3 @@ def _contribution(name: str, reply: Reply) -> Contribution | None:
     except Exception:  # rubbish may fail in any way
         return None
     return sent if sent.site == name and sent.n_trials < _MOST_TRIALS else None
-
-
-def _show_log() -> None:
-    """To the standard output of the app, which Flower carries to whoever follows the run."""
-    own = logging.getLogger("phosphene")
-    if not own.handlers:
-        handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        own.addHandler(handler)
-    own.setLevel(logging.INFO)

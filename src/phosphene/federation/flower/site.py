@@ -25,6 +25,7 @@ from phosphene.federation.faults import NOT_FINITE, SPENT, reason_of
 from phosphene.federation.flower.config import RunSettings, SiteSettings
 from phosphene.federation.flower.keeping import SiteFolder
 from phosphene.federation.flower.messages import facts_of, packed, unpacked
+from phosphene.federation.flower.telling import show_log
 from phosphene.federation.privacy import PrivacySettings
 from phosphene.federation.protected import planned_releases, protected_update
 from phosphene.federation.settings import FederationSettings
@@ -77,6 +78,7 @@ def client_app() -> ClientApp:
 def _answered(
     message: Message, context: Context, ask: Callable[[RecordDict, SiteSettings, RunSettings], Answer]
 ) -> Message:
+    show_log()
     try:
         run = RunSettings.of_config(context.run_config)
         facts, tensors = ask(message.content, SiteSettings.of_config(context.node_config, run), run)
@@ -114,7 +116,8 @@ def _trained(content: RecordDict, own: SiteSettings, run: RunSettings) -> Answer
     if not all(bool(torch.isfinite(each).all()) for each in (*after.private.values(), *after.optimiser.values())):
         return {"failed": NOT_FINITE}, None
     folder.keep(before, after)
-    log.info("round %d: %d trials, %d bytes leave the site", shared.round + 1, sent.n_trials, sent.n_bytes)
+    words = "round %d: trained on %d trials; %d bytes of weights, prototype sums and counts leave the site"
+    log.info(words, shared.round + 1, sent.n_trials, sent.n_bytes)
     tensors, facts = sent.to_tensors()
     return {"contribution": facts, "epsilon": epsilon}, tensors
 
