@@ -87,12 +87,11 @@ class Bench:
         study = simulate(make_settings(None, **self.plan), self.seed, progress=False).study
         train = study.split("train")
         options: dict[str, Any] = {"fit_on": train.stimulus_ids, "cache": False, "progress": False}
-        targets = tuple(ph.encode(study.stimuli, ENCODERS[name], **options) for name in ("image", "text"))
+        image, text = (ph.encode(study.stimuli, ENCODERS[name], **options) for name in ("image", "text"))
         classes = LabelClasses.found(train.stimuli.labels, CLASSES)
-        sizes = {(each["people"], each["sites"]) for each in CONDITIONS.values()}
         return {
-            size: hospitals_of_study(study, dealt(study.subjects[: size[0]], size[1]), classes, targets)  # type: ignore[arg-type]
-            for size in sizes
+            (people, sites): hospitals_of_study(study, dealt(study.subjects[:people], sites), classes, (image, text))
+            for people, sites in {(each["people"], each["sites"]) for each in CONDITIONS.values()}
         }
 
     def hospitals(self, condition: str, develop: bool) -> Hospitals:

@@ -158,8 +158,8 @@ def rows(records: Records) -> list[dict[str, Any]]:
     -------
     list of dict
         ``condition``, ``kind``, ``rate``, ``arm``, ``seeds``; by pattern the ``mean``, ``sd`` and ``worst`` site's mean
-        of every metric; ``by_seed``, the mean over patterns of accuracy or mAP; ``leak_with_labels``; ``chance``, ``fractions`` (realised), ``cost``; ``epsilon`` by unit of
-        protection, where noise is added (None is no promise).
+        of every metric; ``by_seed``, the mean over patterns of accuracy or mAP; ``leak_with_labels``; ``chance``,
+        ``fractions`` (realised), ``cost``; ``epsilon`` by unit of protection, under noise (None is no promise).
     """
     return [
         _row(cell, arm, list(found.values()), records.metric)
