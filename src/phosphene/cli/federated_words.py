@@ -7,6 +7,8 @@ from typing import Any
 
 __all__ = ["lines"]
 
+_RETRIEVAL = "top-1 brain_to_image"
+
 
 def lines(told: Mapping[str, Any]) -> Iterator[str]:
     """A run in lines.
@@ -47,31 +49,31 @@ def _round(record: Mapping[str, Any]) -> str:
 
 
 def _scores(scores: Mapping[str, Any], bare: Mapping[str, Any] | None) -> Iterator[str]:
-    chances = scores["chances"]
-    kind = next((name for name in ("accuracy", "mAP") if name in chances), "")
-    common = f", the commonest class alone {chances['commonest']:.3f}" if "commonest" in chances else ""
-    yield (
-        f"{kind} on the test part by what is shown, mean over sites [95 % interval]; chance {chances[kind]:.3f}"
-        + common
-    )
-    for pattern, found in scores["patterns"].items():
-        if kind not in found["mean"]:
-            continue
-        low, high = found["intervals"][kind]
-        worst = found["worst"][kind]
-        words = f"  {pattern}: {found['mean'][kind]:.3f} [{low:.3f}, {high:.3f}], worst {worst['site']}"
-        words += f" {worst['value']:.3f}"
-        if bare is not None:
-            without = bare["patterns"][pattern]["mean"][kind]
-            words += f"; without protection {without:.3f}, cost {without - found['mean'][kind]:+.3f}"
-        yield words
-    yield f"the picture found among {chances['gallery']:.0f} by what is shown, top-1; chance {chances['top-1']:.3f}"
-    for pattern, found in scores["patterns"].items():
-        if "top-1 brain_to_image" in found["mean"]:
-            words = f"  {pattern}: {found['mean']['top-1 brain_to_image']:.3f}"
-            if bare is not None:
-                words += f"; without protection {bare['patterns'][pattern]['mean']['top-1 brain_to_image']:.3f}"
-            yield words
+    chances, patterns = scores["chances"], scores["patterns"]
+    if kind := next((name for name in ("accuracy", "mAP") if name in patterns["all"]["mean"]), ""):
+        common = f", the commonest class alone {chances['commonest']:.3f}" if "commonest" in chances else ""
+        yield (
+            f"{kind} on the test part by what is shown, mean over sites [95 % interval]; chance {chances[kind]:.3f}"
+            + common
+        )
+        for pattern, found in patterns.items():
+            low, high = found["intervals"][kind]
+            worst = found["worst"][kind]
+            words = f"  {pattern}: {found['mean'][kind]:.3f} [{low:.3f}, {high:.3f}], worst {worst['site']}"
+            yield f"{words} {worst['value']:.3f}" + _cost(bare, pattern, kind, found)
+    retrieved = {name: found for name, found in patterns.items() if _RETRIEVAL in found["mean"]}
+    if retrieved:
+        yield f"the picture found among {chances['gallery']:.0f} by what is shown, top-1; chance {chances['top-1']:.3f}"
+    for pattern, found in retrieved.items():
+        yield f"  {pattern}: {found['mean'][_RETRIEVAL]:.3f}" + _cost(bare, pattern, _RETRIEVAL, found)
+
+
+def _cost(bare: Mapping[str, Any] | None, pattern: str, metric: str, found: Mapping[str, Any]) -> str:
+    """What protection costs, where the run without it was made."""
+    if bare is None:
+        return ""
+    without = bare["patterns"][pattern]["mean"][metric]
+    return f"; without protection {without:.3f}, cost {without - found['mean'][metric]:+.3f}"
 
 
 def _privacy(told: Mapping[str, Any]) -> Iterator[str]:
