@@ -204,7 +204,9 @@ def told_of(options: argparse.Namespace, records: Sequence[Mapping[str, Any]]) -
         f"--seeds {' '.join(map(str, options.seeds))} --rounds {options.rounds}",
         "seeds": options.seeds,
         "rounds": options.rounds,
-        "cpu_seconds_of_training": round(sum(record["cost"]["cpu_s"] for record in records)),
+        "cpu_seconds_of_training": round(
+            sum(record["cost"]["cpu_s"] for record in records if not record["arm"].startswith("rule-"))
+        ),
         **facts,
         "arms": {name: (ARMS | ABLATIONS)[name].what for name in options.arms},
     }

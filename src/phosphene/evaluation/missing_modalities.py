@@ -7,7 +7,7 @@ has no way in for labels. `leak_with_labels` is the exception that shows what a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -320,8 +320,3 @@ def _weighted(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Mean in every resample; a resample with none of the trials has the plain mean."""
     total = weights.sum(axis=1)
     return np.where(total > 0, weights @ values / np.maximum(total, 1), values.mean())
-
-
-def headline(metrics: Sequence[str]) -> str:
-    """The metric of classification among some: accuracy, or mAP with several classes a trial."""
-    return "accuracy" if "accuracy" in metrics else "mAP"
