@@ -150,6 +150,26 @@ def test_a_score_at_chance_is_said_to_be_at_chance(tmp_path: Path) -> None:
     assert "names the right class of 30 % of held-out stimuli: not told from what guessing gives, 30 %" in found
 
 
+def test_several_classes_a_trial_and_a_network_without_classes(tmp_path: Path) -> None:
+    several = copy.deepcopy(told())
+    for found in several["scores"]["patterns"].values():
+        found["intervals"] = {"mAP": found["intervals"]["accuracy"]}
+        for place in (found["mean"], found["worst"], *found["sites"].values()):
+            place["mAP"] = place.pop("accuracy")
+    several["scores"]["chances"] = {"mAP": 0.25, "top-1": 0.025, "gallery": 40.0}
+    found = text_of(report_federated(several, tmp_path / "page.html")).replace("\u00a0", " ")
+    assert "the brain alone ranks the classes with a precision of 52 %; guessing gives 25 %" in found
+    assert "a random order 25.0 %" in found
+    for found in several["scores"]["patterns"].values():
+        found["intervals"] = {}
+        for place in (found["mean"], found["worst"], *found["sites"].values()):
+            del place["mAP"]
+    found = text_of(report_federated(several, tmp_path / "page.html")).replace("\u00a0", " ")
+    assert "3 sites trained one network for 3 rounds" in found
+    assert "The class" not in found.split("Scores by site")[2]
+    assert "The picture, found among all of the test" in found
+
+
 def test_what_was_not_done_is_said(plain: str, tmp_path: Path) -> None:
     assert "No noise was asked for, so nothing is promised: the server saw every site’s weights" in plain
     assert "No audit was asked for (--audit): what leaks was not measured." in plain
