@@ -54,6 +54,12 @@ def test_every_arm_has_the_network_the_epochs_and_the_seed_of_the_others(name):
     assert settings.seed == ours.seed
 
 
+@pytest.mark.parametrize("name", ARMS)
+def test_moments_are_kept_where_weights_are_not_averaged(name):
+    kept = settings_of(name).client.optimiser == "kept"
+    assert kept == (ARMS[name].engine != "federated")
+
+
 def test_all_that_is_tuned_has_as_many_candidates():
     assert {len(arm.candidates) for arm in ARMS.values() if arm.rates} == {4}
     assert not any(arm.candidates for arm in ABLATIONS.values())
@@ -135,7 +141,7 @@ def test_fedproto_exchanges_prototypes_and_no_weights(hospitals):
 def test_fedproto_is_drawn_to_the_prototypes_of_others(hospitals):
     """Without its contrast another site has no way to reach it."""
     alone = replace(hospitals, train={"site-0": hospitals.train["site-0"]}, test={"site-0": hospitals.test["site-0"]})
-    free = PLAN.settings(ARMS["dropout-token"], "ce", 0)
+    free = PLAN.settings(ARMS["local"], "ce", 0)
     for settings, reached in ((settings_of("fedproto"), True), (free, False)):
         held = [train(ARMS["fedproto"], each.sites(CELL, settings), settings, 3).held for each in (hospitals, alone)]
         weights = [each[""]["site-0"][0].weights for each in held]

@@ -148,7 +148,7 @@ ARMS: dict[str, Arm] = {
         Arm(
             "fedproto",
             "FedProto-style: prototypes alone are exchanged, features are drawn to them; dropout and token",
-            _DROPPED,
+            merge(_DROPPED, _KEPT),
             tuple(
                 {"objective": {f"contrast_{part}": weight for part in ("fmri", "image", "text", "fusion")}}
                 for weight in (0.1, 0.5)
