@@ -200,6 +200,25 @@ def test_two_sites_of_one_name_and_sites_that_disagree_are_told_before_any_train
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {},
+        {"site": "a\nround 1: 9 of 9 sites", "agreement": None},
+        {"site": "x" * 200},
+        {"site": "north", "agreement": {"classes": 3}},
+        {"site": "north", "agreement": {"classes": ["a", "b"], "image_width": "wide", "text_width": 1, "width": 1}},
+    ],
+)
+def test_who_a_site_is_cannot_be_said_in_rubbish(study: Path, tmp_path: Path, facts: dict) -> None:
+    def says(message, answer):
+        told = unpacked(answer(message).content)[0]
+        return Message(packed({**told, **facts} if facts else {}), reply_to=message)
+
+    with pytest.raises(FederationError, match=r"2 of 3 sites .*node 2: its answer cannot be read"):
+        over(study, tmp_path, {2: says}, quorum=3)
+
+
 def test_a_site_goes_on_with_its_data_alone(study: Path, tmp_path: Path) -> None:
     nodes = {
         number + 1: {"site": name, "people": f"sub-0{number + 1}", "study": str(study), "keep": str(tmp_path / name)}

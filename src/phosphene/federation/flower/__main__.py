@@ -120,7 +120,7 @@ def _pair(name: str, value: str) -> str:
     return f'{name}="{value}"'
 
 
-def _become(program: str, words: list, home: Path | None) -> None:
+def _become(program: str, words: list[object], home: Path | None) -> None:
     """Go on as another program of the same environment: signals and exit status are its own."""
     beside = Path(sys.executable).with_name(program)
     found = str(beside) if beside.exists() else shutil.which(program)

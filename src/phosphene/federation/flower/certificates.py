@@ -11,8 +11,10 @@ import ipaddress
 import logging
 import socket
 import ssl
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -181,7 +183,7 @@ def _read_certificate(path: str | Path) -> x509.Certificate:
         raise InputError(f"{path} is no certificate in PEM: its text must begin with BEGIN CERTIFICATE") from error
 
 
-def _read_key(path: str | Path, load, wanted: str):  # type: ignore[no-untyped-def]
+def _read_key(path: str | Path, load: Callable[..., Any], wanted: str) -> Any:
     content = _bytes(path)
     try:
         return load(content, password=None)

@@ -17,6 +17,8 @@ __all__ = ["Members"]
 
 log = logging.getLogger(__name__)
 
+_LONGEST = 100  # characters of a site's name
+
 
 @dataclass(frozen=True)
 class _Member:
@@ -89,7 +91,9 @@ class Members:
     def _admit(self, node: int, reply: Reply, online: set[int]) -> None:
         try:
             name, own = str(reply.facts["site"]), agreement_of(reply.facts["agreement"])
-        except (KeyError, TypeError, InputError):
+            if not (0 < len(name) <= _LONGEST and name.isprintable()):
+                raise InputError("a site's name is one line")
+        except Exception:  # rubbish may fail in any way
             self._reasons[node] = reply.reason or "its answer cannot be read"
             log.warning("node %d does not take part: %s", node, self._reasons[node])
             return
