@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from federation_sites import AGREEMENT, made_sites, made_trials, run, same, settings
@@ -57,6 +58,22 @@ def test_trials_without_the_modality_are_foretold_by_the_others_and_a_modality_n
     assert not none.foretold["p1"][:, : PARTS[0]].any()
     assert not none.private["p1/weight"][: PARTS[0]].any()
     assert none.private["p1/weight"][PARTS[0] :].any()
+
+
+def test_what_is_foretold_of_a_trial_has_not_seen_its_unit_even_through_a_repeat_or_a_sibling():
+    """Doubled trials, one of each pair without its picture: foretelling the pair must be as hard as of new trials."""
+    whole = site(n=40).trials
+    twice = torch.arange(40).repeat(2)
+    pair = whole.select(twice)
+    present = pair.present.clone()
+    present[40:, IMAGE] = False
+    for trials in (pair.hiding(present), replace(pair.hiding(present), ids=np.arange(80).astype(str), units=pair.ids)):
+        made = with_adapters(SiteState("one", trials, AGREEMENT), RIDGE)
+        said, true = made.foretold["p1"][40:, : PARTS[0]], whole.inputs.image
+        assert torch.allclose(said, made.foretold["p1"][:40, : PARTS[0]], atol=1e-5)
+        weight, bias = made.private["p1/weight"][: PARTS[0]], made.private["p1/bias"][: PARTS[0]]
+        inside = whole.inputs.responses["p1"] @ weight.T + bias
+        assert float((said - true).square().sum()) > 1.1 * float((inside - true).square().sum())
 
 
 def test_it_is_made_once_and_no_round_changes_it():

@@ -27,7 +27,8 @@ def sites(n: int = 60, noise: float = 3.0) -> dict[str, SiteState]:
 
 def test_halves_share_no_stimulus_and_are_drawn_from_the_seed():
     site = sites()["north"]
-    twice = replace(site.trials, ids=site.trials.ids[torch.arange(60).numpy() // 2])  # every stimulus shown twice
+    ids = site.trials.ids[torch.arange(60).numpy() // 2]  # every stimulus shown twice
+    twice = replace(site.trials, ids=ids, units=ids)
     half, held = halved(replace(site, trials=twice), seed=3)
     assert not set(half.trials.ids) & set(held.ids)
     assert len(half.trials) == len(held) == 30

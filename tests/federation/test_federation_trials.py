@@ -125,3 +125,15 @@ def test_public_stimuli_without_a_brain_join_those_of_people(trials, made_study)
         Trials.joined([trials, trials])
     with pytest.raises(InputError, match="parts with labels and parts without"):
         Trials.joined([trials, replace(public, labels=None)])
+
+
+def test_units_are_stimuli_unless_given_and_go_with_their_trials():
+    trials = made_trials(0, {"p1": 20, "p2": 30}, n=4)
+    assert trials.units.tolist() == trials.ids.tolist()
+    given = replace(trials, units=np.array(list("aabbccdd")))
+    assert given.select(torch.tensor([5, 0])).units.tolist() == ["c", "a"]
+    assert given.hiding(given.present).units.tolist() == list("aabbccdd")
+    alone = [replace(made_trials(k, {f"p{k}": 20}, n=2), units=np.array([f"{k}", f"{k}"])) for k in (1, 2)]
+    assert Trials.joined(alone).units.tolist() == ["1", "1", "2", "2"]
+    with pytest.raises(InputError, match="8 trials need as many units, found 2"):
+        replace(trials, units=np.array(["a", "b"]))

@@ -226,7 +226,8 @@ class Trained:
         ----------
         site : str
         people : mapping of str to int
-            Voxels of who is to be predicted; somebody without any training trial has an adapter from the seed.
+            Voxels of who is to be predicted; somebody without any training trial has an adapter
+            that is silent, or from the seed where adapters are learned.
         settings : FederationSettings
             Those of training, but for the rule of inference.
         pattern : str

@@ -203,20 +203,21 @@ def skewed(hospitals: Hospitals, n: int, alpha: float | None, seed: int) -> Hosp
 
 
 def held_out(hospitals: Hospitals, share: float = 0.2, seed: int = 0) -> Hospitals:
-    """The training part alone, a share of its stimuli in the place of the test: for choosing settings.
+    """The training part alone, a share of its units in the place of the test: for choosing settings.
 
     Raises
     ------
     InputError
         For a share that leaves a person without training or validation trials.
     """
-    ids = np.array(sorted({name for trials in hospitals.train.values() for name in trials.ids.tolist()}))
-    chosen = np.random.default_rng(seed).permutation(ids)[: max(2, round(share * len(ids)))]
+    units = np.array(sorted({name for trials in hospitals.train.values() for name in trials.units.tolist()}))
+    chosen = np.random.default_rng(seed).permutation(units)[: max(2, round(share * len(units)))]
     train_, test = {}, {}
     for name, trials in hospitals.train.items():
-        out = torch.from_numpy(np.isin(trials.ids, chosen))
+        out = torch.from_numpy(np.isin(trials.units, chosen))
         complete = trials.complete
         train_[name], test[name] = (trials.select(rows.nonzero().flatten()) for rows in (~out, out & complete))
         if trials.inputs.people.keys() - test[name].inputs.people.keys():
             raise InputError(f"{share:g} of the training stimuli leave somebody at {name} without a validation trial")
-    return replace(hospitals, train=train_, test=test, units={each: each for each in chosen.tolist()})
+    unit_of = {name: unit for each in test.values() for name, unit in zip(each.ids, each.units, strict=True)}
+    return replace(hospitals, train=train_, test=test, units=unit_of)

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phosphene.decoders.ridge import RidgeConfig, fit_ridge, ridge_out_of_fold
+from phosphene.decoders.ridge import RidgeConfig, fit_ridge, inner_folds, ridge_penalties, ridge_weights
 from phosphene.federation.settings import FederationSettings
 from phosphene.federation.state import SiteState
 from phosphene.federation.trials import FMRI, IMAGE, TEXT, Trials
 
 __all__ = ["adapted_trials", "with_adapters"]
 
-_FEWEST = 10  # stimuli with both, below which inner folds say nothing
+_FEWEST = 10  # units of stimuli with both, below which inner folds say nothing
 _RIDGE = RidgeConfig(penalty="shared", penalties=tuple(float(f"{p:.3g}") for p in np.logspace(-3, 2, 11)))
 
 
@@ -66,20 +66,23 @@ def adapted_trials(site: SiteState, settings: FederationSettings) -> Trials:
 def _fitted(trials: Trials, person: str, n_classes: int) -> tuple[Tensor, Tensor, Tensor]:
     """Weights (voxels, D), intercepts (D,), and what is foretold of the person's trials (n_s, D)."""
     inputs, own = trials.inputs, torch.from_numpy(trials.inputs.subjects == person)
-    responses, present, ids = inputs.responses[person].double(), inputs.present[own], trials.ids[own.numpy()]
-    labelled = torch.full((len(ids),), trials.labels is not None)
-    labels = torch.zeros(len(ids), n_classes) if trials.labels is None else trials.labels[own]
+    responses, present, units = inputs.responses[person].double(), inputs.present[own], trials.units[own.numpy()]
+    labelled = torch.full((len(units),), trials.labels is not None)
+    labels = torch.zeros(len(units), n_classes) if trials.labels is None else trials.labels[own]
     targets = ((inputs.image[own], present[:, IMAGE]), (inputs.text[own], present[:, TEXT]), (labels, labelled))
-    parts = [_part(responses, target.double(), present[:, FMRI] & held, ids, person) for target, held in targets]
+    parts = [_part(responses, target.double(), present[:, FMRI] & held, units, person) for target, held in targets]
     return tuple(torch.cat(columns, dim=-1).float() for columns in zip(*parts, strict=True))  # type: ignore[return-value]
 
 
-def _part(x: Tensor, y: Tensor, held: Tensor, ids: np.ndarray, person: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Ridge to one thing, and what it says of every trial when it has not seen it."""
-    units = ids[held.numpy()]
-    if len(np.unique(units)) < _FEWEST:
+def _part(x: Tensor, y: Tensor, held: Tensor, units: np.ndarray, person: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Ridge to one thing where it is there, and what it says of every trial without the trial's unit."""
+    if len(np.unique(units[held.numpy()])) < _FEWEST:
         return x.new_zeros(x.shape[1], y.shape[1]), y.new_zeros(y.shape[1]), torch.zeros_like(y)
-    weight, bias, _ = fit_ridge(x[held], y[held], units, _RIDGE, person)
-    said = x @ weight + bias
-    said[held] = ridge_out_of_fold(x[held], y[held], units, _RIDGE, person)
+    weight, bias, middle = fit_ridge(x[held], y[held], units[held.numpy()], _RIDGE, person)
+    (penalty,) = ridge_penalties(x[held], RidgeConfig(penalties=(middle,)), person)
+    said = torch.zeros_like(y)
+    for train, out in inner_folds(units, _RIDGE.folds):
+        if len(rows := train[held[train].numpy()]):
+            fold, offset = ridge_weights(x[rows], y[rows], torch.full_like(bias, penalty))
+            said[out] = x[out] @ fold + offset
     return weight, bias, said

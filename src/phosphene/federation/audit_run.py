@@ -102,18 +102,19 @@ def audit_run(
 def halved(site: SiteState, seed: int = 0) -> tuple[SiteState, Trials]:
     """A site with half of its stimuli, drawn by chance, and the trials of the others.
 
-    Trials of one stimulus stay together. Both halves have trials of every person of the site.
+    Trials of one unit (a stimulus, or both videos of an action) stay together. Both halves have trials of every person
+    of the site.
 
     Raises
     ------
     InputError
         For fewer than two stimuli, and for a person all of whose trials would be held back.
     """
-    names = np.unique(site.trials.ids)
+    names = np.unique(site.trials.units)
     if len(names) < 2:
         raise InputError(f"{site.site} cannot be audited: it has trials of {len(names)} stimulus, half is held back")
     order = torch.randperm(len(names), generator=generator(seed, "audit", site.site)).numpy()
-    inside = torch.from_numpy(np.isin(site.trials.ids, names[order[: (len(names) + 1) // 2]]))
+    inside = torch.from_numpy(np.isin(site.trials.units, names[order[: (len(names) + 1) // 2]]))
     kept, held = (site.trials.select(rows.nonzero().flatten()) for rows in (inside, ~inside))
     if lost := sorted(site.trials.inputs.people.keys() - kept.inputs.people.keys()):
         raise InputError(f"{site.site} cannot be audited: no trial of {', '.join(lost)} is left to train on")

@@ -88,7 +88,9 @@ class BrainEncoder(nn.Module):
         if self.config.adapter == "learned":
             self.trunk.add(n_voxels)
         else:
-            self.adapters.append(nn.Linear(n_voxels, sum(self.widths)).requires_grad_(False))
+            silent = nn.Linear(n_voxels, sum(self.widths)).requires_grad_(False)
+            nn.init.zeros_(silent.weight), nn.init.zeros_(silent.bias)  # until it is fitted, or loaded
+            self.adapters.append(silent)
 
     def forward(self, responses: Tensor, at: int, adapted: bool = False) -> Tensor:
         """Responses of the person `at` to features; `adapted` ones have been through the adapter."""

@@ -133,15 +133,23 @@ class Trials:
         The stimulus of each trial.
     labels : Tensor (n, C), optional
         Soft labels in [0, 1], float32.
+    units : (n,) ndarray of str
+        What is never parted when trials are held back from each other, such as both videos of an action; the stimulus
+        where nothing else is given.
     """
 
     inputs: Inputs
     ids: np.ndarray
     labels: Tensor | None = field(default=None)
+    units: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=str))
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.inputs):
             raise InputError(f"{len(self.inputs)} trials need as many stimulus ids, found {len(self.ids)}")
+        if not len(self.units):
+            object.__setattr__(self, "units", self.ids)
+        if len(self.units) != len(self.ids):
+            raise InputError(f"{len(self.ids)} trials need as many units, found {len(self.units)}")
         if self.labels is None:
             return
         if self.labels.ndim != 2 or len(self.labels) != len(self.inputs):
@@ -186,6 +194,7 @@ class Trials:
                 responses[person] = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float32))
         seen = np.concatenate(ids) if ids else np.empty(0, dtype=str)
         trials = cls._made(np.array(subjects, dtype=str), responses, seen, image, text)
+        trials = replace(trials, units=np.asarray(view.units_of(seen), dtype=str))
         if labels is not None:
             if len(labels) != len(view.stimulus_ids):
                 raise InputError(f"the view has {len(view.stimulus_ids)} stimuli, found labels of {len(labels)}")
@@ -248,7 +257,8 @@ class Trials:
             torch.cat([one.present for one in each]),
         )
         labels = [part.labels for part in parts if part.labels is not None]
-        return cls(inputs, np.concatenate([part.ids for part in parts]), torch.cat(labels) if labels else None)
+        ids, units = (np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "units"))
+        return cls(inputs, ids, torch.cat(labels) if labels else None, units)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -266,7 +276,7 @@ class Trials:
     def select(self, rows: Tensor) -> Trials:
         """These trials, in this order."""
         labels = None if self.labels is None else self.labels[rows]
-        return Trials(self.inputs.select(rows), self.ids[rows.numpy()], labels)
+        return Trials(self.inputs.select(rows), self.ids[rows.numpy()], labels, self.units[rows.numpy()])
 
     def hiding(self, present: np.ndarray | Tensor) -> Trials:
         """The same trials with modalities hidden: see `Inputs.hiding`."""
