@@ -14,6 +14,8 @@ from phosphene.evaluation.federated_rivals import ABLATIONS, ARMS, Arm, train
 from phosphene.evaluation.hospitals import Cell
 from phosphene.evaluation.missing_modalities import PATTERNS, shown
 from phosphene.federation.engine import federate
+from phosphene.federation.library import PARTS
+from phosphene.federation.privacy import PrivacySettings, Protection
 
 CELL = Cell("made", "instance", 0.5, 0)
 PLAN = Plan({}, common=COMMON)
@@ -184,3 +186,10 @@ def test_somebody_without_a_training_brain_is_scored_with_an_adapter_from_the_se
     without = replace(hospitals, train={**hospitals.train, "site-2": lost.hiding(hidden)})
     found = trained(without, "central-by-pattern", rounds=1)
     assert said(without, "central-by-pattern", found, site="site-2", pattern="fmri").logits.isfinite().all()
+
+
+def test_noise_reads_no_prototype_of_fewer_trials_than_it_could_make_up():
+    for name in ("clipped", "noise-0.01", "noise-0.1", "noise-1"):
+        arm = ABLATIONS[name]
+        protection = Protection(PrivacySettings(**arm.privacy), 64, len(PARTS))
+        assert arm.changes["library"]["min_count"] == pytest.approx(max(2.0, protection.least_count(4)), rel=0.01)

@@ -34,6 +34,7 @@ __all__ = ["ABLATIONS", "ARMS", "LEARNING_RATES", "Arm", "Trained", "train"]
 
 LEARNING_RATES = (1e-3, 3e-3)
 _EVERYWHERE = "everywhere"
+_COUNTED = 36.0  # three deviations of the noise on counts at level 1, of four sites of width 64: `least_count`
 _TABLES = ("model", "client")
 _CHOSEN = ("learning_rate", "head_rate", "optimiser")
 Settings = dict[str, Any]
@@ -174,9 +175,10 @@ def _ablation(name: str, what: str, changes: Settings, privacy: Settings | None 
     return Arm(name, what, changes, privacy=privacy or {}, like="pmcmfl")
 
 
-def _noise(level: float) -> Settings:
-    """Updates clipped to 1, features to 8, with noise of so many limits on both."""
-    return {"update_limit": 1.0, "feature_limit": 8.0, "update_noise": level, "library_noise": level}
+def _noisy(name: str, what: str, level: float) -> Arm:
+    """Updates clipped to 1, features to 8, with noise of so many limits on both; no prototype that is noise alone."""
+    privacy = {"update_limit": 1.0, "feature_limit": 8.0, "update_noise": level, "library_noise": level}
+    return _ablation(name, what, {"library": {"min_count": max(2.0, _COUNTED * level)}}, privacy)
 
 
 ABLATIONS: dict[str, Arm] = {
@@ -195,8 +197,8 @@ ABLATIONS: dict[str, Arm] = {
             _ablation(f"rule-{rule}", f"inference by {rule}", {"inference": {"rule": rule}})
             for rule in ("nearest", "soft", "match", "token", "zero", "mean")
         ),
-        _ablation("clipped", "updates and features clipped, hardly any noise", {}, _noise(0.001)),
-        *(_ablation(f"noise-{level:g}", f"noise of {level:g} limits", {}, _noise(level)) for level in (0.01, 0.1, 1.0)),
+        _noisy("clipped", "updates and features clipped, hardly any noise", 0.001),
+        *(_noisy(f"noise-{level:g}", f"noise of {level:g} limits", level) for level in (0.01, 0.1, 1.0)),
     )
 }
 
