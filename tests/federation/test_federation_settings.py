@@ -57,6 +57,12 @@ def test_settings_that_are_wrong_or_without_use_are_refused(changes, message):
         FederationSettings.preset(**changes)
 
 
+def test_the_learning_rate_of_heads_has_a_use_with_either_head():
+    for head in ("classification", "retrieval"):
+        changed = FederationSettings.preset(model={"heads": [head]}, client={"head_rate": 2.0})
+        assert changed.client.head_rate == 2.0
+
+
 def test_shares_of_a_mixture_add_up_to_one():
     assert sum(MaskSettings(label=1, retrieval=2, token=3, zero=4, random=5).mixture.values()) == pytest.approx(1)
 

@@ -245,7 +245,7 @@ class FederationSettings(Settings):
         if "retrieval" not in self.model.heads:
             idle |= dict.fromkeys(("objective.retrieval_weight", "objective.retrieval_temperature"), "no such head")
         if "classification" not in self.model.heads:
-            idle |= dict.fromkeys(("objective.task", "objective.class_weight", "client.head_rate"), "no such head")
+            idle |= dict.fromkeys(("objective.task", "objective.class_weight"), "no such head")
         return idle
 
     def check_given(self, given: Iterable[str]) -> None:
