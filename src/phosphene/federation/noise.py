@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -46,18 +45,6 @@ class NoiseSource:
             raise InputError(f"a seed of noise is not negative, found {seed}")
         self._generator = None if seed is None else np.random.Generator(np.random.PCG64(seed_of(seed, "noise", *names)))
 
-    @property
-    def seeded(self) -> bool:
-        """Whether the numbers can be had again."""
-        return self._generator is not None
-
-    @property
-    def words(self) -> str:
-        """What is to be told about it."""
-        if self.seeded:
-            return "from a seed: the study comes out the same, and who knows the seed takes the noise off again"
-        return "from the system's cryptographic source"
-
     def normal(self, shape: Sequence[int], deviation: float) -> Tensor:
         """Independent numbers from a normal distribution around 0: float64, on the CPU.
 
@@ -77,33 +64,6 @@ class NoiseSource:
         count = math.prod(shape)
         drawn = self._generator.standard_normal(count) if self._generator is not None else _of_system(count)
         return torch.from_numpy(drawn * deviation).reshape(tuple(shape))
-
-    def state(self) -> dict[str, Any]:
-        """What JSON can hold and `of_state` goes on from; of the system's source there is nothing to keep."""
-        return (
-            {"kind": "system"} if self._generator is None else {"kind": "seeded", **self._generator.bit_generator.state}
-        )
-
-    @classmethod
-    def of_state(cls, state: Mapping[str, Any]) -> NoiseSource:
-        """Go on from `state`.
-
-        Raises
-        ------
-        InputError
-            For something that is no such state.
-        """
-        if dict(state) == {"kind": "system"}:
-            return cls()
-        source = cls(0)
-        assert source._generator is not None
-        try:
-            if state["kind"] != "seeded":
-                raise KeyError("kind")
-            source._generator.bit_generator.state = {key: value for key, value in state.items() if key != "kind"}
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"this is not the state of a source of noise: {error}") from error
-        return source
 
 
 def _of_system(count: int) -> np.ndarray:

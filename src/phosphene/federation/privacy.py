@@ -30,7 +30,7 @@ from phosphene.federation.noise import NoiseSource
 from phosphene.federation.trial_sgd import TrialSgdSettings
 from phosphene.settings import Settings
 
-__all__ = ["PrivacySettings", "Protection", "clip_features", "clip_labels", "library_sensitivity"]
+__all__ = ["PrivacySettings", "Protection", "clip_labels", "library_sensitivity"]
 
 _GRID = 2.0**-30  # libraries are multiples of it, so that their sums are exact in any order
 _FEATURE_ROUNDING = 2.0**-19  # a feature is rounded by at most this before it enters a sum
@@ -70,24 +70,6 @@ class PrivacySettings(Settings):
         if self.update_limit is None and self.feature_limit is None:
             idle["shares"] = "no noise is added that could be split"
         return idle
-
-
-def clip_features(features: Tensor, limit: float) -> Tensor:
-    """Rows (..., d) scaled down to an Euclidean norm of at most `limit`; shorter ones are left as they are.
-
-    Raises
-    ------
-    InputError
-        For a limit that is not above 0 and for features that are not finite: NaN has no norm to clip.
-    """
-    if not (math.isfinite(limit) and limit > 0):
-        raise InputError(f"the limit of features' norms must be a number above 0, found {limit}")
-    if not bool(torch.isfinite(features).all()):
-        raise InputError("features that are not finite cannot be clipped")
-    norms = features.double().norm(dim=-1, keepdim=True)
-    return torch.where(norms > limit, features.double() * (limit / norms.clamp_min(limit)), features.double()).to(
-        features.dtype
-    )
 
 
 def clip_labels(labels: Tensor, classes: int) -> Tensor:
@@ -200,15 +182,8 @@ class Protection:
             clipped[name] = (clipped[name].double() + noise).float()
         return clipped, norm
 
-    def trials(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (n, ..., d) and labels (n, C) as they may enter a library: clipped, or as they are."""
-        if self.settings.feature_limit is None:
-            return features, labels
-        clipped = clip_features(features, self.settings.feature_limit)
-        return clipped, clip_labels(labels, self.settings.classes_per_trial)
-
     def library(self, sums: Tensor, counts: Tensor, source: NoiseSource) -> tuple[Tensor, Tensor]:
-        """Sums (..., d) and counts (...) of trials that went through `trials`, with noise in every cell.
+        """Sums (..., d) and counts (...) of clipped features and labels (`clip_labels`), with noise in every cell.
 
         Classes that the site does not have get noise like all others, or their absence would show; an age is to be
         told from these counts alone. Counts may come out negative. A least count of several `count_deviation` keeps
