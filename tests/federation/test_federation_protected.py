@@ -123,6 +123,9 @@ def test_private_training_goes_per_trial_and_says_what_it_costs(start):
     one, kept = protected_update(site, shared, chosen, privacy)
     again, _ = protected_update(site, shared, chosen, privacy)
     assert same(one.to_tensors()[0], again.to_tensors()[0])
+    assert kept.round == 1
+    with pytest.raises(InputError, match="has trained in round 1, the server is done with 0"):
+        protected_update(kept, shared, chosen, privacy)
     assert kept.private.keys() == client_update(site, shared, chosen)[1].private.keys()
     assert all(not torch.equal(one.weights[name], shared.weights[name]) for name in ("tokens", "fusion.mix.weight"))
     assert planned_releases(site, chosen, privacy) == [

@@ -21,7 +21,15 @@ from phosphene.federation.settings import FederationSettings, LibrarySettings
 from phosphene.federation.state import Contribution, GlobalState, SiteState
 from phosphene.federation.trials import MODALITIES, Trials
 
-__all__ = ["client_update", "local_library", "make_model", "make_optimiser", "site_model", "train_round"]
+__all__ = [
+    "check_together",
+    "client_update",
+    "local_library",
+    "make_model",
+    "make_optimiser",
+    "site_model",
+    "train_round",
+]
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +62,7 @@ def client_update(site: SiteState, shared: GlobalState, settings: FederationSett
     FederationError
         When the loss is not finite.
     """
-    if differ := site.agreement.differences(shared.agreement):
-        raise InputError(f"{site.site} does not agree with the federation: {'; '.join(differ)}")
-    if site.round > shared.round:
-        raise InputError(
-            f"{site.site} has trained in round {site.round}, the server is done with {shared.round}: the two states "
-            "are not of one moment"
-        )
+    check_together(site, shared)
     site = with_adapters(site, settings)
     round_, trials = shared.round + 1, adapted_trials(site, settings)
     model = site_model(site, shared, settings)
@@ -81,6 +83,17 @@ def client_update(site: SiteState, shared: GlobalState, settings: FederationSett
     )
     kept = _moments(optimiser, model) if settings.client.optimiser == "kept" else {}
     return contribution, replace(site, private=model.private_state(), optimiser=kept, round=round_)
+
+
+def check_together(site: SiteState, shared: GlobalState) -> None:
+    """Refuse a site and a server that do not belong together; see `client_update`."""
+    if differ := site.agreement.differences(shared.agreement):
+        raise InputError(f"{site.site} does not agree with the federation: {'; '.join(differ)}")
+    if site.round > shared.round:
+        raise InputError(
+            f"{site.site} has trained in round {site.round}, the server is done with {shared.round}: the two states "
+            "are not of one moment"
+        )
 
 
 def make_model(shared: GlobalState, settings: FederationSettings) -> PmcmModel:

@@ -15,7 +15,7 @@ from phosphene.errors import InputError
 from phosphene.federation.accounting import Release
 from phosphene.federation.adapter import adapted_trials, with_adapters
 from phosphene.federation.aggregation import added, difference
-from phosphene.federation.client import client_update, local_library, make_optimiser, site_model
+from phosphene.federation.client import check_together, client_update, local_library, make_optimiser, site_model
 from phosphene.federation.library import PARTS, PrototypeLibrary
 from phosphene.federation.model import PmcmModel
 from phosphene.federation.noise import NoiseSource
@@ -115,11 +115,10 @@ def protected_update(
         made, after = client_update(site, shared, settings)
         model = site_model(after, shared, settings)  # the weights that were received
     else:
-        if differ := site.agreement.differences(shared.agreement):
-            raise InputError(f"{site.site} does not agree with the federation: {'; '.join(differ)}")
+        check_together(site, shared)
         model = site_model(site, shared, settings)
         _train_privately(model, site, shared, settings, privacy.trial_sgd, privacy.seed)
-        made, after = _bare(model, site, shared), replace(site, private=model.private_state())
+        made, after = _bare(model, site, shared), replace(site, private=model.private_state(), round=shared.round + 1)
     library = made.library
     if privacy.feature_limit is not None or privacy.trial_sgd is not None:
         trials = adapted_trials(site, settings)
