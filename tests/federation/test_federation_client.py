@@ -181,6 +181,13 @@ def test_a_site_without_any_complete_trial_works_and_is_told():
     assert sent[2][0].metrics["loss contrast fusion"] == 0
 
 
+def test_all_that_training_tells_is_known_to_the_server():
+    chosen = settings(objective={"proximal": 0.1, "contrast_from": 1})
+    contribution, _ = client_update(made_sites()[0], first_state(AGREEMENT, chosen), chosen)
+    assert len(contribution.metrics) == 9
+    assert contribution.told == contribution.metrics
+
+
 def test_a_site_without_labels_trains_retrieval_alone():
     chosen = settings()
     site = made_sites()[0]

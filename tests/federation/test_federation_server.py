@@ -66,7 +66,7 @@ def spoilt(contribution: Contribution, what: str) -> Contribution:
     changes = {
         "nan": {"weights": {**weights, name: weights[name] * torch.nan}},
         "lacking": {"weights": {key: value for key, value in weights.items() if key != name}},
-        "extra": {"weights": {**weights, "more": torch.zeros(1)}},
+        "extra": {"weights": {**weights, "more" * 1000: torch.zeros(1)}},
         "shape": {"weights": {**weights, name: weights[name][:, 1:]}},
         "dtype": {"weights": {**weights, name: weights[name].double()}},
         "round": {"round": 4},
@@ -90,7 +90,7 @@ def spoilt(contribution: Contribution, what: str) -> Contribution:
     [
         ("nan", "'fusion.mix.weight' holds numbers that are not finite"),
         ("lacking", "its weights lack 'fusion.mix.weight'"),
-        ("extra", "have a tensor too many, 'more'"),
+        ("extra", "^its weights have 1 tensor that the network has not$"),
         ("shape", r"'fusion.mix.weight' is \(16, 47\)"),
         ("dtype", "torch.float64, the others have"),
         ("round", "trained for round 4, this is round 1"),
@@ -169,6 +169,43 @@ def test_an_encoder_is_averaged_over_those_who_trained_it(round_one):
     assert not torch.equal(after.weights["image.0.weight"], sent[1].weights["image.0.weight"])
     alone = server_update(shared, sent[:1], chosen)
     assert torch.equal(alone.weights[name], shared.weights[name])
+
+
+@pytest.mark.parametrize(
+    ("server", "least"), [({"aggregator": "median"}, 3), ({"aggregator": "trimmed-mean", "trim": 0.3}, 4)]
+)
+def test_a_modality_of_too_few_sites_for_a_robust_mean_does_not_end_the_run(round_one, server, least, caplog):
+    """Of five sites one, and then as many as are needed, have text; the other groups of weights are aggregated."""
+    shared, _ = round_one
+    chosen = settings(server={"weighting": "modality", **server})
+    whole = [made_trials(seed, {f"p{seed}": 20}) for seed in range(5)]
+    blind = [each.hiding(torch.tensor([True, True, False]).expand(24, 3)) for each in whole]
+
+    def after(n_with):
+        trials = [*whole[:n_with], *blind[n_with:]]
+        sites = [SiteState(f"s{number}", each, AGREEMENT) for number, each in enumerate(trials)]
+        return server_update(shared, [client_update(site, shared, chosen)[0] for site in sites], chosen)
+
+    few, enough = after(least - 1), after(least)
+    assert few.report.unmoved == ["text"]
+    assert torch.equal(few.weights["text.0.weight"], shared.weights["text.0.weight"])
+    assert not torch.equal(few.weights["image.0.weight"], shared.weights["image.0.weight"])
+    assert f"the encoder of text stays as it was: {least - 1} of 5 sites have the modality" in caplog.text
+    assert enough.report.unmoved == []
+    assert not torch.equal(enough.weights["text.0.weight"], shared.weights["text.0.weight"])
+
+
+def test_what_a_site_sends_as_text_is_not_passed_on_at_any_length(round_one):
+    shared, sent = round_one
+    secret = "/srv/patients/miller\n" * 1000
+    named = replace(sent[1], weights={**sent[1].weights, secret: torch.zeros(1), "other": torch.zeros(1)})
+    encoder = replace(sent[2], agreement=replace(AGREEMENT, image_encoder=secret))
+    classes = replace(sent[3], agreement=replace(AGREEMENT, classes=tuple(f"{c}{secret}" for c in "abcd")))
+    refused = server_update(shared, [sent[0], named, encoder, classes], CHOSEN).report.refused
+    assert refused["south"] == "its weights have 2 tensors that the network has not"
+    assert all(len(reason) < 500 and "\n" not in reason for reason in refused.values())
+    told = replace(sent[0], metrics={"loss total": 1.0, "complete": 3.0, "loss task": torch.nan, secret: 1.0}).told
+    assert told == {"loss total": 1.0, "complete": 3.0}
 
 
 def test_a_class_nobody_has_and_counts_below_the_threshold_are_told(round_one):

@@ -17,12 +17,14 @@ from phosphene.errors import InputError
 from phosphene.settings import Settings
 
 __all__ = [
+    "LEAST_MEDIAN",
     "FedAdam",
     "FedAdamSettings",
     "added",
     "clip_norm",
     "difference",
     "fedavg",
+    "least_trimmed",
     "median",
     "total_norm",
     "trimmed_mean",
@@ -31,7 +33,8 @@ __all__ = [
 Named = Mapping[str, Tensor]
 
 _BELOW = 1 - 2**-21  # a clipped update stays within the limit after rounding to float32
-_LEAST_MEDIAN = 3
+LEAST_MEDIAN = 3
+"""Updates below which a median withstands nobody."""
 
 
 def fedavg(updates: Sequence[Named], weights: Sequence[float]) -> dict[str, Tensor]:
@@ -97,9 +100,9 @@ def median(updates: Sequence[Named]) -> dict[str, Tensor]:
     """
     names = _checked(updates)
     count = len(updates)
-    if count < _LEAST_MEDIAN:
+    if count < LEAST_MEDIAN:
         raise InputError(
-            f"a median withstands no faulty site below {_LEAST_MEDIAN} updates, found {count}: use fedavg, with a "
+            f"a median withstands no faulty site below {LEAST_MEDIAN} updates, found {count}: use fedavg, with a "
             f"limit on the norm of updates, or more sites"
         )
     middle = slice((count - 1) // 2, count // 2 + 1)
@@ -137,10 +140,21 @@ def trimmed_mean(updates: Sequence[Named], beta: float) -> dict[str, Tensor]:
     if cut == 0:
         raise InputError(
             f"a trimmed mean with beta {beta} leaves out nobody of {count} updates and withstands no faulty site: "
-            f"it needs at least {math.ceil(1 / beta - 1e-9)} sites, or a larger beta"
+            f"it needs at least {least_trimmed(beta)} sites, or a larger beta"
         )
     kept = slice(cut, count - cut)
     return {name: stacked.sort(dim=0).values[kept].mean(dim=0).float() for name, stacked in _stacks(updates, names)}
+
+
+def least_trimmed(beta: float) -> int:
+    """Updates from which a trimmed mean leaves out one at each end.
+
+    Examples
+    --------
+    >>> least_trimmed(0.2)
+    5
+    """
+    return math.ceil(1 / beta - 1e-9)
 
 
 def total_norm(update: Named) -> float:

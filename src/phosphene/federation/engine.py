@@ -294,8 +294,7 @@ def _served(
         sent = [each for each in given if isinstance(each, Contribution)]
         after = server_update(shared, sent, plan.settings, noised)
         assert after.report is not None
-        finite = {each.site: {k: v for k, v in each.metrics.items() if math.isfinite(v)} for each in sent}
-        return after, {site: finite[site] for site in after.report.used}
+        return after, {each.site: each.told for each in sent if each.site in after.report.used}
     if summation is None:
         raise FederationError(f"round {shared.round + 1} has too few sites for a secure sum, of at least {plan.least}")
     summed = add_up(summation, [each for each in given if isinstance(each, Masked)])

@@ -110,7 +110,7 @@ class PrototypeLibrary:
         labels : Tensor (n, C)
             Soft labels in [0, 1]; a trial contributes to all its classes.
         centre : Tensor (n, C) of int, optional
-            To which centre of each class: see `phosphene.federation.centres`.
+            To which centre of each class: see `phosphene.federation.retrieval.assign_centres`.
         centres : int
             K.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median as middle
 
 import torch
@@ -13,11 +13,13 @@ from torch import Tensor
 
 from phosphene.errors import FederationError
 from phosphene.federation.aggregation import (
+    LEAST_MEDIAN,
     FedAdam,
     added,
     clip_norm,
     difference,
     fedavg,
+    least_trimmed,
     median,
     total_norm,
     trimmed_mean,
@@ -66,7 +68,8 @@ def server_update(
     FederationError
         For fewer usable contributions than the quorum; also when there is none at all.
     InputError
-        For fewer contributions than a robust aggregator needs.
+        For fewer contributions than a robust aggregator needs. Where enough sites answered and too few of them have a
+        modality, its encoder stays as it is, and the report says so (`RoundReport.unmoved`).
     """
     good, refused = usable(shared, contributions, settings, noised)
     for site, reason in sorted(refused.items()):
@@ -113,7 +116,14 @@ def next_state(
     lacking = [name for name, lacks in zip(shared.agreement.classes, without, strict=True) if lacks]
     if lacking:
         log.info("round %d: no prototype of %s", shared.round + 1, ", ".join(lacking))
-    report = RoundReport(shared.round + 1, dict(used), dict(refused or {}), lacking, int(few.sum()))
+    report = RoundReport(
+        shared.round + 1,
+        dict(used),
+        dict(refused or {}),
+        lacking,
+        int(few.sum()),
+        unmoved=_unmoved(shared.weights, weights),
+    )
     return GlobalState(weights, library, shared.agreement, shared.round + 1, moments, report)
 
 
@@ -169,13 +179,15 @@ def _fault(each: Contribution, shared: GlobalState, settings: FederationSettings
     if each.n_trials < 1:
         return f"it counts {each.n_trials} trials"
     if len(each.n_present) != len(MODALITIES) or not all(0 <= n <= each.n_trials for n in each.n_present):
-        return f"it has {each.n_trials} trials, of which {each.n_present} have fMRI, image and text"
+        return f"it has {each.n_trials} trials, of which {each.n_present[:3]} have fMRI, image and text"
     return _weights_fault(each.weights, shared.weights) or _library_fault(each, shared, settings, noised)
 
 
 def _weights_fault(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    for name in sorted(found.keys() ^ expected.keys()):
-        return f"its weights {'lack' if name in expected else 'have a tensor too many,'} {name!r}"
+    if lacking := sorted(expected.keys() - found.keys()):
+        return f"its weights lack {lacking[0]!r}" + (f" and {len(lacking) - 1} more" if len(lacking) > 1 else "")
+    if unknown := len(found.keys() - expected.keys()):  # their names may be any text: it is not passed on
+        return f"its weights have {unknown} tensor{'s' if unknown > 1 else ''} that the network has not"
     for name, tensor in found.items():
         if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
             return (
@@ -211,9 +223,16 @@ def _library_fault(each: Contribution, shared: GlobalState, settings: Federation
 def _mean_weights(shared: GlobalState, good: Sequence[Contribution], server: ServerSettings) -> dict[str, Tensor]:
     """Weights after a round; each group of tensors is aggregated over the sites that trained it."""
     after = dict(shared.weights)
+    least = {"median": LEAST_MEDIAN, "trimmed-mean": least_trimmed(server.trim)}.get(server.aggregator, 1)
     for names, weights in groups(list(shared.weights), good, server):
         before = {name: shared.weights[name] for name in names}
         taking = [(each, weight) for each, weight in zip(good, weights, strict=True) if weight > 0]
+        if len(taking) < least <= len(good):
+            log.warning(
+                "round %d: the encoder of %s stays as it was: %d of %d sites have the modality, a %s needs %d",
+                *(shared.round + 1, names[0].split(".")[0], len(taking), len(good), server.aggregator, least),
+            )
+            continue
         if not taking:  # nobody has this modality: the encoder stays as it is
             continue
         sent = [{name: each.weights[name] for name in names} for each, _ in taking]
@@ -248,7 +267,17 @@ def groups(
     """Groups of tensors that are averaged with the same weights, and the weight of each site in each."""
     if server.weighting != "modality":
         return [(list(names), [1.0 if server.weighting == "equal" else float(each.n_trials) for each in good])]
-    own = {m: [name for name in names if name.startswith(f"{modality}.")] for m, modality in enumerate(MODALITIES)}
+    own = {m: _encoder(modality, names) for m, modality in enumerate(MODALITIES)}
     rest = [name for name in names if not any(name in group for group in own.values())]
     encoders = [(group, [float(each.n_present[m]) for each in good]) for m, group in own.items()]
     return [*encoders, (rest, [float(each.n_trials) for each in good])]
+
+
+def _encoder(modality: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(f"{modality}.")]
+
+
+def _unmoved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
+    """Modalities whose encoder is the same to the bit."""
+    encoders = {modality: _encoder(modality, before) for modality in MODALITIES}
+    return [m for m, names in encoders.items() if names and all(torch.equal(before[n], after[n]) for n in names)]

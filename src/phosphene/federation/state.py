@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from phosphene.errors import InputError
-from phosphene.federation.library import PrototypeLibrary
+from phosphene.federation.library import PARTS, PrototypeLibrary
 from phosphene.federation.settings import FederationSettings
 from phosphene.federation.trials import Trials
 from phosphene.files import atomic_path, read_json, write_json
@@ -21,6 +21,9 @@ from phosphene.files import atomic_path, read_json, write_json
 __all__ = ["Agreement", "Contribution", "GlobalState", "RoundReport", "SiteState", "check_agreement"]
 
 _STATE, _TENSORS = "state.json", "tensors.safetensors"
+_TERMS = ("total", "task", "retrieval", "proximal", *(f"contrast {part}" for part in PARTS))
+_METRICS = ("complete", *sorted(f"loss {term}" for term in _TERMS))
+_LONGEST = 60  # characters of a text of another party's that is passed on
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Agreement:
             if each.name == "classes":
                 found.append(_class_words(here, there))
             else:
-                found.append(f"{each.name.replace('_', ' ')} {here!r} instead of {there!r}")
+                found.append(f"{each.name.replace('_', ' ')} {_short(repr(here))} instead of {_short(repr(there))}")
         return found
 
 
@@ -120,6 +123,11 @@ class Contribution:
         tensors = [*self.weights.values(), *self.library.to_tensors().values()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
+    @property
+    def told(self) -> dict[str, float]:
+        """Its metrics that are finite and of a name that training has; a site may send any other."""
+        return {name: self.metrics[name] for name in _METRICS if math.isfinite(self.metrics.get(name, math.nan))}
+
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Named tensors and plain values, as engines carry them."""
         facts = {name: getattr(self, name) for name in ("site", "round", "n_trials", "metrics")}
@@ -156,6 +164,8 @@ class RoundReport:
         Classes of which no modality has a prototype yet.
     suppressed : int
         Cells (modality, class, centre) that were sent and had too few trials to be released.
+    unmoved : list of str
+        Modalities whose encoder stayed as it was: too few of the sites have them.
     """
 
     round: int
@@ -163,6 +173,7 @@ class RoundReport:
     refused: dict[str, str]
     without_prototype: list[str]
     suppressed: int
+    unmoved: list[str] = field(default_factory=list, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,9 +311,15 @@ def _class_words(here: tuple[str, ...], there: tuple[str, ...]) -> str:
     if not extra and not lacking:
         return "the same classes in another order"
     words = [f"{len(here)} classes instead of {len(there)}"] if len(here) != len(there) else ["other classes"]
-    words += [f"only here {', '.join(extra[:5])}"] if extra else []
-    words += [f"lacking {', '.join(lacking[:5])}"] if lacking else []
+    words += [f"only here {', '.join(map(_short, extra[:5]))}"] if extra else []
+    words += [f"lacking {', '.join(map(_short, lacking[:5]))}"] if lacking else []
     return ", ".join(words)
+
+
+def _short(text: str) -> str:
+    """One line of bounded length."""
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _check_settings(folder: Path, facts: Mapping[str, Any], settings: FederationSettings) -> None:
