@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
+from scipy import stats
 
 from phosphene.errors import InputError
 from phosphene.evaluation.federated_summary import Records, claims, paired, rows, share_closed
@@ -42,20 +45,72 @@ def test_a_constant_difference_has_no_spread_however_noisy_the_stimuli():
     pairs = [(record("x", 0.6, seed, noise=0.05), record("y", 0.55, seed, noise=0.05)) for seed in range(3)]
     found = paired(pairs, list(PATTERNS), "accuracy")
     assert (found["mean"], found["low"], found["high"]) == pytest.approx((0.05, 0.05, 0.05))
-    assert found["p"] < 0.001
+    assert (found["p"], found["p_floor"], found["over"]) == (0.25, 0.25, "seeds")  # of three seeds, all of one sign
 
 
-def test_the_interval_is_as_wide_as_seeds_differ_and_the_test_as_weak():
-    pairs = [(record("x", value, seed), record("y", 0.5, seed)) for seed, value in enumerate((0.4, 0.5, 0.6, 0.5))]
+def test_the_interval_and_the_test_are_of_the_seeds_differences():
+    values = (0.4, 0.5, 0.6, 0.58, 0.55)
+    pairs = [(record("x", value, seed, noise=0.1), record("y", 0.5, seed)) for seed, value in enumerate(values)]
     found = paired(pairs, ["fmri"], "accuracy")
-    rng = np.random.default_rng(1)
-    slow = [np.mean(rng.choice([-0.1, 0.0, 0.1, 0.0], 4)) for _ in range(20_000)]
-    assert (found["low"], found["high"]) == pytest.approx(tuple(np.quantile(slow, [0.025, 0.975])), abs=0.02)
-    assert found["mean"] == pytest.approx(0.0, abs=1e-9)
-    assert found["p"] > 0.5
+    differences = np.array(values) - 0.5
+    expected = stats.ttest_1samp(differences, 0.0).confidence_interval(0.95)
+    assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high))
+    assert found["mean"] == pytest.approx(differences.mean())
+    flips = np.array(list(itertools.product((-1, 1), repeat=5))) @ differences
+    assert found["p"] == pytest.approx((np.abs(flips) >= abs(differences.sum()) - 1e-9).mean())
+    assert found["p_floor"] == 0.0625
     assert paired(pairs, ["fmri"], "accuracy")["by_seed"][2] == pytest.approx(0.1)
     with pytest.raises(InputError, match="nothing can be paired"):
         paired([], ["fmri"], "accuracy")
+
+
+def test_the_interval_covers_nothing_as_often_as_it_says_and_the_test_rejects_no_more():
+    rng = np.random.default_rng(0)
+    base = [record("y", 0.5, seed) for seed in range(5)]
+    covered, rejected = 0, 0
+    for _ in range(400):
+        pairs = [({**one, "patterns": {"fmri": moved(one["patterns"]["fmri"], rng.normal())}}, one) for one in base]
+        found = paired(pairs, ["fmri"], "accuracy")
+        covered += found["low"] <= 0 <= found["high"]
+        rejected += found["p"] < 0.0625
+    assert 0.92 < covered / 400 < 0.98
+    assert rejected == 0
+
+
+def moved(scores, by):
+    return {**scores, "mean": {"accuracy": scores["mean"]["accuracy"] + by}}
+
+
+def test_of_one_seed_there_is_a_bootstrap_of_its_stimuli_and_the_tables_say_so():
+    one, other = record("pmcmfl", 0.6, noise=0.05), record("dropout-token", 0.55)
+    found = paired([(one, other)], ["fmri"], "accuracy")
+    draws = np.subtract(one["patterns"]["fmri"]["draws"]["accuracy"], 0.55)
+    assert (found["low"], found["high"]) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])))
+    assert (found["over"], found["p_floor"]) == ("stimuli", pytest.approx(1 / 101))
+    assert "One seed: 95 % bootstrap over its test stimuli alone" in markdown(Records([one, other]))
+    several = markdown(matrix())
+    assert "95 % t intervals over 2 seeds, p of an exact sign-flip test" in several
+    assert "0.5 (floor 0.5)" in several
+    assert "bootstrap" not in several
+
+
+def test_the_interval_of_a_share_is_fiellers_and_none_where_the_gap_may_be_nothing():
+    ours, gaps = np.array([0.1, 0.12, 0.08, 0.11, 0.1]), np.array([0.2, 0.22, 0.19, 0.2, 0.21])
+
+    def triples(gap):
+        rows = enumerate(zip(ours, gap, strict=True))
+        return [(record("x", 0.5 + o, s), record("zero", 0.5, s), record("bound", 0.5 + g, s)) for s, (o, g) in rows]
+
+    found = share_closed(triples(gaps), "accuracy")
+    for end in (found["low"], found["high"]):  # there a t test is just at its level
+        assert stats.ttest_1samp(ours - end * gaps, 0.0).pvalue == pytest.approx(0.05)
+    assert found["low"] < found["share"] < found["high"]
+    vague = triples([0.5, -0.4, 0.3, -0.2, 0.1])
+    assert (share_closed(vague, "accuracy")["low"], share_closed(vague, "accuracy")["over"]) == (None, "seeds")
+    made = [each for triple in vague for each in triple]
+    for each, name in zip(made, ("pmcmfl", "fedavg-zero", "central-by-pattern") * 5, strict=True):
+        each["arm"] = name
+    assert "[no interval: the gap may be nothing]" in markdown(Records(made))
 
 
 def test_the_share_that_is_closed():

@@ -1,8 +1,11 @@
 """What records of a missing-modality matrix say: cells with their spread, paired differences, and the claims.
 
 Means are over sites, then over seeds; the spread is the standard deviation over seeds. A difference is paired: both
-arms have the same sites, masks, seeds and test stimuli. Its 95 % interval is a bootstrap: seeds are drawn again, and
-within each its test stimuli. Sites are not drawn again: they are the federation, and share most of what is random.
+arms have the same sites, masks, seeds and test stimuli. Its 95 % interval is a t interval over the seeds' differences,
+each a mean over stimuli, and its p that of an exact test which flips their signs: of five seeds it cannot fall below
+1/16. Seeds of one study share their test stimuli: nothing is said of other stimuli. Of one seed there is no such
+interval; a bootstrap of its stimuli stands there instead, and says so. Sites are not drawn again: they are the
+federation, and share most of what is random.
 """
 
 from __future__ import annotations
@@ -11,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as student
 
 from phosphene.errors import InputError
 from phosphene.evaluation.missing_modalities import PATTERNS, RETRIEVED
-from phosphene.evaluation.statistics import percentile_interval
+from phosphene.evaluation.statistics import exact_sign_flip_p, percentile_interval
 
 __all__ = ["Records", "claims", "paired", "rows", "share_closed"]
 
@@ -22,7 +26,7 @@ OURS, ZERO, TO_BEAT, BOUND = "pmcmfl", "fedavg-zero", "dropout-token", "central-
 ONE_MODALITY = ("fmri", "image", "text")
 CLASSIFICATION = "classification"
 RETRIEVAL = "top-1"
-_RESAMPLES = 4000
+_LEVEL = 0.95
 _WAYS = ("brain_to_image", "image_to_brain")
 Record = Mapping[str, Any]
 Key = tuple[str, str, float]
@@ -84,7 +88,8 @@ def paired(pairs: Sequence[tuple[Record, Record]], patterns: Sequence[str], metr
     Returns
     -------
     dict
-        ``mean``, ``low`` and ``high`` of the 95 % interval, ``by_seed``, and ``p`` (two-sided) of the same bootstrap.
+        ``mean``, ``low`` and ``high`` of the 95 % interval, ``by_seed``, ``p`` (two-sided), ``p_floor`` (the least that
+        p can be) and ``over``: "seeds", or "stimuli" where there is one seed alone.
     """
     if not pairs:
         raise InputError("no seed has both arms: nothing can be paired")
@@ -96,48 +101,77 @@ def paired(pairs: Sequence[tuple[Record, Record]], patterns: Sequence[str], metr
             seed = int(one["seed"])
             values.setdefault(seed, []).append(_value(ours["mean"], metric) - _value(theirs["mean"], metric))
             draws.setdefault(seed, []).append(np.subtract(ours["draws"][metric], theirs["draws"][metric]))
-    by_seed = [float(np.mean(each)) for each in values.values()]
-    resampled = _resampled(np.stack([np.mean(each, axis=0) for each in draws.values()]))
-    low, high = percentile_interval(resampled)
-    beyond = min((resampled <= 0).sum(), (resampled >= 0).sum())
-    return {
-        "mean": float(np.mean(by_seed)),
-        "low": low,
-        "high": high,
-        "by_seed": dict(zip(values, by_seed, strict=True)),
-        "p": min(1.0, float((1 + 2 * beyond) / (1 + len(resampled)))),
-    }
+    by_seed = {seed: float(np.mean(each)) for seed, each in values.items()}
+    found = np.array(list(by_seed.values()))
+    if len(found) > 1:
+        half = _half_width(found)
+        told = {"low": found.mean() - half, "high": found.mean() + half, "p": exact_sign_flip_p(found), "over": "seeds"}
+        floor = 2.0 ** (1 - len(found))
+    else:
+        resampled = np.mean(next(iter(draws.values())), axis=0)
+        low, high = percentile_interval(resampled)
+        beyond, floor = min((resampled <= 0).sum(), (resampled >= 0).sum()), 1 / (1 + len(resampled))
+        told = {"low": low, "high": high, "p": min(1.0, (1 + 2 * beyond) / (1 + len(resampled))), "over": "stimuli"}
+    numbers = {name: each if isinstance(each, str) else float(each) for name, each in told.items()}
+    return {"mean": float(found.mean()), **numbers, "p_floor": floor, "by_seed": by_seed}
 
 
-def _resampled(draws: np.ndarray) -> np.ndarray:
-    """Means over seeds drawn again, each in one of its resamples of stimuli: (seeds, n_boot) to (resamples,)."""
-    rng = np.random.default_rng(0)
-    seeds = rng.integers(len(draws), size=(_RESAMPLES, len(draws)))
-    return np.asarray(draws[seeds, rng.integers(draws.shape[1], size=seeds.shape)].mean(axis=1))
+def _quantile(n: int) -> float:
+    """Of Student's t with n - 1 degrees of freedom, for an interval of 95 %."""
+    return float(student.ppf((1 + _LEVEL) / 2, n - 1))
+
+
+def _half_width(values: np.ndarray) -> float:
+    return _quantile(len(values)) * float(values.std(ddof=1)) / float(np.sqrt(len(values)))
 
 
 def share_closed(triples: Sequence[tuple[Record, Record, Record]], metric: str) -> dict[str, Any] | None:
     """Of the gap from a second arm up to a third, the share that the first closes; over all patterns.
 
-    None where the third is not above the second: there is no gap to close. The interval is of the same kind as that of
-    `paired`; where the gap itself may be nothing, it says so by its width.
+    None where the third is not above the second: there is no gap to close. The interval is Fieller's (1954): the shares
+    r for which a paired t test over seeds does not tell ``ours - r gap`` from nothing. Where it does not tell the gap
+    itself from nothing, ``low`` and ``high`` are None: there is no interval. Of one seed there is a bootstrap of its
+    stimuli, as in `paired`.
     """
-    ours = np.array([[_of(a, p, metric) - _of(b, p, metric) for p in PATTERNS] for a, b, _ in triples])
-    gaps = np.array([[_of(c, p, metric) - _of(b, p, metric) for p in PATTERNS] for _, b, c in triples])
+    seeds = sorted({int(a["seed"]) for a, _, _ in triples})
+    ours, gaps = (
+        np.array([np.mean([_gained(t, at, metric) for t in triples if t[0]["seed"] == s]) for s in seeds])
+        for at in (0, 2)
+    )
     if not gaps.mean() > 0:
         return None
-    seeds = sorted({int(a["seed"]) for a, _, _ in triples})
-    tables = []
-    for at, less in ((0, 1), (2, 1)):
-        per_seed = [
-            np.mean([_drawn(t[at], metric) - _drawn(t[less], metric) for t in triples if t[0]["seed"] == s], axis=0)
-            for s in seeds
-        ]
-        tables.append(_resampled(np.stack(per_seed)))
+    several = len(seeds) > 1
+    low, high = (_fieller(ours, gaps) if several else _of_stimuli(triples, metric)) or (None, None)
+    share = float(ours.mean() / gaps.mean())
+    over = "seeds" if several else "stimuli"
+    return {"share": share, "low": low, "high": high, "gap": float(gaps.mean()), "over": over}
+
+
+def _fieller(ours: np.ndarray, gaps: np.ndarray) -> tuple[float, float] | None:
+    """Where a r^2 - 2 b r + c <= 0; None where that is no interval."""
+    spread = _quantile(len(ours)) ** 2 / len(ours) * np.cov(ours, gaps)
+    a = gaps.mean() ** 2 - spread[1, 1]
+    b = ours.mean() * gaps.mean() - spread[0, 1]
+    c = ours.mean() ** 2 - spread[0, 0]
+    if a <= 0:
+        return None
+    half = np.sqrt(max(b**2 - a * c, 0.0))
+    return float((b - half) / a), float((b + half) / a)
+
+
+def _of_stimuli(triples: Sequence[tuple[Record, Record, Record]], metric: str) -> tuple[float, float]:
+    """Interval of the share over resamples of stimuli."""
+    tables = [
+        np.mean([_drawn(each[at], metric) - _drawn(each[1], metric) for each in triples], axis=0) for at in (0, 2)
+    ]
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = tables[0] / tables[1]
-    low, high = percentile_interval(ratio[np.isfinite(ratio)])
-    return {"share": float(ours.mean() / gaps.mean()), "low": low, "high": high, "gap": float(gaps.mean())}
+    return percentile_interval(ratio[np.isfinite(ratio)])
+
+
+def _gained(triple: tuple[Record, Record, Record], at: int, metric: str) -> float:
+    """Of one of the arms over the second, over all patterns."""
+    return float(np.mean([_of(triple[at], p, metric) - _of(triple[1], p, metric) for p in PATTERNS]))
 
 
 def _of(record: Record, pattern: str, metric: str) -> float:
@@ -222,7 +256,7 @@ def claims(records: Records, rate: float = 0.5, ours: str = OURS) -> dict[str, A
         ``above_zero_fill``: `ours` minus FedAvg with zeros at `rate`, over all patterns, by cell and in the mean.
         ``gap_closed``: share of the gap from there to a centralised model for each pattern.
         ``against_dropout_token``: the difference in every cell and pattern with its interval, their mean, and those
-        that lie wholly below -1 point.
+        that lie wholly below -1 point; the fewer the seeds, the less can be found so.
         ``one_modality``: minus a FedAvg that never saw a trial without a modality (rate 0) and is given zeros in test.
         Classification, and for brains top-1 of retrieval under ``against_dropout_token_retrieval``.
     """

@@ -13,6 +13,7 @@ from phosphene.evaluation.missing_modalities import PATTERNS, RETRIEVED
 __all__ = ["choices_table", "markdown"]
 
 _WAYS = ("brain_to_image", "image_to_brain")
+_CLAIMED = "Intervals as above; of a share Fieller's. Few seeds make intervals wide: little lies wholly below."
 Row = Mapping[str, Any]
 
 
@@ -103,7 +104,7 @@ def _differences(records: Records, cell: tuple[str, str, float], here: Sequence[
     if not records.of(cell, ours) or not names:
         return []
     heads = [f"{ours} minus, points", *PATTERNS, "mean", "p of the mean"]
-    lines = [_line(heads), "|---" * len(heads) + "|"]
+    lines, over = [_line(heads), "|---" * len(heads) + "|"], []
     for name in names:
         theirs = records.of(cell, name)
         pairs = [(one, theirs[seed]) for seed, one in records.of(cell, ours).items() if seed in theirs]
@@ -112,25 +113,32 @@ def _differences(records: Records, cell: tuple[str, str, float], here: Sequence[
         found = [paired(pairs, [pattern], records.metric) for pattern in PATTERNS]
         whole = paired(pairs, list(PATTERNS), records.metric)
         lines.append(
-            _line(
-                [
-                    name,
-                    *map(_interval, found),
-                    _interval(whole),
-                    f"{whole['p']:.3f}" if whole["p"] >= 0.001 else "< 0.001",
-                ]
-            )
+            _line([name, *map(_interval, found), _interval(whole), f"{whole['p']:.3g} (floor {whole['p_floor']:.3g})"])
         )
+        over.append(whole)
+    return [*lines, "", *_what_intervals_are(over)]
+
+
+def _what_intervals_are(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is behind intervals and p of differences."""
+    lines = []
+    if several := sorted({len(each["by_seed"]) for each in found if each["over"] == "seeds"}):
+        counts = " or ".join(map(str, several))
+        lines.append(
+            f"95 % t intervals over {counts} seeds, p of an exact sign-flip test over them, with the least it can be."
+        )
+    if any(each["over"] == "stimuli" for each in found):
+        lines.append("One seed: 95 % bootstrap over its test stimuli alone, which says nothing of other seeds.")
     return lines
 
 
 def _claims(found: Mapping[str, Any]) -> list[str]:
-    rate, lines = f"{found['rate']:.0%}", ["### What was asked", ""]
+    rate, lines = f"{found['rate']:.0%}", ["### What was asked", "", _CLAIMED, ""]
     if above := found.get("above_zero_fill"):
         lines.append(f"* At {rate} missing, minus FedAvg with zero fill: {_interval(above['mean'])} points.")
     if closed := found.get("gap_closed"):
         told = closed["mean"]
-        words = "there is no gap" if told is None else f"{told['share']:.0%} [{told['low']:.0%}, {told['high']:.0%}]"
+        words = "there is no gap" if told is None else f"{told['share']:.0%} {_shares(told)}"
         gap = "" if told is None else f" of {100 * told['gap']:.1f} points"
         lines.append(f"* Share of the gap to centralised models for each pattern that is closed: {words}{gap}.")
     for name, what in (("against_dropout_token", found["metric"]), ("against_dropout_token_retrieval", "top-1")):
@@ -165,6 +173,13 @@ def choices_table(tried: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             score = row["score"]
             lines.append(_line([name, words or "as published", f"{100 * score:.1f}", "x" if row is best else ""]))
     return "\n".join(lines)
+
+
+def _shares(found: Mapping[str, Any]) -> str:
+    """The interval of a share."""
+    if found["low"] is None:
+        return "[no interval: the gap may be nothing]"
+    return f"[{found['low']:.0%}, {found['high']:.0%}]"
 
 
 def _interval(found: Mapping[str, Any]) -> str:

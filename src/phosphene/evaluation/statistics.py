@@ -19,6 +19,7 @@ __all__ = [
     "Resampler",
     "Shuffler",
     "bootstrap_people",
+    "exact_sign_flip_p",
     "noise_ceiling",
     "null_summary",
     "percentile_interval",
@@ -203,6 +204,27 @@ def sign_flip_p(differences: np.ndarray, n_perm: int, seed: int = 0) -> float:
     null = np.abs(signs @ differences)
     observed = abs(float(differences.sum()))
     return float((1 + (null >= observed * (1 - 1e-12) - 1e-12).sum()) / (1 + n_perm))
+
+
+def exact_sign_flip_p(differences: np.ndarray) -> float:
+    r"""Two-sided p of a mean paired difference of a few units: all flips of their signs are counted.
+
+    Of n units p is at least :math:`2^{1-n}`. Time and memory grow as :math:`2^n`; `sign_flip_p` is for many.
+
+    Parameters
+    ----------
+    differences : (n_units,) array
+
+    Examples
+    --------
+    >>> exact_sign_flip_p(np.array([0.1, 0.2, 0.1, 0.3, 0.1]))
+    0.0625
+    """
+    sums = np.zeros(1)
+    for each in differences:
+        sums = np.concatenate([sums + each, sums - each])
+    observed = abs(float(differences.sum()))
+    return float((np.abs(sums) >= observed * (1 - 1e-12) - 1e-12).mean())
 
 
 def noise_ceiling(responses: np.ndarray, stimuli: np.ndarray, averaged: int | None = None) -> np.ndarray:
