@@ -15,7 +15,7 @@ from loopback_grid import LoopbackGrid, in_process, partitions, run_config, same
 
 from phosphene.errors import FederationError, InputError
 from phosphene.federation import Fault, RoundFailure
-from phosphene.federation.flower import RunSettings, federate_over
+from phosphene.federation.flower import RunSettings, federate_over, members
 from phosphene.federation.flower.messages import packed, unpacked
 
 SECRET = "/srv/hospital/patient-7.h5"
@@ -178,6 +178,44 @@ def test_a_quorum_starts_and_who_comes_later_joins(study: Path, tmp_path: Path) 
     grid.behaviour = {1: training(arrives)}
     there = over(study, tmp_path, grid=grid, rounds=2)
     assert [len(record.used) for record in there.history] == [2, 3]
+
+
+def test_a_site_that_could_not_say_who_it_is_is_asked_again_in_the_next_round(study: Path, tmp_path: Path) -> None:
+    asked = []
+
+    def first_fails(message, answer):
+        asked.append(message.metadata.message_type)
+        failed = packed({"failed": "the system refused it a file or a resource"})
+        return Message(failed, reply_to=message) if len(asked) == 1 else answer(message)
+
+    there = over(study, tmp_path, {2: first_fails}, n=2, rounds=2, quorum=1)
+    assert [sorted(record.used) for record in there.history] == [["site-1", "site-2"]] * 2
+    assert asked == ["query", "query", "train", "train"]
+
+
+def test_a_site_that_could_not_say_who_it_is_is_asked_again_while_the_others_wait(study, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(members, "_AGAIN", 0.05)
+    asked = []
+
+    def first_fails(message, answer):
+        asked.append(message.metadata.message_type)
+        failed = packed({"failed": "the system refused it a file or a resource"})
+        return Message(failed, reply_to=message) if len(asked) == 1 else answer(message)
+
+    there = over(study, tmp_path, {2: first_fails}, n=2, rounds=1, quorum=2, wait=60.0)
+    assert sorted(there.history[0].used) == ["site-1", "site-2"]
+
+
+def test_a_site_that_never_says_who_it_is_is_asked_once_a_round(study: Path, tmp_path: Path) -> None:
+    asked = []
+
+    def fails(message, answer):
+        asked.append(message.metadata.message_type)
+        return Message(packed({"failed": "its data or settings were refused there"}), reply_to=message)
+
+    there = over(study, tmp_path, {2: fails}, n=2, rounds=2, quorum=1)
+    assert [list(record.used) for record in there.history] == [["site-1"]] * 2
+    assert asked == ["query"] * 3
 
 
 @pytest.mark.parametrize("quorum", [1, 2])

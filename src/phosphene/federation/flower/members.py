@@ -18,6 +18,7 @@ __all__ = ["Members"]
 log = logging.getLogger(__name__)
 
 _LONGEST = 100  # characters of a site's name
+_AGAIN = 30.0  # seconds, before the first round, until a site that could not say who it is is asked again
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Members:
         self._asked: set[int] = set()
         self._agreement: Agreement | None = None
         self._reasons: dict[int, str] = {}
+        self._failed: set[int] = set()
 
     @property
     def names(self) -> list[str]:
@@ -58,11 +60,15 @@ class Members:
         FederationError
             For fewer than the quorum.
         """
-        end = time.monotonic() + wait
-        self.look()
+        end, again = time.monotonic() + wait, time.monotonic() + _AGAIN
+        self._look()
         while len(self._members) < sites and time.monotonic() < end:
             time.sleep(pause)
-            self.look()
+            if time.monotonic() < again:
+                self._look()
+            else:
+                self.look()
+                again = time.monotonic() + _AGAIN
         if len(self._members) < quorum:
             others = [f"node {node}: {self._reasons.get(node, 'no answer')}" for node in sorted(self._strangers)]
             raise FederationError(
@@ -75,6 +81,13 @@ class Members:
         return self._agreement
 
     def look(self) -> dict[str, int]:
+        """Once a round: ask who is new or could not answer before, and say who is connected: name and node."""
+        self._look()
+        self._asked -= self._failed  # what failed there may have passed
+        self._failed.clear()
+        return self._look()
+
+    def _look(self) -> dict[str, int]:
         """Ask nodes that are new who they are, take in whoever answered, and say who is connected: name and node."""
         online = set(self._grid.get_node_ids())
         self._asked &= online  # whoever comes back is asked again
@@ -94,6 +107,7 @@ class Members:
             if not (0 < len(name) <= _LONGEST and name.isprintable()):
                 raise InputError("a site's name is one line")
         except Exception:  # rubbish may fail in any way
+            self._failed.add(node)
             self._reasons[node] = reply.reason or "its answer cannot be read"
             log.warning("node %d does not take part: %s", node, self._reasons[node])
             return
