@@ -11,7 +11,7 @@ pytest.importorskip("flwr", reason="the Flower app needs phosphene[federated]: r
 from loopback_grid import LoopbackGrid, in_process, made_sites, partitions, run_config, same
 
 from phosphene.errors import InputError
-from phosphene.federation import RoundFailure
+from phosphene.federation import RoundFailure, federate
 from phosphene.federation.flower import RunSettings, federate_over
 from phosphene.federation.flower.messages import unpacked
 from phosphene.federation.privacy import PrivacySettings
@@ -66,7 +66,9 @@ def test_sites_clip_and_blur_themselves_and_count_on_their_own_disk(study: Path,
     pytest.importorskip("dp_accounting", reason="privacy needs phosphene[privacy]")
     words = "update_limit=1.0 feature_limit=1.0 seed=5"
     privacy = PrivacySettings(update_limit=1.0, feature_limit=1.0, seed=5)
-    there, here = over(study, tmp_path, privacy=words), in_process(study, 2, 3, privacy=privacy)
+    there = over(study, tmp_path, privacy=words)
+    settings = RunSettings.of_config(run_config(study, tmp_path, privacy=words)).federation()
+    here = federate(made_sites(study, 2), settings, 3, progress=False, privacy=privacy)
     assert same(there.shared, here.shared)
     assert there.history[-1].epsilon == pytest.approx(here.history[-1].epsilon)
     assert len(list((tmp_path / "keep").glob("*/site-*/accountant.json"))) == 2

@@ -23,6 +23,7 @@ from phosphene.federation.flower.certificates import (
     make_node_key,
     make_server_files,
 )
+from phosphene.federation.flower.config import check_privacy
 
 __all__ = ["QUIET", "main"]
 
@@ -91,6 +92,12 @@ def site(
     people: Annotated[str, typer.Option("--people", help="With commas; default: all of the training part.")] = "",
     targets: Annotated[str, typer.Option("--targets", help="Image encoder or folder; default: the run's.")] = "",
     text: Annotated[str, typer.Option("--text", help="Text encoder or folder; default: the run's.")] = "",
+    privacy: Annotated[
+        str, typer.Option("--privacy", help="Take part in runs with this privacy alone, such as 'update_limit=4 ...'.")
+    ] = "",
+    epsilon_limit: Annotated[
+        float, typer.Option("--epsilon-limit", min=0, help="Per trial, over all runs in --keep; 0: none.")
+    ] = 0.0,
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Of this machine alone (loopback).")] = 9094,
     home: Home = None,
 ) -> None:
@@ -103,7 +110,9 @@ def site(
     if not study.is_file():
         raise InputError(f"{study} is no study file: it does not exist")
     given = {"site": name, "study": str(study.resolve()), "keep": str(keep.resolve())}
-    given |= {"people": people, "targets": targets, "text": text}
+    given |= {"people": people, "targets": targets, "text": text, "privacy": privacy}
+    given |= {"epsilon-limit": str(epsilon_limit)} if epsilon_limit else {}
+    check_privacy(privacy, epsilon_limit, dealt=bool(partition))
     place = re.fullmatch(r"(\d+)/(\d+)", partition)
     if bool(name) == bool(place):
         raise InputError(f"a site has a --name, or a --partition such as 0/2; found {name!r} and {partition!r}")

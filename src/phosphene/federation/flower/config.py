@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -9,11 +10,12 @@ from typing import Any, Literal, Self
 from pydantic import Field as Option
 
 from phosphene.errors import InputError
-from phosphene.federation.privacy import PrivacySettings
+from phosphene.federation.library import PARTS
+from phosphene.federation.privacy import PrivacySettings, Protection
 from phosphene.federation.settings import FederationSettings
 from phosphene.settings import Settings, parse_assignments
 
-__all__ = ["RunSettings", "SiteSettings"]
+__all__ = ["RunSettings", "SiteSettings", "check_privacy"]
 
 
 class RunSettings(Settings):
@@ -48,7 +50,7 @@ class RunSettings(Settings):
         Raises
         ------
         InputError
-            For unknown settings, a relative folder, and secure summation.
+            For unknown settings, a relative folder, and secure summation or noise that counts on it.
         """
         made = cls.build({name.replace("-", "_"): value for name, value in config.items()})
         if made.secure_sum:
@@ -64,7 +66,6 @@ class RunSettings(Settings):
         if made.pattern != "instance" and not made.missing:
             raise InputError("pattern has no use: nothing is missing at a rate of 0")
         made.federation()
-        made.protection()
         return made
 
     @property
@@ -77,8 +78,20 @@ class RunSettings(Settings):
         """Classes that were fixed beforehand; none where sites find them."""
         return tuple(_words(self.class_names))
 
+    @property
+    def notes(self) -> list[str]:
+        """What was set without being asked for, and what to know of what was."""
+        return self._federation()[1]
+
     def federation(self) -> FederationSettings:
         """Settings that all sites and the server must have alike."""
+        return self._federation()[0]
+
+    def protection(self) -> PrivacySettings | None:
+        """Clipping and noise at the sites; None where nothing is asked for."""
+        return _privacy_of(self.privacy)
+
+    def _federation(self) -> tuple[FederationSettings, list[str]]:
         given = parse_assignments(self.set.split())
         if "seed" in given:
             raise InputError("the seed is a setting of the run: seed")
@@ -86,19 +99,16 @@ class RunSettings(Settings):
             if not isinstance(table, dict):
                 raise InputError(f"set takes TABLE.KEY=VALUE, such as model.width=64; found {name} = {table!r}")
         settings = FederationSettings.preset(self.preset, seed=self.seed, **given)
-        if not self.quorum:
-            return settings
-        return FederationSettings.build(settings.model_dump(), {"server": {"quorum": self.quorum}})
-
-    def protection(self) -> PrivacySettings | None:
-        """Clipping and noise at the sites; None where nothing is asked for."""
-        if not self.privacy:
-            return None
-        given = parse_assignments(self.privacy.split())
-        made = PrivacySettings.build(given)
-        if idle := made.idle(given):
-            raise InputError("; ".join(f"privacy: {name} has no use: {why}" for name, why in idle.items()))
-        return made
+        privacy, notes = self.protection(), []
+        changes: dict[str, Any] = {"server": {"quorum": self.quorum}} if self.quorum else {}
+        if privacy is not None and privacy.seed is not None:
+            notes.append("privacy.seed is given: who knows it takes the noise off again; for studies alone")
+        if privacy is not None and "min_count" not in given.get("library", {}):
+            least = math.ceil(Protection(privacy, settings.model.width, len(PARTS)).least_count(self.sites))
+            if least > settings.library.min_count:
+                changes["library"] = {"min_count": least}
+                notes.append(f"library.min_count is {least}: three deviations of the noise on counts")
+        return FederationSettings.build(settings.model_dump(), changes), notes
 
 
 class SiteSettings(Settings):
@@ -110,6 +120,8 @@ class SiteSettings(Settings):
     people: str = Option(default="", description="of the study, with commas; default: all of the training part")
     targets: str = Option(default="", description="image encoder by name, or a folder written by phosphene encode")
     text: str = Option(default="", description="text encoder, likewise")
+    privacy: str = Option(default="", description="takes part in runs with this privacy alone, in words as of a run")
+    epsilon_limit: float = Option(default=0.0, ge=0, description="per trial, over all runs in keep; 0: none")
     partition_id: int | None = Option(default=None, ge=0, description="its place where one study is dealt to sites")
     num_partitions: int | None = Option(default=None, ge=1, description="how many sites there are then")
 
@@ -130,6 +142,7 @@ class SiteSettings(Settings):
             raise InputError("a site has a name (site=...), or a place in a simulation (partition-id, num-partitions)")
         if dealt and made.people:
             raise InputError("people has no use: in a simulation they are dealt to sites in order")
+        check_privacy(made.privacy, made.epsilon_limit, dealt)
         given = {name: getattr(made, name) or (getattr(run, name) if dealt else "") for name in ("study", "keep")}
         given |= {name: getattr(made, name) or getattr(run, name) for name in ("targets", "text")}
         for name, value in given.items():
@@ -140,10 +153,51 @@ class SiteSettings(Settings):
                 raise InputError(f"{name} {given[name]!r} comes from the server and is a path: name it at the site")
         return made.model_copy(update=given)
 
+    def objection(self, run: RunSettings) -> str:
+        """Why the site does not take part in a run with this privacy, in words for its own log; empty where it does."""
+        asked = run.protection()
+        if not self.site:
+            return ""
+        if asked is not None and asked.seed is not None:
+            return "privacy.seed comes from the server, which could take the noise off again: for simulations alone"
+        if self.privacy and asked != _privacy_of(self.privacy):
+            return f"the run's privacy is {run.privacy!r}, and this site's is {self.privacy!r}"
+        return ""
+
     @property
     def person_names(self) -> list[str]:
         """People that were named."""
         return _words(self.people)
+
+
+def _privacy_of(words: str) -> PrivacySettings | None:
+    """Clipping and noise from words such as ``update_limit=4 update_noise=2``; None where there are none.
+
+    Raises
+    ------
+    InputError
+        For unknown settings, those without a use, and noise that only secure sums would make whole.
+    """
+    if not words:
+        return None
+    given = parse_assignments(words.split())
+    made = PrivacySettings.build(given)
+    if idle := made.idle(given):
+        raise InputError("; ".join(f"privacy: {name} has no use: {why}" for name, why in idle.items()))
+    if made.shares > 1:
+        raise InputError("privacy.shares needs secure sums, which are not available on this engine: leave it at 1")
+    return made
+
+
+def check_privacy(words: str, epsilon_limit: float, dealt: bool) -> None:
+    """Refuse privacy of a site's own that cannot be, or has no use."""
+    if dealt and (words or epsilon_limit):
+        raise InputError("privacy and epsilon-limit have no use: where one study is dealt to sites, the run says them")
+    if epsilon_limit and not words:
+        raise InputError("epsilon-limit has no use without privacy: noise and delta would be the server's choice")
+    made = _privacy_of(words)
+    if made is not None and made.seed is not None:
+        raise InputError("privacy.seed is for simulations: a site with a name takes part in no run that has one")
 
 
 def _words(text: str) -> list[str]:

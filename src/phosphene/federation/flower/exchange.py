@@ -14,7 +14,9 @@ from torch import Tensor
 from phosphene.federation.faults import REASONS
 from phosphene.federation.flower.messages import unpacked
 
-__all__ = ["Exchange", "Reply", "ask"]
+__all__ = ["OTHER_PRIVACY", "Exchange", "Reply", "ask"]
+
+OTHER_PRIVACY = "it does not take part with this run's privacy"
 
 _MOMENT = 60.0  # seconds a message outlives its deadline by, so that a late answer is late and not an error
 _APP = "its app stopped with an error, or the connection to it was lost"
@@ -116,5 +118,5 @@ def _read(message: Message) -> Reply:
     except Exception:  # rubbish may fail in any way
         return Reply(reason=_STRANGE)
     if "failed" in facts:
-        return Reply(reason=facts["failed"] if facts["failed"] in REASONS else _STRANGE)
+        return Reply(reason=facts["failed"] if facts["failed"] in {*REASONS, OTHER_PRIVACY} else _STRANGE)
     return Reply(facts, tensors)

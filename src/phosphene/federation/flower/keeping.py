@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from phosphene.errors import InputError
@@ -39,7 +40,7 @@ class SiteFolder:
     """
 
     def __init__(self, root: str | Path, run: str, start: SiteState) -> None:
-        self.folder, self._start = Path(root) / run / start.site, start
+        self.folder, self._root, self._start = Path(root) / run / start.site, Path(root), start
         facts = {"site": start.site, "data": digest_of(start)}
         if not (self.folder / _SITE).exists():
             write_json(self.folder / _SITE, facts)
@@ -64,6 +65,15 @@ class SiteFolder:
         """The one that counted so far in this run, or a new one."""
         place = self.folder / _ACCOUNTANT
         return Accountant.of_state(read_json(place)) if place.exists() else new
+
+    def in_all(self, delta: float, limit: float) -> Accountant:
+        """One that holds what was released in all runs: the server says which run it is, and could begin anew."""
+        total = Accountant(delta)
+        for place in sorted(self._root.glob(f"*/*/{_ACCOUNTANT}")):
+            for spent in Accountant.of_state(read_json(place)).spent.values():
+                total.spend(self._start.site, [replace(each, steps=steps) for each, steps in spent.items()])
+        total.limit = limit
+        return total
 
     def count(self, accountant: Accountant) -> None:
         """Keep what is about to be released, before it is."""

@@ -23,6 +23,7 @@ from phosphene.federation.classes import LabelClasses
 from phosphene.federation.client import client_update
 from phosphene.federation.faults import NOT_FINITE, SPENT, reason_of
 from phosphene.federation.flower.config import RunSettings, SiteSettings
+from phosphene.federation.flower.exchange import OTHER_PRIVACY
 from phosphene.federation.flower.keeping import SiteFolder
 from phosphene.federation.flower.messages import facts_of, packed, unpacked
 from phosphene.federation.flower.telling import show_log
@@ -81,7 +82,11 @@ def _answered(
     show_log()
     try:
         run = RunSettings.of_config(context.run_config)
-        facts, tensors = ask(message.content, SiteSettings.of_config(context.node_config, run), run)
+        own = SiteSettings.of_config(context.node_config, run)
+        if why := own.objection(run):
+            log.error("not taking part: %s", why)
+            return Message(packed({"failed": OTHER_PRIVACY}), reply_to=message)
+        facts, tensors = ask(message.content, own, run)
     except Exception as error:  # a site may fail in any way
         log.error("not taking part: %s", error, exc_info=error)
         facts, tensors = {"failed": reason_of(error)}, None
@@ -107,7 +112,7 @@ def _trained(content: RecordDict, own: SiteSettings, run: RunSettings) -> Answer
         sent, after = client_update(before, shared, settings)
     else:
         try:
-            epsilon = _counted(before, settings, privacy, folder)
+            epsilon = _counted(before, settings, privacy, folder, own.epsilon_limit)
         except FederationError as error:
             log.error("round %d: %s", shared.round + 1, error)
             return {"failed": SPENT}, None
@@ -123,10 +128,16 @@ def _trained(content: RecordDict, own: SiteSettings, run: RunSettings) -> Answer
 
 
 def _counted(
-    before: SiteState, settings: FederationSettings, privacy: PrivacySettings, folder: SiteFolder
+    before: SiteState, settings: FederationSettings, privacy: PrivacySettings, folder: SiteFolder, limit: float
 ) -> dict[str, float]:
-    """Count a round on the site's disk, before anything is trained; epsilon by unit afterwards."""
+    """Count a round on the site's disk, before anything is trained; epsilon by unit in this run afterwards."""
+    planned = planned_releases(before, settings, privacy)
+    if limit:
+        folder.in_all(privacy.delta, limit).spend(before.site, planned)
     accountant = folder.accountant(Accountant(privacy.delta, privacy.epsilon_limit))
-    accountant.spend(before.site, planned_releases(before, settings, privacy))
+    accountant.spend(before.site, planned)
     folder.count(accountant)
-    return {unit: accountant.epsilon(unit) for unit in get_args(Unit)}
+    found = {unit: accountant.epsilon(unit) for unit in get_args(Unit)}
+    words = "released in this run, with the round that follows: epsilon %.3g per trial, %.3g per site, at delta %g"
+    log.info(words, found["trial"], found["site"], privacy.delta)
+    return found
