@@ -11,12 +11,14 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from phosphene.errors import FederationError, InputError
+from phosphene.errors import FederationError, InputError, require
+from phosphene.federation.accounting import Accountant
 from phosphene.federation.engine import RoundFailure
 from phosphene.federation.flower.config import RunSettings
 from phosphene.federation.flower.exchange import Reply, ask
 from phosphene.federation.flower.members import Members
 from phosphene.federation.flower.messages import facts_of, packed
+from phosphene.federation.flower.promise import counted, promised
 from phosphene.federation.flower.record import record_of
 from phosphene.federation.flower.telling import show_log
 from phosphene.federation.protected import check_private
@@ -77,19 +79,37 @@ def federate_over(grid: Grid, run: RunSettings, pause: float = 1.0) -> Federated
     """
     settings, privacy = run.federation(), run.protection()
     _check(run, settings)
+    for note in run.notes:
+        log.info(note)
     members = Members(grid, max(run.wait, run.deadline))
     agreement = members.gather(run.sites, settings.server.quorum, run.wait, pause)
-    start = Federated(_in_order(first_state(agreement, settings)), {})
+    accountant = None if privacy is None else Accountant(privacy.delta)
+    start = Federated(_in_order(first_state(agreement, settings)), {}, (), accountant)
     noisy = privacy is not None and privacy.seed is None
     folder = RunFolder(run.out, {**_asked(run, settings), "agreement": facts_of(agreement)}, settings, noisy)
     now = folder.read(start)
     if now.shared.round > run.rounds:
         raise InputError(f"{run.out} holds {now.shared.round} rounds, {run.rounds} are asked for: name a new folder")
     token = _token(folder)
-    while now.shared.round < run.rounds:
-        now = _round(now, grid, run, token, members, pause)
-        folder.write(now)
+    try:
+        while now.shared.round < run.rounds:
+            now = _round(now, grid, run, token, members, pause)
+            _count(now, folder)
+            folder.write(now)
+    except RoundFailure as failure:
+        now = failure.last
+        _count(now, folder)
+        raise
+    finally:
+        for words in promised(now):
+            log.info(words)
     return now
+
+
+def _count(now: Federated, folder: RunFolder) -> None:
+    """Keep what was released, also in a round that failed."""
+    if now.accountant is not None:
+        folder.count(now.accountant)
 
 
 def _check(run: RunSettings, settings: FederationSettings) -> None:
@@ -101,9 +121,8 @@ def _check(run: RunSettings, settings: FederationSettings) -> None:
     if (privacy := run.protection()) is not None:
         if privacy.update_limit is None and privacy.feature_limit is None and privacy.trial_sgd is None:
             raise InputError("privacy protects nothing: give update_limit, feature_limit, or trial_sgd")
-        if privacy.shares > 1:
-            raise InputError("privacy.shares needs secure sums, which are not available on this engine: leave it at 1")
         check_private(settings, privacy)
+        require("dp_accounting.rdp", "privacy", "what privacy is worth")
 
 
 def _asked(run: RunSettings, settings: FederationSettings) -> dict[str, Any]:
@@ -146,16 +165,17 @@ def _round(now: Federated, grid: Grid, run: RunSettings, token: str, members: Me
     missing = {name: reply.reason or _UNREADABLE for name, reply in replies.items() if name not in sent}
     for name, reason in missing.items():
         log.warning("round %d: %s is missing: %s", round_, name, reason)
+    accountant = counted(now.accountant, sent, settings, privacy)
     noised = privacy is not None and privacy.feature_limit is not None
     try:
         shared = _in_order(server_update(now.shared, list(sent.values()), settings, noised))
     except (FederationError, InputError) as error:  # the second: fewer than a robust aggregator needs
         who = "; ".join(f"{name}: {reason}" for name, reason in missing.items()) or "no site"
-        raise RoundFailure(f"{error}. Missing: {who}", now) from None
+        raise RoundFailure(f"{error}. Missing: {who}", replace(now, accountant=accountant)) from None
     idle = [name for name in members.names if name not in names]
     record = record_of(now, shared, sent, missing, idle, replies, time.perf_counter() - started)
     log.info("round %d: %d of %d sites, %.1f s", round_, len(record.used), len(names), record.seconds)
-    return Federated(shared, {}, (*now.history, record))
+    return Federated(shared, {}, (*now.history, record), accountant)
 
 
 def _contribution(name: str, reply: Reply) -> Contribution | None:
