@@ -19,7 +19,7 @@ from phosphene.virtual import make_settings, simulate
 
 NAMES = "artefact,living,sky,solid,symbol"
 RUN = {"rounds": 2, "sites": 2, "set": "model.width=16 client.epochs=1", "classes": "group"}
-RUN |= {"targets": "pixels", "text": "gabor", "wait": 0.05}
+RUN |= {"targets": "pocket", "text": "pocket-text", "wait": 0.05}  # as in docs/federated_deployment.md
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_hospitals_that_agree_on_classes_train_as_in_process(studies: dict[str, 
     sites = {}
     for name, path in studies.items():
         with Study.open(path) as opened:
-            targets = targets_named("pixels", opened, False), targets_named("gabor", opened, False)
+            targets = targets_named("pocket", opened, False), targets_named("pocket-text", opened, False)
             classes = LabelClasses((*NAMES.split(","), "unicorn"), ("group",))
             sites[name] = site_of_study(name, opened.split("train"), classes, targets, SETTINGS.model.width)
     here = federate(sites, SETTINGS, 2, progress=False)
