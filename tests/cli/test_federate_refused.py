@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 
 from phosphene.cli import app
 from phosphene.errors import FederationError, InputError
+from phosphene.federation import classes
+from phosphene.recordings import Study
 from phosphene.virtual import make_settings, simulate
 
 DATA = ["--targets", "z:pixels", "--text", "tfidf"]
@@ -89,3 +91,16 @@ def test_bad_runs_are_told_in_words(study: Path, tmp_path: Path) -> None:
     drops = [f"--fault=drop:site-{number}:1" for number in range(1, 5)]
     with pytest.raises(FederationError, match="0 usable contributions, 1 are needed"):
         _run(study, *BRIEF, "--rounds", 1, *drops, "--out", tmp_path / "empty")
+
+
+def test_a_test_stimulus_of_an_unknown_class_is_refused_before_training(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Study.open(study) as opened:
+        unknown = str(opened.split("test").stimuli.labels["group"][0])
+    found = classes.find_classes
+    known = staticmethod(lambda *asked: tuple(each for each in found(*asked) if each != unknown))
+    monkeypatch.setattr(classes, "find_classes", known)
+    with pytest.raises(InputError, match="some are of none that is known: "):
+        _run(study, *BRIEF, "--rounds", 1, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -20,6 +20,7 @@ from phosphene.evaluation.missing_modalities import (
     calibration_error,
     chances,
     leak_with_labels,
+    one_class_each,
     score_pattern,
     shown,
 )
@@ -131,6 +132,20 @@ def test_several_classes_are_scored_by_mean_average_precision():
     assert found["sites"]["site-1"]["mAP"] == pytest.approx(expected)
     assert set(found["mean"]) == {"mAP", "ECE"}
     assert set(chances(hospitals.test)) == {"mAP", "top-1", "two-way", "gallery"}
+
+
+def test_one_stimulus_of_an_unknown_class_does_not_turn_accuracy_into_another_metric(hospitals):
+    trials = hospitals.test["site-1"]
+    labels = trials.labels.clone()
+    labels[7] = 0
+    spoilt = {**hospitals.test, "site-1": replace(trials, labels=labels)}
+    with pytest.raises(InputError, match="none that is known: 1 stimuli of site-1, such as t-7"):
+        one_class_each(spoilt)
+    with pytest.raises(InputError, match="such as t-7"):
+        replace(hospitals, test=spoilt)
+    assert one_class_each(hospitals.test)
+    labels[8] = 1  # with several classes a trial may well have none
+    assert not one_class_each(spoilt)
 
 
 def test_calibration_is_the_gap_between_saying_and_being_right():

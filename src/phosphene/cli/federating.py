@@ -241,6 +241,7 @@ def _data(
     settings: FederationSettings,
 ) -> _Data:
     from phosphene.encoders import targets_named
+    from phosphene.evaluation.missing_modalities import one_class_each
     from phosphene.federation import dealt, site_of_study
     from phosphene.federation.sites import trials_of_view
 
@@ -261,6 +262,7 @@ def _data(
     if blank := sorted(name for name in places if not len(tests.get(name, ()))):
         tests = {}
         notes.append(f"nothing is scored: {', '.join(blank)} has no test trials")
+    one_class_each(tests)  # what cannot be scored is refused before training
     people = {name: [[who, made[name].trials.inputs.people[who]] for who in each] for name, each in places.items()}
     facts = {
         "study": {"name": study.name, "split": study.current_split, "virtual": study.recipe.get("source", "")},

@@ -126,14 +126,23 @@ def one_class_each(tests: Mapping[str, Trials]) -> bool:
     Raises
     ------
     InputError
-        Naming a site without labels.
+        Naming a site without labels, and trials without a class where no trial has several: a stimulus of a class that
+        training does not know would turn accuracy into mean average precision for all.
     """
-    found = []
+    counts = {}
     for name, trials in tests.items():
         if trials.labels is None:
             raise InputError(f"the test trials of {name} have no labels: there is nothing to score")
-        found.append(bool(((trials.labels > 0).sum(dim=1) == 1).all()))
-    return all(found)
+        counts[name] = (trials.labels > 0).sum(dim=1)
+    if any(bool((each > 1).any()) for each in counts.values()):
+        return False
+    blank = {name: sorted(set(tests[name].ids[(each == 0).numpy()].tolist())) for name, each in counts.items()}
+    if faults := [f"{len(ids)} stimuli of {name}, such as {ids[0]}" for name, ids in blank.items() if ids]:
+        raise InputError(
+            f"every trial has one class, but some are of none that is known: {'; '.join(faults)}. Leave them out of "
+            f"the split, or name label columns in which they have a class that occurs in training"
+        )
+    return True
 
 
 def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = _BINS) -> float:
