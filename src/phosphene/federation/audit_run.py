@@ -56,7 +56,8 @@ def audit_run(
     settings : FederationSettings
     rounds : int
     privacy : PrivacySettings, optional
-        As in the run that is audited. Nothing of an audit leaves the process: it costs no epsilon.
+        As in the run that is audited. What an audit says is made of the trials and is not counted: who tells it,
+        tells more than epsilon covers.
     secure : bool
         Whether the server sees the sum alone: that is attacked then, once with each site's trials.
     out : str or Path, optional

@@ -32,7 +32,7 @@ def record_of(
         **vars(after.report),
         missing=dict(missing),
         idle=idle,
-        metrics={name: _finite(each.metrics) for name, each in used.items()},
+        metrics={name: each.told for name, each in used.items()},
         bytes_up={name: each.n_bytes for name, each in sent.items()},
         bytes_down=sum(each.numel() * each.element_size() for each in tensors),
         seconds=seconds,
@@ -42,17 +42,13 @@ def record_of(
     )
 
 
-def _finite(values: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in values.items() if math.isfinite(value)}
-
-
 def _fractions(used: list[Contribution]) -> dict[str, float]:
     """Share of trials that miss each modality, and that are complete where the sites say so."""
     total = sum(each.n_trials for each in used)
     held = [sum(each.n_present[m] for each in used) for m in range(len(MODALITIES))]
     found = {f"missing {name}": (total - n) / total for name, n in zip(MODALITIES, held, strict=True)}
-    if all("complete" in each.metrics for each in used):
-        found["complete"] = sum(each.metrics["complete"] for each in used) / total
+    if all("complete" in each.told for each in used):
+        found["complete"] = sum(each.told["complete"] for each in used) / total
     return found
 
 
