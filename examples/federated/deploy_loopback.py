@@ -51,6 +51,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="keep everything here, logs too, instead of a temporary folder")
     given = parser.parse_args()
     torch.set_num_threads(1)  # as the sites have: sums depend on it in their last bits
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is born deaf to it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="phosphene-federated-") as temporary:
         folder = given.folder or Path(temporary)
