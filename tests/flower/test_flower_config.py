@@ -98,7 +98,7 @@ OWN = {"site": "north", "study": "/data/a.h5", "keep": "/data/keep", "targets": 
         ({"study": ""}, {"study": "/etc/shadow"}, "lacks study"),
         ({"keep": ""}, {"keep": "/elsewhere"}, "lacks keep"),
         ({"targets": ""}, {}, "lacks targets"),
-        ({"text": ""}, {"text": "/home/of/others"}, "comes from the server and is a path"),
+        ({"text": ""}, {"text": "/elsewhere/text"}, "comes from the server and is a path"),
         ({"stduy": "/data/b.h5"}, {}, "did you mean 'study'"),
         ({"privacy": "update_limt=1"}, {}, "did you mean 'update_limit'"),
         ({"privacy": "update_limit=1 seed=3"}, {}, "a site with a name takes part in no run that has one"),
