@@ -26,7 +26,7 @@ from nsd_size import machine
 import phosphene as ph
 from phosphene.decoders.ridge import RidgeConfig, fit_ridge
 from phosphene.evaluation.metrics import count_true, similarity, top_k, two_way
-from phosphene.evaluation.missing_modalities import Network
+from phosphene.evaluation.missing_modalities import Network, shown
 from phosphene.federation import Agreement, Federated, FederationSettings, SiteState, Trials, federate, site_model
 from phosphene.federation.trials import TEXT
 from phosphene.files import write_json
@@ -83,7 +83,7 @@ class Bench:
             own = done[name]
             site = own.sites.get(name) or next(iter(own.sites.values()))
             network = Network(site_model(site, own.shared, self.settings), own.shared.library, self.settings)
-            said = network.predict(shown_brain(trials))
+            said = network.predict(shown(trials.inputs, "fmri"))
             assert said.embedding is not None
             found.append(scores_of(said.embedding.numpy(), trials))
         return {metric: float(np.mean([each[metric] for each in found])) for metric in found[0]}
@@ -115,13 +115,6 @@ class Bench:
             said = trials.inputs.responses[person].double() @ weight + bias
             found.append(scores_of(said.numpy(), trials))
         return {metric: float(np.mean([each[metric] for each in found])) for metric in found[0]}
-
-
-def shown_brain(trials: Trials) -> Any:
-    """Inputs with the brain alone."""
-    present = torch.zeros_like(trials.present)
-    present[:, 0] = True
-    return trials.inputs.hiding(present)
 
 
 def scores_of(said: np.ndarray, trials: Trials) -> Scores:

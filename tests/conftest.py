@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from phosphene.files import data_root
 from phosphene.recordings import Recording, Study
 from phosphene.stimuli import StimulusSet
 from phosphene.table import Table
+from phosphene.virtual import make_settings, simulate
 
 
 @pytest.fixture
@@ -38,6 +40,31 @@ def made_study() -> Study:
         people.append(Recording(f"sub-0{number}", responses, trials, voxels, volume_shape=(31, 3, 2)))
     splits = {"default": {"train": stimuli.ids[:30], "test": stimuli.ids[30:]}}
     return Study(stimuli, people, splits, name="made")
+
+
+@pytest.fixture(scope="session")
+def virtual_people(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes a study of virtual people, 50 voxels each, one session without repeats, stimuli of their own."""
+
+    def write(test: int, own: int = 24, subjects: int = 4) -> Path:
+        settings = make_settings(
+            None,
+            subjects=subjects,
+            sessions=1,
+            repeats=1,
+            runs=1,
+            stimuli={"test": test, "common": 0, "own": own, "size": 32, "captions": 1},
+            person={"voxels": 50},
+        )
+        return simulate(settings, 0, progress=False).study.save(tmp_path_factory.mktemp("people") / "study.h5")
+
+    return write
+
+
+@pytest.fixture
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache of targets that no other run sees."""
+    monkeypatch.setenv("PHOSPHENE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture(scope="session")

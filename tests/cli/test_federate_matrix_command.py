@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,29 +11,17 @@ from typer.testing import CliRunner
 
 from phosphene.cli import app
 from phosphene.errors import InputError
-from phosphene.virtual import make_settings, simulate
 
 BRIEF = ["--set", "model.width=8", "--set", "client.epochs=1", "--targets", "z:pixels", "--text", "tfidf"]
 BRIEF += ["--classes", "group", "--sites", "2", "--rounds", "1", "--seeds", "0"]
 
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings = make_settings(
-        None,
-        subjects=2,
-        sessions=1,
-        repeats=1,
-        runs=1,
-        stimuli={"test": 10, "common": 0, "own": 24, "size": 32, "captions": 1},
-        person={"voxels": 50},
-    )
-    return simulate(settings, 0, progress=False).study.save(tmp_path_factory.mktemp("matrix") / "study.h5")
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PHOSPHENE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+def study(virtual_people: Callable[..., Path]) -> Path:
+    return virtual_people(test=10, subjects=2)
 
 
 def _run(*words: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ from typer.testing import CliRunner
 from phosphene.cli import app
 from phosphene.errors import InputError, LeakageError
 from phosphene.federation import engine
-from phosphene.virtual import make_settings, simulate
 
 DATA = ["--targets", "z:pixels", "--text", "tfidf"]
 BRIEF = [*DATA, "--classes", "group", "--set", "model.width=16", "--set", "client.epochs=1"]
@@ -19,23 +19,12 @@ NOISE = [f"--privacy={each}" for each in ("update_limit=1", "update_noise=4", "f
 NEEDS = "PRIVACY EXTRA ABSENT: install phosphene[privacy]"
 
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings = make_settings(
-        None,
-        subjects=4,
-        sessions=1,
-        repeats=1,
-        runs=1,
-        stimuli={"test": 12, "common": 0, "own": 24, "size": 32, "captions": 1},
-        person={"voxels": 50},
-    )
-    return simulate(settings, 0, progress=False).study.save(tmp_path_factory.mktemp("protected") / "study.h5")
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PHOSPHENE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+def study(virtual_people: Callable[..., Path]) -> Path:
+    return virtual_people(test=12)
 
 
 def _run(*words: object) -> str:

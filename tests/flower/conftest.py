@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from phosphene.virtual import make_settings, simulate
 
 sys.path.append(str(Path(__file__).parents[2] / "examples" / "federated"))  # the deployment is tested as it is shown
 
 
 @pytest.fixture(scope="session")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings = make_settings(
-        None,
-        subjects=4,
-        sessions=1,
-        repeats=1,
-        runs=1,
-        stimuli={"test": 8, "common": 0, "own": 24, "size": 32, "captions": 1},
-        person={"voxels": 50},
-    )
-    return simulate(settings, 0, progress=False).study.save(tmp_path_factory.mktemp("flower") / "study.h5")
+def study(virtual_people: Callable[..., Path]) -> Path:
+    return virtual_people(test=8)
 
 
 @pytest.fixture(scope="session", autouse=True)
