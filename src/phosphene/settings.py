@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from phosphene.errors import InputError, unknown
 from phosphene.files import read_json
 
-__all__ = ["Settings", "load_preset", "merge", "parse_assignments", "presets", "read_config"]
+__all__ = ["Settings", "flattened", "load_preset", "merge", "parse_assignments", "presets", "read_config"]
 
 
 class Settings(BaseModel):
@@ -85,6 +85,20 @@ def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, An
         else:
             merged[key] = value
     return merged
+
+
+def flattened(values: Mapping[str, Any], lead: str = "") -> dict[str, Any]:
+    """Nested tables as one, with names that are led by their tables'.
+
+    Examples
+    --------
+    >>> flattened({"model": {"width": 64}, "seed": 0})
+    {'model.width': 64, 'seed': 0}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flattened(value, f"{lead}{name}.") if isinstance(value, dict) else {f"{lead}{name}": value}
+    return flat
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from phosphene.cli.decoding import aligner_named
-from phosphene.cli.options import Config, Json, Seed, Set, StudyFile, given_settings, progress_wanted
+from phosphene.cli.options import Config, Json, Seed, Set, Split, StudyFile, given_settings, progress_wanted
 from phosphene.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def adapt(
     targets: Annotated[
         Path | None, typer.Option("--targets", help="A folder written by encode; default: encoded now.", metavar="DIR")
     ] = None,
-    split: Annotated[str | None, typer.Option("--split", help="Split by name; default: the first.")] = None,
+    split: Split = None,
     preset: Annotated[str | None, typer.Option("--preset", help="A preset of the decoder.")] = None,
     align: Annotated[
         str | None,

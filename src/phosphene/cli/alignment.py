@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phosphene.cli.options import Config, Json, Seed, Set, StudyFile, Subjects, given_settings
+from phosphene.cli.options import Config, Json, Seed, Set, Split, StudyFile, Subjects, given_settings
 from phosphene.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def align(
         str, typer.Option("--method", help="anatomical, ridge, procrustes, srm, hybrid or pooled.", metavar="NAME")
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the aligner.", metavar="DIR")],
-    split: Annotated[str | None, typer.Option("--split", help="Split by name; default: the first.")] = None,
+    split: Split = None,
     role: Annotated[str, typer.Option("--role", help="Fit on this part of the split: train, validation, align.")] = (
         "train"
     ),

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from phosphene.cli.decoding import targets_of
-from phosphene.cli.options import Config, Set, StudyFile, given_settings, progress_wanted
+from phosphene.cli.options import (
+    Config,
+    ImageTargets,
+    Set,
+    Split,
+    StudyFile,
+    TextTargets,
+    given_settings,
+    progress_wanted,
+)
 from phosphene.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -23,12 +32,8 @@ _DEVELOPMENT = (1000, 1001)
 
 def federate_matrix(
     study: StudyFile,
-    targets: Annotated[
-        str, typer.Option("--targets", help="Image encoder, or a folder written by encode.", metavar="NAME|DIR")
-    ],
-    text: Annotated[
-        str, typer.Option("--text", help="Text encoder, or a folder written by encode.", metavar="NAME|DIR")
-    ],
+    targets: ImageTargets,
+    text: TextTargets,
     classes: Annotated[
         list[str],
         typer.Option("--classes", help="Label column of the classes, or a pattern; may be repeated.", metavar="COLUMN"),
@@ -50,7 +55,7 @@ def federate_matrix(
     tune: Annotated[
         bool, typer.Option("--tune", help="Choose each arm's settings first, on training stimuli that are held out.")
     ] = False,
-    split: Annotated[str | None, typer.Option("--split", help="Split by name; default: the first.")] = None,
+    split: Split = None,
     config: Config = None,
     assignments: Set = None,
 ) -> None:

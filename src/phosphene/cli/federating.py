@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from phosphene.cli.federated_words import lines
-from phosphene.cli.options import Config, Json, Seed, Set, StudyFile, given_settings, progress_wanted
+from phosphene.cli.options import (
+    Config,
+    ImageTargets,
+    Json,
+    Seed,
+    Set,
+    Split,
+    StudyFile,
+    TextTargets,
+    given_settings,
+    progress_wanted,
+)
 from phosphene.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,12 +38,8 @@ _N_BOOT = 1000
 
 def federate(
     study: StudyFile,
-    targets: Annotated[
-        str, typer.Option("--targets", help="Image encoder, or a folder written by encode.", metavar="NAME|DIR")
-    ],
-    text: Annotated[
-        str, typer.Option("--text", help="Text encoder, or a folder written by encode.", metavar="NAME|DIR")
-    ],
+    targets: ImageTargets,
+    text: TextTargets,
     out: Annotated[
         Path, typer.Option("--out", help="Run folder; an interrupted run is resumed to the same bits.", metavar="DIR")
     ],
@@ -59,7 +66,7 @@ def federate(
         str, typer.Option("--pattern", help="What is missing: drawn by instance, or the same for a whole site.")
     ] = "instance",
     preset: Annotated[str, typer.Option("--preset", help="default, modality-dropout or pmcmfl-paper.")] = "default",
-    split: Annotated[str | None, typer.Option("--split", help="Split by name; default: the first.")] = None,
+    split: Split = None,
     quorum: Annotated[
         int | None,
         typer.Option("--quorum", help="Usable contributions without which a round fails; default: preset's."),

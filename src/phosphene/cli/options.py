@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Config",
+    "ImageTargets",
     "Json",
     "Seed",
     "Set",
+    "Split",
     "Splits",
     "StudyFile",
     "Subjects",
+    "TextTargets",
     "chosen_splits",
     "decoder_settings",
     "given_settings",
@@ -30,6 +33,12 @@ __all__ = [
     "progress_wanted",
 ]
 
+ImageTargets = Annotated[
+    str, typer.Option("--targets", help="Image encoder, or a folder written by encode.", metavar="NAME|DIR")
+]
+TextTargets = Annotated[
+    str, typer.Option("--text", help="Text encoder, or a folder written by encode.", metavar="NAME|DIR")
+]
 StudyFile = Annotated[Path, typer.Argument(help="A study file (.h5).", metavar="STUDY")]
 Config = Annotated[Path | None, typer.Option("--config", help="Settings from a .toml or .json file.", metavar="FILE")]
 Set = Annotated[
@@ -43,6 +52,7 @@ Splits = Annotated[
         "--split", help="Split (fold) by name or pattern, such as 'fold-*'; default: the first.", metavar="NAME"
     ),
 ]
+Split = Annotated[str | None, typer.Option("--split", help="Split by name; default: the first.")]
 Subjects = Annotated[
     list[str] | None, typer.Option("--subject", help="Only this person; may be repeated.", metavar="NAME")
 ]

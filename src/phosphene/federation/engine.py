@@ -112,7 +112,7 @@ def federate(
         settings = FederationSettings.build(settings.model_dump(), {"server": {"quorum": quorum}})
     plan = _Plan(settings, participation, deadline, tuple(faults), privacy, secure)
     plan.check(sites, rounds)
-    now = Federated(_in_order(first_state(agreement, settings)), dict(sorted(sites.items())), (), plan.accountant())
+    now = Federated(first_state(agreement, settings).in_order(), dict(sorted(sites.items())), (), plan.accountant())
     folder = None
     if out is not None:
         noisy = privacy is not None and privacy.seed is None
@@ -227,11 +227,6 @@ def _facts(start: Federated) -> dict[str, Any]:
     return json.loads(json.dumps(facts))
 
 
-def _in_order(shared: GlobalState) -> GlobalState:
-    """The same with names in the order of a state that was read: sums over all tensors, such as norms, depend on it."""
-    return GlobalState.from_tensors(*shared.to_tensors())
-
-
 # -- a round --------------------------------------------------------------------------------------------------------
 
 
@@ -256,7 +251,7 @@ def _round(now: Federated, plan: _Plan, folder: RunFolder | None) -> Federated:
     except (FederationError, InputError) as error:  # the second: fewer than a robust aggregator needs
         who = "; ".join(f"{name}: {reason}" for name, reason in missing.items()) or "no site"
         raise RoundFailure(f"{error}. Missing: {who}", replace(now, accountant=accountant)) from None
-    shared = _in_order(shared)
+    shared = shared.in_order()
     record = _record(now, shared, answers, metrics, plan.secure, accountant, time.perf_counter() - started)
     after = {**now.sites, **{name: each.site for name, each in answers.items()}}
     return Federated(shared, after, (*now.history, record), accountant)

@@ -26,7 +26,7 @@ from phosphene.federation.settings import FederationSettings
 from phosphene.federation.state import Contribution, GlobalState, SiteState
 from phosphene.federation.trial_sgd import TrialSgd, TrialSgdSettings, check_terms
 
-__all__ = ["check_private", "planned_releases", "protected_update"]
+__all__ = ["check_private", "planned_releases", "protected_update", "releases_of"]
 
 
 def check_private(settings: FederationSettings, privacy: PrivacySettings) -> None:
@@ -71,8 +71,13 @@ def check_private(settings: FederationSettings, privacy: PrivacySettings) -> Non
 
 def planned_releases(site: SiteState, settings: FederationSettings, privacy: PrivacySettings) -> list[Release]:
     """What `protected_update` of this site will release in one round; known before anything is trained."""
+    return releases_of(len(site.trials), settings, privacy)
+
+
+def releases_of(n_trials: int, settings: FederationSettings, privacy: PrivacySettings) -> list[Release]:
+    """As `planned_releases`, of a site of so many trials."""
     own = privacy.trial_sgd
-    gradients = [] if own is None else [own.release(len(site.trials), settings.client.epochs)]
+    gradients = [] if own is None else [own.release(n_trials, settings.client.epochs)]
     return Protection(privacy, settings.model.width, len(PARTS)).releases(gradients=gradients)
 
 

@@ -19,6 +19,7 @@ from phosphene.federation.accounting import Accountant
 from phosphene.federation.settings import FederationSettings
 from phosphene.federation.state import GlobalState, RoundReport, SiteState
 from phosphene.files import atomic_path, digest, read_json, write_json
+from phosphene.settings import flattened
 
 __all__ = ["ALL_SITES", "Federated", "RoundRecord", "RunFolder", "digest_of"]
 
@@ -125,7 +126,7 @@ class RunFolder:
         write_json(self.folder / _RUN, dict(asked))
 
     def _check(self, asked: Mapping[str, Any]) -> None:
-        here, there = _flat(asked), _flat(read_json(self.folder / _RUN))
+        here, there = flattened(asked), flattened(read_json(self.folder / _RUN))
         differ = [
             f"{key} is {here.get(key)!r}, was {there.get(key)!r}"
             for key in sorted(here.keys() | there.keys())
@@ -185,10 +186,3 @@ class RunFolder:
 def _places(sites: Mapping[str, SiteState]) -> dict[str, str]:
     """Folder names that hold whatever the site is called."""
     return {name: f"{number:04d}" for number, name in enumerate(sorted(sites))}
-
-
-def _flat(values: Mapping[str, Any], lead: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{lead}{name}.") if isinstance(value, dict) else {f"{lead}{name}": value}
-    return flat

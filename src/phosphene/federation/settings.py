@@ -10,7 +10,7 @@ from pydantic import model_validator
 
 from phosphene.errors import InputError
 from phosphene.federation.aggregation import FedAdamSettings
-from phosphene.settings import Settings, load_preset, merge
+from phosphene.settings import Settings, flattened, load_preset, merge
 
 __all__ = [
     "ClientSettings",
@@ -260,12 +260,5 @@ class FederationSettings(Settings):
 
     def differences(self, other: FederationSettings) -> list[str]:
         """What differs, in words: ``masks.dropout is 0.5, was 0.3`` (this one's first)."""
-        here, there = _flat(self.model_dump()), _flat(other.model_dump())
+        here, there = flattened(self.model_dump()), flattened(other.model_dump())
         return [f"{name} is {here.get(name)!r}, was {there.get(name)!r}" for name in here if here[name] != there[name]]
-
-
-def _flat(values: dict[str, Any], lead: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{lead}{name}.") if isinstance(value, dict) else {f"{lead}{name}": value}
-    return flat

@@ -56,6 +56,16 @@ class Agreement:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, found {getattr(self, name)}")
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {**asdict(self), "classes": list(self.classes)}
+
+    @classmethod
+    def of_facts(cls, facts: Mapping[str, Any]) -> Self:
+        """What `facts` gave."""
+        return cls(**{**facts, "classes": tuple(facts["classes"])})
+
     def differences(self, other: Agreement) -> list[str]:
         """What differs, in words; this one's first."""
         found = []
@@ -131,7 +141,7 @@ class Contribution:
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Named tensors and plain values, as engines carry them."""
         facts = {name: getattr(self, name) for name in ("site", "round", "n_trials", "metrics")}
-        facts |= {"n_present": list(self.n_present), "agreement": _plain(self.agreement)}
+        facts |= {"n_present": list(self.n_present), "agreement": self.agreement.facts}
         return {**_led("weights", self.weights), **_led("library", self.library.to_tensors())}, facts
 
     @classmethod
@@ -144,7 +154,7 @@ class Contribution:
             library=PrototypeLibrary.from_tensors(_part(tensors, "library")),
             n_trials=int(facts["n_trials"]),
             n_present=tuple(int(n) for n in facts["n_present"]),  # type: ignore[arg-type]
-            agreement=_agreement(facts["agreement"]),
+            agreement=Agreement.of_facts(facts["agreement"]),
             metrics={str(name): float(value) for name, value in facts["metrics"].items()},
         )
 
@@ -206,7 +216,7 @@ class GlobalState:
         """Named tensors and plain values: everything the next round depends on."""
         tensors = {**_led("weights", self.weights), **_led("library", self.library.to_tensors())}
         report = None if self.report is None else asdict(self.report)
-        facts = {"round": self.round, "agreement": _plain(self.agreement), "report": report}
+        facts = {"round": self.round, "agreement": self.agreement.facts, "report": report}
         return {**tensors, **_led("moments", self.moments)}, facts
 
     @classmethod
@@ -216,11 +226,15 @@ class GlobalState:
         return cls(
             _part(tensors, "weights"),
             PrototypeLibrary.from_tensors(_part(tensors, "library")),
-            _agreement(facts["agreement"]),
+            Agreement.of_facts(facts["agreement"]),
             int(facts["round"]),
             _part(tensors, "moments"),
             None if report is None else RoundReport(**report),
         )
+
+    def in_order(self) -> Self:
+        """The same with names in the order of a state that was read: norms over all tensors depend on it."""
+        return self.from_tensors(*self.to_tensors())  # type: ignore[return-value]
 
     def save(self, folder: str | Path, settings: FederationSettings) -> None:
         """Write a folder, atomically; the settings go along, so that a run cannot be resumed under others."""
@@ -328,14 +342,6 @@ def _check_settings(folder: Path, facts: Mapping[str, Any], settings: Federation
         raise InputError(
             f"{folder} belongs to a run with other settings: {'; '.join(differ)}; resume with those, or start anew"
         )
-
-
-def _plain(agreement: Agreement) -> dict[str, Any]:
-    return {**asdict(agreement), "classes": list(agreement.classes)}
-
-
-def _agreement(facts: Mapping[str, Any]) -> Agreement:
-    return Agreement(**{**facts, "classes": tuple(facts["classes"])})
 
 
 def _led(lead: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 
 from phosphene.errors import FederationError, InputError
 from phosphene.federation.flower.exchange import Exchange, Reply
-from phosphene.federation.flower.messages import agreement_of, packed
+from phosphene.federation.flower.messages import packed
 from phosphene.federation.state import Agreement, check_agreement
 
 __all__ = ["Members"]
@@ -103,7 +103,7 @@ class Members:
 
     def _admit(self, node: int, reply: Reply, online: set[int]) -> None:
         try:
-            name, own = str(reply.facts["site"]), agreement_of(reply.facts["agreement"])
+            name, own = str(reply.facts["site"]), Agreement.of_facts(reply.facts["agreement"])
             if not (0 < len(name) <= _LONGEST and name.isprintable()):
                 raise InputError("a site's name is one line")
         except Exception:  # rubbish may fail in any way

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 from phosphene.errors import InputError
-from phosphene.federation.state import Agreement
 
-__all__ = ["agreement_of", "facts_of", "packed", "unpacked"]
+__all__ = ["packed", "unpacked"]
 
 _FACTS, _TENSORS, _JSON = "facts", "tensors", "json"
 
@@ -46,13 +44,3 @@ def unpacked(content: RecordDict) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not isinstance(facts, dict):
         raise InputError("a message holds facts that are no table")
     return facts, tensors
-
-
-def facts_of(agreement: Agreement) -> dict[str, Any]:
-    """An agreement as JSON holds it."""
-    return {**asdict(agreement), "classes": list(agreement.classes)}
-
-
-def agreement_of(facts: Mapping[str, Any]) -> Agreement:
-    """What `facts_of` gave."""
-    return Agreement(**{**facts, "classes": tuple(facts["classes"])})

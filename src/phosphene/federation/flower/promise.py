@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import get_args
 
-from phosphene.federation.accounting import Accountant, Release, Unit
-from phosphene.federation.library import PARTS
-from phosphene.federation.privacy import PrivacySettings, Protection
+from phosphene.federation.accounting import Accountant, Unit
+from phosphene.federation.privacy import PrivacySettings
+from phosphene.federation.protected import releases_of
 from phosphene.federation.run_state import Federated
 from phosphene.federation.settings import FederationSettings
 from phosphene.federation.state import Contribution
@@ -30,7 +30,8 @@ def counted(
         return None
     made = Accountant.of_state(before.state())
     for name, each in sent.items():
-        made.spend(name, _releases(each, settings, privacy))
+        n_trials = max(1, each.n_trials)  # a claim that may be rubbish
+        made.spend(name, releases_of(n_trials, settings, privacy))
     return made
 
 
@@ -51,10 +52,3 @@ def promised(now: Federated) -> list[str]:
             found.append(f"Sites count more per {unit} than came here: rounds done again, answers that were lost.")
         found.append(replace(own, epsilon=max(own.epsilon, told)).told())
     return found
-
-
-def _releases(sent: Contribution, settings: FederationSettings, privacy: PrivacySettings) -> list[Release]:
-    """As `protected.planned_releases`, of a site of which no more is known than what it sent."""
-    own, n_trials = privacy.trial_sgd, max(1, sent.n_trials)  # a claim that may be rubbish
-    gradients = [] if own is None else [own.release(n_trials, settings.client.epochs)]
-    return Protection(privacy, settings.model.width, len(PARTS)).releases(gradients=gradients)

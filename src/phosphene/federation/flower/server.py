@@ -17,7 +17,7 @@ from phosphene.federation.engine import RoundFailure
 from phosphene.federation.flower.config import RunSettings
 from phosphene.federation.flower.exchange import Reply, ask
 from phosphene.federation.flower.members import Members
-from phosphene.federation.flower.messages import facts_of, packed
+from phosphene.federation.flower.messages import packed
 from phosphene.federation.flower.promise import counted, promised
 from phosphene.federation.flower.record import record_of
 from phosphene.federation.flower.telling import show_log
@@ -26,7 +26,7 @@ from phosphene.federation.randomness import drawn, n_drawn
 from phosphene.federation.run_state import Federated, RunFolder
 from phosphene.federation.server import first_state, server_update
 from phosphene.federation.settings import FederationSettings
-from phosphene.federation.state import Contribution, GlobalState
+from phosphene.federation.state import Contribution
 from phosphene.files import read_json, write_json
 
 __all__ = ["federate_over", "server_app"]
@@ -84,9 +84,9 @@ def federate_over(grid: Grid, run: RunSettings, pause: float = 1.0) -> Federated
     members = Members(grid, max(run.wait, run.deadline))
     agreement = members.gather(run.sites, settings.server.quorum, run.wait, pause)
     accountant = None if privacy is None else Accountant(privacy.delta)
-    start = Federated(_in_order(first_state(agreement, settings)), {}, (), accountant)
+    start = Federated(first_state(agreement, settings).in_order(), {}, (), accountant)
     noisy = privacy is not None and privacy.seed is None
-    folder = RunFolder(run.out, {**_asked(run, settings), "agreement": facts_of(agreement)}, settings, noisy)
+    folder = RunFolder(run.out, {**_asked(run, settings), "agreement": agreement.facts}, settings, noisy)
     now = folder.read(start)
     if now.shared.round > run.rounds:
         raise InputError(f"{run.out} holds {now.shared.round} rounds, {run.rounds} are asked for: name a new folder")
@@ -145,11 +145,6 @@ def _token(folder: RunFolder) -> str:
     return str(read_json(place))
 
 
-def _in_order(shared: GlobalState) -> GlobalState:
-    """The same with names in the order of a state that was read."""
-    return GlobalState.from_tensors(*shared.to_tensors())
-
-
 # -- a round --------------------------------------------------------------------------------------------------------
 
 
@@ -168,7 +163,7 @@ def _round(now: Federated, grid: Grid, run: RunSettings, token: str, members: Me
     accountant = counted(now.accountant, sent, settings, privacy)
     noised = privacy is not None and privacy.feature_limit is not None
     try:
-        shared = _in_order(server_update(now.shared, list(sent.values()), settings, noised))
+        shared = server_update(now.shared, list(sent.values()), settings, noised).in_order()
     except (FederationError, InputError) as error:  # the second: fewer than a robust aggregator needs
         who = "; ".join(f"{name}: {reason}" for name, reason in missing.items()) or "no site"
         raise RoundFailure(f"{error}. Missing: {who}", replace(now, accountant=accountant)) from None

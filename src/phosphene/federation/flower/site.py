@@ -25,7 +25,7 @@ from phosphene.federation.faults import NOT_FINITE, SPENT, reason_of
 from phosphene.federation.flower.config import RunSettings, SiteSettings
 from phosphene.federation.flower.exchange import OTHER_PRIVACY
 from phosphene.federation.flower.keeping import SiteFolder
-from phosphene.federation.flower.messages import facts_of, packed, unpacked
+from phosphene.federation.flower.messages import packed, unpacked
 from phosphene.federation.flower.telling import show_log
 from phosphene.federation.privacy import PrivacySettings
 from phosphene.federation.protected import planned_releases, protected_update
@@ -95,7 +95,7 @@ def _answered(
 
 def _introduced(content: RecordDict, own: SiteSettings, run: RunSettings) -> Answer:
     site = first_site(own, run)
-    return {"site": site.site, "agreement": facts_of(site.agreement)}, None
+    return {"site": site.site, "agreement": site.agreement.facts}, None
 
 
 def _trained(content: RecordDict, own: SiteSettings, run: RunSettings) -> Answer:
