@@ -35,7 +35,7 @@ APP = Path(__file__).parents[2] / "examples" / "federated" / "app" / "pyproject.
         ({"set": "model=3"}, r"TABLE\.KEY=VALUE"),
         ({"set": "model.widht=3"}, "widht"),
         ({"preset": "pmcmfl"}, "pmcmfl"),
-        ({"privacy": "library_noise=2"}, "privacy: library_noise has no use"),
+        ({"privacy": "library_noise=2"}, r"privacy\.library_noise has no use"),
         ({"privacy": "noise=2"}, "noise"),
         ({"privacy": "update_limit=1 shares=2"}, "secure sums, which are not available on this engine"),
         ({"rounds": 0}, "rounds"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import sys
 from dataclasses import dataclass
@@ -186,8 +185,8 @@ def _asked(
     n_sites: int,
 ) -> _Asked:
     from phosphene.federation import FederationSettings
-    from phosphene.federation.library import PARTS
-    from phosphene.federation.privacy import Protection
+    from phosphene.federation.privacy import PrivacySettings
+    from phosphene.federation.protected import readable
     from phosphene.settings import merge, parse_assignments
 
     given = given_settings(config, assignments)
@@ -196,33 +195,14 @@ def _asked(
     for name, table in given.items():
         if not isinstance(table, dict):
             raise InputError(f"settings are --set TABLE.KEY=VALUE, such as model.width=64; found {name} = {table!r}")
-    protection = _privacy(merge(given.pop("privacy", {}), parse_assignments(privacy or [])))
+    protection = PrivacySettings.asked(merge(given.pop("privacy", {}), parse_assignments(privacy or [])))
     notes = []
     if secure and "max_ratio" not in given.get("server", {}):
         given = merge(given, {"server": {"max_ratio": None}})
         notes.append("server.max_ratio is off: of sums alone no single update can be judged")
-    if protection is not None and protection.seed is not None:
-        notes.append(
-            "privacy.seed is given: who knows it takes the noise off again, so what is promised is for studies"
-        )
-    settings = bare = FederationSettings.preset(preset, seed=seed, **given)
-    if protection is not None and "min_count" not in given.get("library", {}):
-        least = math.ceil(Protection(protection, settings.model.width, len(PARTS)).least_count(n_sites))
-        if least > settings.library.min_count:
-            settings = FederationSettings.preset(preset, seed=seed, **merge(given, {"library": {"min_count": least}}))
-            notes.append(f"library.min_count is {least}: three deviations of the noise on counts")
-    return _Asked(settings, bare, protection, notes)
-
-
-def _privacy(given: dict[str, Any]) -> PrivacySettings | None:
-    from phosphene.federation.privacy import PrivacySettings
-
-    if not given:
-        return None
-    made = PrivacySettings.build(given)
-    if idle := made.idle(given):
-        raise InputError("; ".join(f"privacy.{name} has no use: {why}" for name, why in idle.items()))
-    return made
+    bare = FederationSettings.preset(preset, seed=seed, **given)
+    settings, told = readable(bare, protection, n_sites, "min_count" in given.get("library", {}))
+    return _Asked(settings, bare, protection, [*notes, *told])
 
 
 # -- the data -------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from phosphene.federation.client import client_update
 from phosphene.federation.faults import NOT_FINITE, SPENT, Fault, check_faults, reason_of, spoiled
 from phosphene.federation.missing import fractions
 from phosphene.federation.privacy import PrivacySettings
-from phosphene.federation.protected import check_private, planned_releases, protected_update
+from phosphene.federation.protected import check_protection, noised, planned_releases, protected_update
 from phosphene.federation.randomness import drawn, n_drawn
 from phosphene.federation.run_state import ALL_SITES, Federated, RoundRecord, RunFolder, digest_of
 from phosphene.federation.secure_round import LEAST, add_up, check_summable, mean_loss, server_update_of_sum, summand
@@ -174,21 +174,7 @@ class _Plan:
                 )
         check_faults(self.faults, sites, rounds, self.deadline)
         if self.privacy is not None:
-            self._check_privacy(self.privacy, sites)
-
-    def _check_privacy(self, privacy: PrivacySettings, sites: Mapping[str, SiteState]) -> None:
-        if privacy.update_limit is None and privacy.feature_limit is None and privacy.trial_sgd is None:
-            raise InputError("privacy protects nothing: give update_limit, feature_limit, or trial_sgd")
-        if privacy.shares > 1 and not self.secure:
-            raise InputError(
-                f"privacy.shares is {privacy.shares}: noise that is split needs secure sums, and here the server sees "
-                f"every contribution. Set it to 1, or let the sums be secure"
-            )
-        check_private(self.settings, privacy)
-        trial = Accountant(privacy.delta)
-        for name, site in sites.items():  # and a missing package is told before any training
-            trial.spend(name, planned_releases(site, self.settings, privacy))
-        trial.epsilon("trial", min(sites))
+            check_protection(self.settings, self.privacy, self.secure)
 
     def fault(self, site: str, round_: int) -> Fault | None:
         """What goes wrong there and then."""
@@ -284,10 +270,9 @@ def _served(
     shared: GlobalState, given: Sequence[Contribution | Masked | None], plan: _Plan, summation: SecureSum | None
 ) -> tuple[GlobalState, dict[str, dict[str, float]]]:
     """The server's part: its next state, and metrics as far as it sees them."""
-    noised = plan.privacy is not None and plan.privacy.feature_limit is not None
     if not plan.secure:
         sent = [each for each in given if isinstance(each, Contribution)]
-        after = server_update(shared, sent, plan.settings, noised)
+        after = server_update(shared, sent, plan.settings, noised(plan.privacy))
         assert after.report is not None
         return after, {each.site: each.told for each in sent if each.site in after.report.used}
     if summation is None:
@@ -295,7 +280,7 @@ def _served(
     summed = add_up(summation, [each for each in given if isinstance(each, Masked)])
     loss = mean_loss(summed)
     metrics = {} if loss is None else {ALL_SITES: {"loss total": loss}}
-    return server_update_of_sum(shared, summed, plan.settings, noised), metrics
+    return server_update_of_sum(shared, summed, plan.settings, noised(plan.privacy)), metrics
 
 
 def _ask(site: SiteState, shared: GlobalState, plan: _Plan, summation: SecureSum | None) -> _Answer:

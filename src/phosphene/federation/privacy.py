@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field
@@ -58,6 +58,27 @@ class PrivacySettings(Settings):
     )
     trial_sgd: TrialSgdSettings | None = Field(default=None, description="train privately per trial, with Opacus")
     seed: int | None = Field(default=None, ge=0, description="of the noise, for studies only; default: cryptographic")
+
+    @classmethod
+    def asked(cls, given: Mapping[str, Any]) -> Self | None:
+        """What was asked for; None where nothing was.
+
+        Raises
+        ------
+        InputError
+            For unknown settings, and those without a use under the others.
+
+        Examples
+        --------
+        >>> PrivacySettings.asked({"update_limit": 4.0}).update_noise
+        1.0
+        """
+        if not given:
+            return None
+        made = cls.build(given)
+        if idle := made.idle(given):
+            raise InputError("; ".join(f"privacy.{name} has no use: {why}" for name, why in idle.items()))
+        return made
 
     def without_use(self) -> dict[str, str]:
         """Settings that others leave without a use, and why."""

@@ -6,12 +6,13 @@ have just moved: else one trial would have a part in the features of all others,
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from phosphene.errors import InputError
+from phosphene.errors import InputError, require
 from phosphene.federation.accounting import Release
 from phosphene.federation.adapter import adapted_trials, with_adapters
 from phosphene.federation.aggregation import added, difference
@@ -26,7 +27,74 @@ from phosphene.federation.settings import FederationSettings
 from phosphene.federation.state import Contribution, GlobalState, SiteState
 from phosphene.federation.trial_sgd import TrialSgd, TrialSgdSettings, check_terms
 
-__all__ = ["check_private", "planned_releases", "protected_update", "releases_of"]
+__all__ = [
+    "check_private",
+    "check_protection",
+    "noised",
+    "planned_releases",
+    "protected_update",
+    "readable",
+    "releases_of",
+]
+
+
+def check_protection(settings: FederationSettings, privacy: PrivacySettings, secure: bool) -> None:
+    """Refuse a run's protection at its door; every engine asks.
+
+    Parameters
+    ----------
+    settings : FederationSettings
+    privacy : PrivacySettings
+    secure : bool
+        Whether the server sees nothing but secure sums.
+
+    Raises
+    ------
+    InputError
+        For noise that is split where the server sees every contribution, and as of `check_private`.
+    MissingDependencyError
+        Without an accountant.
+    """
+    if privacy.shares > 1 and not secure:
+        raise InputError(
+            f"privacy.shares is {privacy.shares}: noise that is split needs secure sums, and here the server sees "
+            f"every contribution. Set it to 1, or let the sums be secure"
+        )
+    check_private(settings, privacy)
+    require("dp_accounting.rdp", "privacy", "an accountant of privacy")
+
+
+def noised(privacy: PrivacySettings | None) -> bool:
+    """Whether sites add noise to sums and counts: the server reads them otherwise."""
+    return privacy is not None and privacy.feature_limit is not None
+
+
+def readable(
+    settings: FederationSettings, privacy: PrivacySettings | None, n_sites: int, given: bool
+) -> tuple[FederationSettings, list[str]]:
+    """Settings under which no prototype is read that may be noise alone, and what to know of protection, in words.
+
+    Parameters
+    ----------
+    settings : FederationSettings
+    privacy : PrivacySettings, optional
+    n_sites : int
+        Whose noise is added up.
+    given : bool
+        Whether `library.min_count` was asked for: then it stays.
+    """
+    if privacy is None:
+        return settings, []
+    notes = []
+    if privacy.seed is not None:
+        notes.append(
+            "privacy.seed is given: who knows it takes the noise off again, so what is promised is for studies"
+        )
+    least = math.ceil(Protection(privacy, settings.model.width, len(PARTS)).least_count(n_sites))
+    if not given and least > settings.library.min_count:
+        settings = settings.build(settings.model_dump(), {"library": {"min_count": least}})
+        notes.append(f"library.min_count is {least}: three deviations of the noise on counts")
+    return settings, notes
 
 
 def check_private(settings: FederationSettings, privacy: PrivacySettings) -> None:
@@ -35,11 +103,13 @@ def check_private(settings: FederationSettings, privacy: PrivacySettings) -> Non
     Raises
     ------
     InputError
-        For noise that is split where sites count differently, thresholds on counts before the noise, two different
-        limits of features, and, with `trial_sgd`, losses that are no sum over trials or settings of training that it
-        has no use for.
+        For what protects nothing, noise that is split where sites count differently, thresholds on counts before the
+        noise, two different limits of features, and, with `trial_sgd`, losses that are no sum over trials or settings
+        of training that it has no use for.
     """
     own = settings.library
+    if privacy.update_limit is None and privacy.feature_limit is None and privacy.trial_sgd is None:
+        raise InputError("privacy protects nothing: give update_limit, feature_limit, or trial_sgd")
     if privacy.shares > 1 and privacy.update_limit is not None and settings.server.weighting != "equal":
         raise InputError(
             f"noise that is split among sites bounds what one adds to their plain sum: server.weighting must be equal, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -10,8 +9,8 @@ from typing import Any, Literal, Self
 from pydantic import Field as Option
 
 from phosphene.errors import InputError
-from phosphene.federation.library import PARTS
-from phosphene.federation.privacy import PrivacySettings, Protection
+from phosphene.federation.privacy import PrivacySettings
+from phosphene.federation.protected import readable
 from phosphene.federation.settings import FederationSettings
 from phosphene.settings import Settings, parse_assignments
 
@@ -99,16 +98,9 @@ class RunSettings(Settings):
             if not isinstance(table, dict):
                 raise InputError(f"set takes TABLE.KEY=VALUE, such as model.width=64; found {name} = {table!r}")
         settings = FederationSettings.preset(self.preset, seed=self.seed, **given)
-        privacy, notes = self.protection(), []
-        changes: dict[str, Any] = {"server": {"quorum": self.quorum}} if self.quorum else {}
-        if privacy is not None and privacy.seed is not None:
-            notes.append("privacy.seed is given: who knows it takes the noise off again; for studies alone")
-        if privacy is not None and "min_count" not in given.get("library", {}):
-            least = math.ceil(Protection(privacy, settings.model.width, len(PARTS)).least_count(self.sites))
-            if least > settings.library.min_count:
-                changes["library"] = {"min_count": least}
-                notes.append(f"library.min_count is {least}: three deviations of the noise on counts")
-        return FederationSettings.build(settings.model_dump(), changes), notes
+        if self.quorum:
+            settings = FederationSettings.build(settings.model_dump(), {"server": {"quorum": self.quorum}})
+        return readable(settings, self.protection(), self.sites, "min_count" in given.get("library", {}))
 
 
 class SiteSettings(Settings):
@@ -178,13 +170,8 @@ def _privacy_of(words: str) -> PrivacySettings | None:
     InputError
         For unknown settings, those without a use, and noise that only secure sums would make whole.
     """
-    if not words:
-        return None
-    given = parse_assignments(words.split())
-    made = PrivacySettings.build(given)
-    if idle := made.idle(given):
-        raise InputError("; ".join(f"privacy: {name} has no use: {why}" for name, why in idle.items()))
-    if made.shares > 1:
+    made = PrivacySettings.asked(parse_assignments(words.split()))
+    if made is not None and made.shares > 1:
         raise InputError("privacy.shares needs secure sums, which are not available on this engine: leave it at 1")
     return made
 

@@ -11,7 +11,7 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from phosphene.errors import FederationError, InputError, require
+from phosphene.errors import FederationError, InputError
 from phosphene.federation.accounting import Accountant
 from phosphene.federation.engine import RoundFailure
 from phosphene.federation.flower.config import RunSettings
@@ -21,7 +21,7 @@ from phosphene.federation.flower.messages import packed
 from phosphene.federation.flower.promise import counted, promised
 from phosphene.federation.flower.record import record_of
 from phosphene.federation.flower.telling import show_log
-from phosphene.federation.protected import check_private
+from phosphene.federation.protected import check_protection, noised
 from phosphene.federation.randomness import drawn, n_drawn
 from phosphene.federation.run_state import Federated, RunFolder
 from phosphene.federation.server import first_state, server_update
@@ -119,10 +119,7 @@ def _check(run: RunSettings, settings: FederationSettings) -> None:
     if quorum > asked:
         raise InputError(f"the quorum is {quorum}, and {asked} of {run.sites} sites are asked in a round")
     if (privacy := run.protection()) is not None:
-        if privacy.update_limit is None and privacy.feature_limit is None and privacy.trial_sgd is None:
-            raise InputError("privacy protects nothing: give update_limit, feature_limit, or trial_sgd")
-        check_private(settings, privacy)
-        require("dp_accounting.rdp", "privacy", "what privacy is worth")
+        check_protection(settings, privacy, secure=False)
 
 
 def _asked(run: RunSettings, settings: FederationSettings) -> dict[str, Any]:
@@ -161,9 +158,8 @@ def _round(now: Federated, grid: Grid, run: RunSettings, token: str, members: Me
     for name, reason in missing.items():
         log.warning("round %d: %s is missing: %s", round_, name, reason)
     accountant = counted(now.accountant, sent, settings, privacy)
-    noised = privacy is not None and privacy.feature_limit is not None
     try:
-        shared = server_update(now.shared, list(sent.values()), settings, noised).in_order()
+        shared = server_update(now.shared, list(sent.values()), settings, noised(privacy)).in_order()
     except (FederationError, InputError) as error:  # the second: fewer than a robust aggregator needs
         who = "; ".join(f"{name}: {reason}" for name, reason in missing.items()) or "no site"
         raise RoundFailure(f"{error}. Missing: {who}", replace(now, accountant=accountant)) from None
