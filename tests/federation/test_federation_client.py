@@ -15,7 +15,7 @@ from phosphene.federation.missing import missing_pattern
 from phosphene.federation.objective import losses
 from phosphene.federation.randomness import generator, seeded
 from phosphene.federation.server import first_state, server_update
-from phosphene.federation.state import GlobalState, SiteState
+from phosphene.federation.state import Contribution, GlobalState, SiteState
 
 
 def sent_bytes(contribution) -> dict[str, torch.Tensor]:
@@ -253,3 +253,27 @@ def test_kept_moments_are_those_of_all_parameters():
     assert names == contribution.weights.keys() | site.private.keys()
     after: GlobalState = server_update(shared, [contribution], chosen)
     assert client_update(site, after, chosen)[1].optimiser.keys() == site.optimiser.keys()
+
+
+def test_moon_needs_a_last_round_and_then_changes_training():
+    plain, chosen = settings("modality-dropout"), settings("modality-dropout", objective={"model_contrast": 1.0})
+    shared, sites, sent = run(made_sites(), chosen, 1)
+    assert same(sent[0][0].weights, run(made_sites(), plain, 1)[2][0][0].weights), "no last network in the first round"
+    assert same(sites[0].last, sent[0][0].weights)
+    second, _ = client_update(sites[0], shared, chosen)
+    assert second.metrics["loss model contrast"] > 0
+    assert not same(second.weights, client_update(sites[0], shared, plain)[0].weights)
+    assert client_update(sites[0], shared, plain)[1].last == {}, "nothing is kept that nobody needs"
+
+
+def test_where_nothing_reads_prototypes_none_is_sent():
+    without = client_update(
+        made_sites()[0], first_state(AGREEMENT, settings("modality-dropout")), settings("modality-dropout")
+    )[0]
+    with_them = client_update(made_sites()[0], first_state(AGREEMENT, settings()), settings())[0]
+    assert not any(name.startswith("library/") for name in sent_bytes(without))
+    library = sum(each.numel() * each.element_size() for each in with_them.library.to_tensors().values())
+    assert with_them.n_bytes - without.n_bytes == library
+    back = Contribution.from_tensors(*without.to_tensors())
+    assert back.library.is_empty
+    assert back.library.sums.shape == with_them.library.sums.shape

@@ -154,3 +154,17 @@ def test_as_tensors_and_back(trials):
 def test_rows_are_clipped_to_a_norm():
     rows = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
     torch.testing.assert_close(clip_rows(rows, 1.0), torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]))
+
+
+def test_sites_means_are_weighted_by_their_trials_where_asked():
+    one = PrototypeLibrary.of(torch.ones(4, 4, 2), torch.ones(4, 4).bool(), torch.eye(2)[[0, 1, 1, 1]])
+    other = PrototypeLibrary.of(torch.full((2, 4, 2), 3.0), torch.ones(2, 4).bool(), torch.eye(2)[[0, 0]])
+    by_sites, by_counts = PrototypeLibrary.of_sites([one, other]), PrototypeLibrary.total([one, other])
+    # class 0: a site of 4 trials says 1, one of 2 says 3; one trial and two trials are of the class
+    assert by_sites.release().vectors[0, 0, 0].tolist() == pytest.approx([(4 * 1 + 2 * 3) / 6] * 2, abs=1e-6)
+    assert by_counts.release().vectors[0, 0, 0].tolist() == pytest.approx([(1 * 1 + 2 * 3) / 3] * 2, abs=1e-6)
+    assert by_sites.release().vectors[0, 1, 0].tolist() == [1.0, 1.0], (
+        "the other site does not have it, and adds nothing"
+    )
+    assert torch.equal(by_sites.counts, by_counts.counts)
+    assert same(PrototypeLibrary.of_sites([one]), one)

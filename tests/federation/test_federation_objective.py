@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from phosphene.federation.library import PrototypeLibrary
 from phosphene.federation.model import PmcmModel
-from phosphene.federation.objective import contrast, losses, proximal, task_loss
+from phosphene.federation.objective import contrast, losses, model_contrast, proximal, task_loss
 
 N, C, K, D = 8, 4, 2, 5
 
@@ -145,3 +145,14 @@ def test_no_contrast_before_its_round():
     model, trials, library, _ = terms()
     found = losses(model, trials, library, chosen.masks, chosen.objective, False, torch.Generator().manual_seed(0))
     assert found.keys() == {"task", "retrieval"}
+
+
+def test_moon_draws_to_the_server_and_away_from_the_last_network():
+    towards, away = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[0.0, 1.0], [3.0, 0.0]])
+    z = torch.tensor([[0.7, 0.7], [1.0, 0.2]], requires_grad=True)
+    near, far = functional.cosine_similarity(z, towards), functional.cosine_similarity(z, away)
+    expected = -(near / 0.5 - torch.stack([near / 0.5, far / 0.5]).logsumexp(dim=0)).mean()
+    found = model_contrast(z, towards, away, 0.5)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    step = z - 0.1 * torch.autograd.grad(found, z)[0]
+    assert bool((functional.cosine_similarity(step, towards) > near).all())

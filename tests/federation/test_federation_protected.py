@@ -150,3 +150,20 @@ def test_settings_that_break_the_promise_are_refused():
         check_private(settings(server={"weighting": "trials"}), shared_noise)
     check_private(settings(server={"weighting": "equal"}), shared_noise)
     check_private(settings(objective=CLASSIFY), per_trial)
+
+
+@pytest.mark.parametrize(
+    ("changes", "privacy", "words"),
+    [
+        ({"library": {"weighting": "sites"}}, LOUD, "single sites, which are noise"),
+        ({"preset": "modality-dropout"}, LOUD, "neither training nor inference reads prototypes"),
+        (
+            {"objective": {**CLASSIFY, "model_contrast": 1.0}},
+            PrivacySettings(trial_sgd=TrialSgdSettings()),
+            r"objective\.model_contrast to 0",
+        ),
+    ],
+)
+def test_settings_without_a_use_under_protection_are_refused(changes, privacy, words):
+    with pytest.raises(InputError, match=words):
+        check_private(settings(**changes), privacy)

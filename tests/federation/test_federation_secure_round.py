@@ -16,7 +16,7 @@ from phosphene.federation.client import client_update
 from phosphene.federation.engine import RoundFailure, federate
 from phosphene.federation.faults import Fault
 from phosphene.federation.privacy import PrivacySettings
-from phosphene.federation.secure_round import Summed, mean_loss, server_update_of_sum, summand
+from phosphene.federation.secure_round import Summed, check_summable, mean_loss, server_update_of_sum, summand
 from phosphene.federation.secure_sum import Masked
 from phosphene.federation.server import first_state, server_update
 from phosphene.federation.state import SiteState
@@ -211,3 +211,8 @@ def test_a_group_of_tensors_that_nobody_trained_stays_as_it_is():
     assert all(torch.equal(after.weights[name], shared.weights[name]) for name in trunk)
     assert close(after.weights, server_update(shared, sent, chosen).weights, 1e-7)
     assert secure_round.LEAST == 3
+
+
+def test_prototypes_weighted_by_single_sites_are_refused():
+    with pytest.raises(InputError, match=r"library\.weighting = sites divides by counts of single sites"):
+        check_summable(settings(library={"weighting": "sites"}, server={"max_ratio": None}))

@@ -147,6 +147,12 @@ ARMS: dict[str, Arm] = {
             ({"objective": {"proximal": 0.01}}, {"objective": {"proximal": 0.1}}),
         ),
         Arm(
+            "moon",
+            "dropout-token with MOON's contrast of the server's network against the site's last one",
+            _DROPPED,
+            ({"objective": {"model_contrast": 0.1}}, {"objective": {"model_contrast": 1.0}}),
+        ),
+        Arm(
             "fedproto",
             "FedProto-style: prototypes alone are exchanged, features are drawn to them; dropout and token",
             merge(_DROPPED, _KEPT),
@@ -192,6 +198,7 @@ ABLATIONS: dict[str, Arm] = {
         _ablation("weights-trials", "encoders weighted by all trials of a site", {"server": {"weighting": "trials"}}),
         _ablation("weights-equal", "sites weighted alike", {"server": {"weighting": "equal"}}),
         _ablation("library-complete", "prototypes of complete trials alone", {"library": {"complete_only": True}}),
+        _ablation("library-sites", "sites' class means averaged by their trials", {"library": {"weighting": "sites"}}),
         _ablation("library-fusion-all", "fusion prototypes of all trials", {"library": {"fusion_from": "all"}}),
         *(
             _ablation(f"rule-{rule}", f"inference by {rule}", {"inference": {"rule": rule}})

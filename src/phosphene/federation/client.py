@@ -14,7 +14,7 @@ from phosphene.errors import FederationError, InputError
 from phosphene.federation.adapter import adapted_trials, with_adapters
 from phosphene.federation.library import FUSION, PrototypeLibrary, Prototypes, clip_rows
 from phosphene.federation.model import PmcmModel
-from phosphene.federation.objective import losses, proximal
+from phosphene.federation.objective import Anchors, losses, proximal
 from phosphene.federation.randomness import generator, seed_of, seeded
 from phosphene.federation.retrieval import assign_centres
 from phosphene.federation.settings import FederationSettings, LibrarySettings
@@ -69,7 +69,7 @@ def client_update(site: SiteState, shared: GlobalState, settings: FederationSett
     optimiser = make_optimiser(model, settings)
     if settings.client.optimiser == "kept":
         _restore(optimiser, model, site.optimiser)
-    metrics = train_round(model, optimiser, trials, shared, settings, site.site)
+    metrics = train_round(model, optimiser, trials, shared, settings, site.site, _anchors(site, shared, settings))
     library = local_library(model, trials, shared.library, settings)
     contribution = Contribution(
         site=site.site,
@@ -82,7 +82,16 @@ def client_update(site: SiteState, shared: GlobalState, settings: FederationSett
         metrics={**metrics, "complete": float(trials.complete.sum())},
     )
     kept = _moments(optimiser, model) if settings.client.optimiser == "kept" else {}
-    return contribution, replace(site, private=model.private_state(), optimiser=kept, round=round_)
+    last = contribution.weights if settings.objective.model_contrast else {}
+    return contribution, replace(site, private=model.private_state(), optimiser=kept, last=last, round=round_)
+
+
+def _anchors(site: SiteState, shared: GlobalState, settings: FederationSettings) -> Anchors | None:
+    """Networks of MOON's term; none in a site's first round, which has no last one."""
+    if not settings.objective.model_contrast or not site.last:
+        return None
+    server, last = (site_model(site, each, settings) for each in (shared, replace(shared, weights=site.last)))
+    return Anchors(server, last)
 
 
 def check_together(site: SiteState, shared: GlobalState) -> None:
@@ -131,6 +140,7 @@ def train_round(
     shared: GlobalState,
     settings: FederationSettings,
     site: str,
+    anchors: Anchors | None = None,
 ) -> dict[str, float]:
     """Train `model` in place for the epochs of one round; mean of each term of the loss over batches.
 
@@ -150,7 +160,7 @@ def train_round(
     with seeded(settings.seed, "dropout", site, round_):
         for _ in range(settings.client.epochs):
             for rows in torch.randperm(len(trials), generator=draws).split(settings.client.batch_size):
-                terms = _step(model, optimiser, trials.select(rows), prototypes, shared, settings, draws)
+                terms = _step(model, optimiser, trials.select(rows), prototypes, shared, settings, draws, anchors)
                 steps += 1
                 for name, value in terms.items():
                     totals[name] = totals.get(name, 0.0) + value
@@ -167,10 +177,11 @@ def _step(
     shared: GlobalState,
     settings: FederationSettings,
     draws: torch.Generator,
+    anchors: Anchors | None,
 ) -> dict[str, float]:
     own = settings.objective
     with_contrast = shared.round + 1 >= own.contrast_from
-    terms = losses(model, batch, prototypes, settings.masks, own, with_contrast, draws)
+    terms = losses(model, batch, prototypes, settings.masks, own, with_contrast, draws, anchors)
     if own.proximal:
         terms["proximal"] = own.proximal * proximal(model.shared_parameters(), shared.weights)
     optimiser.zero_grad(set_to_none=True)
@@ -191,7 +202,7 @@ def local_library(
     """Sums and counts of a site's trials under a network in evaluation mode.
 
     Every trial contributes to the modalities it has; to the fusion where it is complete, unless settings say
-    otherwise. Trials without labels contribute nothing.
+    otherwise. Trials without labels contribute nothing, and there is nothing in it where no setting reads prototypes.
 
     Parameters
     ----------
@@ -203,7 +214,7 @@ def local_library(
     """
     own = settings.library
     library = PrototypeLibrary.empty(len(model.agreement.classes), model.config.width, own.centres)
-    if trials.labels is None:
+    if trials.labels is None or not settings.reads_prototypes:
         return library
     model.eval()
     prototypes = known.release(own.min_count)

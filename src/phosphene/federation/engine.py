@@ -166,7 +166,7 @@ class _Plan:
         if quorum > asked:
             raise InputError(f"the quorum is {quorum}, and {asked} of {len(sites)} sites are asked in a round")
         if self.secure:
-            check_summable(self.settings.server)
+            check_summable(self.settings)
             if self.least > asked:
                 raise InputError(
                     f"a secure sum is of at least {self.least} sites here, and {asked} of {len(sites)} are asked in a "

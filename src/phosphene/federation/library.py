@@ -8,7 +8,7 @@ multiplied, so that every sum below the bounds here is exact in float64: the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -144,10 +144,33 @@ class PrototypeLibrary:
         """The sum of at least one library."""
         return reduce(lambda one, other: one + other, parts)
 
+    @classmethod
+    def of_sites(cls, parts: Sequence[PrototypeLibrary]) -> PrototypeLibrary:
+        r"""As `total`, but for the weights: a class's mean is that of the sites' means.
+
+        .. math:: P^m[c] = \sum_k w^m_k p^m_k[c] / \sum_{k: c \in k} w^m_k
+
+        with `w` the trials of a site that have modality `m`, of whatever class: the published aggregation. A site of
+        two trials of a class and many of others has as much of a say as one with many of the class.
+        """
+        total = cls.total(parts)
+        weighted, weights = torch.zeros_like(total.sums), torch.zeros_like(total.counts)
+        for each in parts:
+            trials = each.counts.sum(dim=(1, 2))[:, None, None] * (each.counts > 0)
+            means = each.sums / torch.where(each.counts > 0, each.counts, 1.0)[..., None]
+            weighted, weights = weighted + trials[..., None] * means, weights + trials
+        share = total.counts / torch.where(weights > 0, weights, 1.0)
+        return cls(_on_grid(weighted * share[..., None], GRID), total.counts, total.age)
+
     def __add__(self, other: PrototypeLibrary) -> PrototypeLibrary:
         if self.sums.shape != other.sums.shape:
             raise InputError(f"libraries of {self.words} and of {other.words} do not add up")
         return PrototypeLibrary(self.sums + other.sums, self.counts + other.counts, torch.minimum(self.age, other.age))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it is what `empty` gives: nobody ever sent anything."""
+        return not bool(self.sums.any() or self.counts.any() or (self.age != NEVER).any())
 
     @property
     def words(self) -> str:

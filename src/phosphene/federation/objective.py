@@ -1,8 +1,9 @@
-"""What training at a site minimises: the task on masked inputs, retrieval, and contrast with the prototypes."""
+"""What training at a site minimises: the task on masked inputs, retrieval, contrast with prototypes; rivals' terms."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,10 +14,10 @@ from phosphene.federation.library import PARTS, Prototypes
 from phosphene.federation.masks import drop_modalities, substitutes
 from phosphene.federation.model import PmcmModel
 from phosphene.federation.settings import MaskSettings, ObjectiveSettings
-from phosphene.federation.trials import IMAGE, Trials
+from phosphene.federation.trials import IMAGE, Inputs, Trials
 from phosphene.training.losses import infonce
 
-__all__ = ["contrast", "losses", "proximal", "task_loss"]
+__all__ = ["Anchors", "contrast", "losses", "model_contrast", "proximal", "task_loss"]
 
 
 def task_loss(logits: Tensor, labels: Tensor, task: str) -> Tensor:
@@ -105,6 +106,53 @@ def proximal(parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> 
     return torch.stack([(each - anchor[name]).square().sum() for name, each in parameters.items()]).sum() / 2
 
 
+def model_contrast(fusions: Tensor, towards: Tensor, away: Tensor, temperature: float) -> Tensor:
+    r"""MOON's term (Li et al., CVPR 2021): fusions are drawn to the server's network and away from the site's last one.
+
+    .. math:: L = -\frac{1}{|B|} \sum_n \log \frac{e^{\cos(z_n, z^{server}_n) / \tau}}
+              {e^{\cos(z_n, z^{server}_n) / \tau} + e^{\cos(z_n, z^{last}_n) / \tau}}
+
+    Parameters
+    ----------
+    fusions, towards, away : Tensor (n, d)
+        Of the network in training, the server's, and the one that the site was left with after its last round.
+    temperature : float
+        :math:`\tau`.
+
+    Examples
+    --------
+    >>> one, other = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    >>> bool(model_contrast(one, one, other, 0.5) < model_contrast(one, other, one, 0.5))
+    True
+    """
+    scores = [functional.cosine_similarity(fusions, anchor, dim=1) / temperature for anchor in (towards, away)]
+    return -torch.stack(scores, dim=1).log_softmax(dim=1)[:, 0].mean()
+
+
+@dataclass(frozen=True, eq=False)
+class Anchors:
+    """The networks of MOON's term, both with the people's adapters as they are when the round begins.
+
+    Attributes
+    ----------
+    server, last : PmcmModel
+        With the weights that were received, and those after the last training here; in evaluation mode.
+    """
+
+    server: PmcmModel
+    last: PmcmModel
+
+    @torch.no_grad()
+    def fusions(self, inputs: Inputs, present: Tensor) -> tuple[Tensor, Tensor]:
+        """Fusions ``(n, d)`` by both of what is shown, with their learned tokens for the rest."""
+        first, second = (
+            model.fuse(features, present, model.tokens.expand_as(features)).z
+            for model in (self.server.eval(), self.last.eval())
+            for features in [model.encode(inputs)]
+        )
+        return first, second
+
+
 def losses(
     model: PmcmModel,
     batch: Trials,
@@ -113,6 +161,7 @@ def losses(
     objective: ObjectiveSettings,
     with_contrast: bool,
     generator: torch.Generator,
+    anchors: Anchors | None = None,
 ) -> dict[str, Tensor]:
     """Weighted terms of the objective for a batch, by name; their sum is what is minimised.
 
@@ -127,6 +176,8 @@ def losses(
         False in the rounds before there is contrast.
     generator : Generator
         Of masks and modality dropout.
+    anchors : Anchors, optional
+        For MOON's term; there is none without them.
     """
     features = model.encode(batch.inputs)
     present = drop_modalities(batch.present, masks.dropout, generator)
@@ -150,6 +201,9 @@ def losses(
                     objective.normalise,
                     objective.candidates,
                 )
+    if anchors is not None:
+        seen = anchors.fusions(batch.inputs, present)
+        found["model contrast"] = objective.model_contrast * model_contrast(fused.z, *seen, objective.model_temperature)
     if model.retrieve is not None and objective.retrieval_weight:
         loss = _retrieval(model, batch, features, prototypes, masks, objective, generator)
         if loss is not None:

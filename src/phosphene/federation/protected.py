@@ -115,7 +115,15 @@ def check_private(settings: FederationSettings, privacy: PrivacySettings) -> Non
             f"noise that is split among sites bounds what one adds to their plain sum: server.weighting must be equal, "
             f"it is {settings.server.weighting}"
         )
+    if own.weighting == "sites" and privacy.library_noise:
+        raise InputError(
+            "library.weighting = sites divides by counts of single sites, which are noise: set it to counts"
+        )
     if privacy.feature_limit is not None:
+        if not settings.reads_prototypes:
+            raise InputError(
+                "privacy.feature_limit has no use: neither training nor inference reads prototypes, and sites send none"
+            )
         if own.site_min_count > 0:
             raise InputError(
                 "library.site_min_count looks at counts before the noise: whether a cell is sent would give single "
@@ -128,6 +136,8 @@ def check_private(settings: FederationSettings, privacy: PrivacySettings) -> Non
             )
     if privacy.trial_sgd is not None:
         check_terms(_terms(settings))
+        if settings.objective.model_contrast:
+            raise InputError("privacy.trial_sgd has no use for MOON's networks: set objective.model_contrast to 0")
         if settings.model.adapter != "learned":
             raise InputError(
                 "privacy.trial_sgd trains adapters privately too, and one in closed form is made of the trials as they "

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from phosphene.errors import FederationError
+from phosphene.errors import FederationError, InputError
 from phosphene.federation.library import NEVER, PrototypeLibrary
 from phosphene.federation.secure_sum import Masked, SecureSum, check_compatible
 from phosphene.federation.server import groups, next_state
@@ -45,14 +45,20 @@ class Summed:
     tensors: dict[str, Tensor]
 
 
-def check_summable(server: ServerSettings) -> None:
-    """Refuse settings of the server that look at single contributions.
+def check_summable(settings: FederationSettings) -> None:
+    """Refuse settings under which the server looks at single contributions.
 
     Raises
     ------
     InputError
         Naming them.
     """
+    server = settings.server
+    if settings.library.weighting == "sites":
+        raise InputError(
+            "secure summation shows the server nothing but the sum, and library.weighting = sites divides by counts of "
+            "single sites: set it to counts"
+        )
     check_compatible(
         server.aggregator,
         **{f"server.{name}": getattr(server, name) for name in ("max_norm", "max_ratio", "update_limit")},
@@ -113,7 +119,7 @@ def server_update_of_sum(
     InputError
         As of `check_summable`.
     """
-    check_summable(settings.server)
+    check_summable(settings)
     round_, quorum = shared.round + 1, settings.server.quorum
     if summed.round != round_:
         raise FederationError(f"the sum is of round {summed.round}, this is round {round_}")

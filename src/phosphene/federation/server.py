@@ -80,7 +80,8 @@ def server_update(
             f"round {shared.round + 1} has {len(good)} usable contributions, {settings.server.quorum} are needed"
             + (f"; refused: {reasons}" if refused else "; no other site sent anything")
         )
-    sent = PrototypeLibrary.total(each.library for each in good)
+    added_up = PrototypeLibrary.of_sites if settings.library.weighting == "sites" else PrototypeLibrary.total
+    sent = added_up([each.library for each in good])
     norms = {each.site: total_norm(difference(each.weights, shared.weights)) for each in good}
     return next_state(shared, _mean_weights(shared, good, settings.server), sent, settings, norms, refused)
 
@@ -114,7 +115,7 @@ def next_state(
     few = (sent.counts > 0) & (sent.counts < settings.library.min_count)
     without = (library.age == NEVER).all(dim=0).tolist()
     lacking = [name for name, lacks in zip(shared.agreement.classes, without, strict=True) if lacks]
-    if lacking:
+    if lacking and settings.reads_prototypes:
         log.info("round %d: no prototype of %s", shared.round + 1, ", ".join(lacking))
     report = RoundReport(
         shared.round + 1,

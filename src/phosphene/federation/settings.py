@@ -120,6 +120,10 @@ class ObjectiveSettings(Settings):
         default="classes", description="all classes, or those of the batch as in the published code"
     )
     proximal: float = Option(default=0.0, ge=0, description="FedProx: mu of mu/2 |w - w_global|^2, shared part")
+    model_contrast: float = Option(
+        default=0.0, ge=0, description="MOON: mu of the contrast of fusions, server's network against the site's last"
+    )
+    model_temperature: float = Option(default=0.5, gt=0, description="of MOON's contrast")
 
     @property
     def contrast(self) -> tuple[float, float, float, float]:
@@ -132,6 +136,8 @@ class ObjectiveSettings(Settings):
         idle = {} if any(self.contrast) else dict.fromkeys(names, "no contrast has a weight")
         if not self.retrieval_weight:
             idle["retrieval_temperature"] = "retrieval has no weight"
+        if not self.model_contrast:
+            idle["model_temperature"] = "model_contrast has no weight"
         return idle
 
 
@@ -142,6 +148,9 @@ class LibrarySettings(Settings):
     min_count: float = Option(default=2.0, ge=0, description="the server releases no mean of fewer trials than this")
     site_min_count: float = Option(default=0.0, ge=0, description="a site sends no sum of fewer trials than this")
     feature_limit: float | None = Option(default=None, gt=0, description="L2 norm to which a trial's features are cut")
+    weighting: Literal["counts", "sites"] = Option(
+        default="counts", description="mean over all trials; or of sites' means, by trials of any class, as published"
+    )
     complete_only: bool = Option(default=False, description="from complete trials alone, as published; for ablation")
     fusion_from: Literal["complete", "all"] = Option(
         default="complete", description="trials whose fusion counts: all uses the learned token for what is missing"
@@ -217,6 +226,12 @@ class FederationSettings(Settings):
     server: ServerSettings = ServerSettings()
     inference: InferenceSettings = InferenceSettings()
     seed: int = Option(default=0, ge=0)
+
+    @property
+    def reads_prototypes(self) -> bool:
+        """Whether training or inference looks at the library; where neither does, sites send none."""
+        masked = self.masks.label + self.masks.retrieval > 0
+        return masked or any(self.objective.contrast) or self.inference.rule not in ("token", "zero")
 
     @classmethod
     def preset(cls, name: str = "default", **changes: Any) -> Self:

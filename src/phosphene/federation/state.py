@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
@@ -21,7 +21,7 @@ from phosphene.files import atomic_path, read_json, write_json
 __all__ = ["Agreement", "Contribution", "GlobalState", "RoundReport", "SiteState", "check_agreement"]
 
 _STATE, _TENSORS = "state.json", "tensors.safetensors"
-_TERMS = ("total", "task", "retrieval", "proximal", *(f"contrast {part}" for part in PARTS))
+_TERMS = ("total", "task", "retrieval", "proximal", "model contrast", *(f"contrast {part}" for part in PARTS))
 _METRICS = ("complete", *sorted(f"loss {term}" for term in _TERMS))
 _LONGEST = 60  # characters of a text of another party's that is passed on
 
@@ -130,7 +130,7 @@ class Contribution:
     @property
     def n_bytes(self) -> int:
         """Bytes of the tensors that are sent."""
-        tensors = [*self.weights.values(), *self.library.to_tensors().values()]
+        tensors = [*self.weights.values(), *_sent(self.library).values()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     @property
@@ -142,7 +142,8 @@ class Contribution:
         """Named tensors and plain values, as engines carry them."""
         facts = {name: getattr(self, name) for name in ("site", "round", "n_trials", "metrics")}
         facts |= {"n_present": list(self.n_present), "agreement": self.agreement.facts}
-        return {**_led("weights", self.weights), **_led("library", self.library.to_tensors())}, facts
+        facts["library"] = list(self.library.sums.shape)
+        return {**_led("weights", self.weights), **_led("library", _sent(self.library))}, facts
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Contribution:
@@ -151,7 +152,7 @@ class Contribution:
             site=str(facts["site"]),
             round=int(facts["round"]),
             weights=_part(tensors, "weights"),
-            library=PrototypeLibrary.from_tensors(_part(tensors, "library")),
+            library=_received(_part(tensors, "library"), facts["library"]),
             n_trials=int(facts["n_trials"]),
             n_present=tuple(int(n) for n in facts["n_present"]),  # type: ignore[arg-type]
             agreement=Agreement.of_facts(facts["agreement"]),
@@ -214,9 +215,10 @@ class GlobalState:
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Named tensors and plain values: everything the next round depends on."""
-        tensors = {**_led("weights", self.weights), **_led("library", self.library.to_tensors())}
+        tensors = {**_led("weights", self.weights), **_led("library", _sent(self.library))}
         report = None if self.report is None else asdict(self.report)
         facts = {"round": self.round, "agreement": self.agreement.facts, "report": report}
+        facts["library"] = list(self.library.sums.shape)
         return {**tensors, **_led("moments", self.moments)}, facts
 
     @classmethod
@@ -225,7 +227,7 @@ class GlobalState:
         report = facts.get("report")
         return cls(
             _part(tensors, "weights"),
-            PrototypeLibrary.from_tensors(_part(tensors, "library")),
+            _received(_part(tensors, "library"), facts["library"]),
             Agreement.of_facts(facts["agreement"]),
             int(facts["round"]),
             _part(tensors, "moments"),
@@ -273,6 +275,8 @@ class SiteState:
     foretold : dict of str to Tensor (n_s, D_i + D_t + C)
         What closed-form adapters say of each person's trials out of fold; empty before the first round, and where
         adapters are learned.
+    last : dict of str to Tensor
+        The shared weights it was left with after its last round, where settings need them (MOON).
     """
 
     site: str
@@ -282,6 +286,7 @@ class SiteState:
     optimiser: dict[str, Tensor] = field(default_factory=dict)
     round: int = 0
     foretold: dict[str, Tensor] = field(default_factory=dict)
+    last: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.site:
@@ -300,7 +305,7 @@ class SiteState:
 
     def save(self, folder: str | Path) -> None:
         """Write what the site has made to a folder there, atomically; trials are not copied."""
-        held = {"private": self.private, "optimiser": self.optimiser, "foretold": self.foretold}
+        held = {"private": self.private, "optimiser": self.optimiser, "foretold": self.foretold, "last": self.last}
         tensors = {name: each for lead, part in held.items() for name, each in _led(lead, part).items()}
         _save(folder, tensors, {"site": self.site, "people": self.trials.inputs.people, "round": self.round})
 
@@ -316,8 +321,8 @@ class SiteState:
         tensors, facts = _load(folder)
         if facts.get("people") != trials.inputs.people:
             raise InputError(f"{folder} belongs to {facts.get('people')}, the trials are of {trials.inputs.people}")
-        private, optimiser, foretold = (_part(tensors, lead) for lead in ("private", "optimiser", "foretold"))
-        return cls(str(facts["site"]), trials, agreement, private, optimiser, int(facts["round"]), foretold)
+        parts = {lead: _part(tensors, lead) for lead in ("private", "optimiser", "foretold", "last")}
+        return cls(str(facts["site"]), trials, agreement, round=int(facts["round"]), **parts)
 
 
 def _class_words(here: tuple[str, ...], there: tuple[str, ...]) -> str:
@@ -352,6 +357,19 @@ def _part(tensors: Mapping[str, Tensor], lead: str) -> dict[str, Tensor]:
     """Sorted by name: a dictionary's order must not depend on the way it came here."""
     cut = len(lead) + 1
     return {name[cut:]: tensors[name] for name in sorted(tensors) if name.startswith(f"{lead}/")}
+
+
+def _sent(library: PrototypeLibrary) -> dict[str, Tensor]:
+    """A library as engines carry it: of an empty one its shape says all."""
+    return {} if library.is_empty else library.to_tensors()
+
+
+def _received(tensors: Mapping[str, Tensor], shape: Sequence[int]) -> PrototypeLibrary:
+    """What `_sent` gave."""
+    if tensors:
+        return PrototypeLibrary.from_tensors(tensors)
+    _, classes, centres, width = map(int, shape)
+    return PrototypeLibrary.empty(classes, width, centres)
 
 
 def _save(folder: str | Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
