@@ -24,9 +24,10 @@ from phosphene.federation import (
     FederationSettings,
     GlobalState,
     LabelClasses,
+    Missing,
+    StudySites,
     dealt,
     federate,
-    site_of_study,
 )
 from phosphene.recordings import Study
 from phosphene.virtual import make_settings, simulate
@@ -93,15 +94,10 @@ def _study(path: Path) -> Path:
 def _sites(study: Path, n_sites: int) -> dict:
     with Study.open(study) as opened:
         view = opened.split("train")
-        places = dealt(view.subjects, n_sites)
         targets = targets_named(RUN["targets"], opened, False), targets_named(RUN["text"], opened, False)
         classes = LabelClasses.found(view.stimuli.labels, [RUN["classes"]])
-        lack = {"rate": RUN["missing"], "kind": "instance", "seed": 0, "sites": list(places)}
-        width = SETTINGS.model.width
-        return {
-            name: site_of_study(name, view.subset(people), classes, targets, width, lack)
-            for name, people in places.items()
-        }
+        made = StudySites(opened, dealt(view.subjects, n_sites), classes, *targets)
+        return made.sites(SETTINGS.model.width, Missing(RUN["missing"]))
 
 
 def _same(one: GlobalState, other: GlobalState) -> bool:

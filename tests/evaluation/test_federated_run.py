@@ -72,5 +72,5 @@ def test_intervals_of_average_precision_hold_the_value_too():
 
 def test_every_site_needs_test_trials(run):
     done, tests, units, _ = run
-    with pytest.raises(InputError, match="test trials of every site are needed, and of no other: site-2"):
+    with pytest.raises(InputError, match="of every site with a brain are needed, and of no other: site-2"):
         score_run(done, {name: each for name, each in tests.items() if name != "site-2"}, SETTINGS, units)

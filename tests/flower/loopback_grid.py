@@ -11,7 +11,16 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from phosphene.encoders import targets_named
-from phosphene.federation import Federated, FederationSettings, LabelClasses, SiteState, dealt, federate, site_of_study
+from phosphene.federation import (
+    Federated,
+    FederationSettings,
+    LabelClasses,
+    Missing,
+    SiteState,
+    StudySites,
+    dealt,
+    federate,
+)
 from phosphene.federation.flower import client_app
 from phosphene.recordings import Study
 
@@ -86,18 +95,14 @@ def run_config(study: Path, folder: Path, **changes) -> dict:
     return {**RUN, "study": str(study), "out": str(folder / "run"), "keep": str(folder / "keep"), **changes}
 
 
-def made_sites(study: Path, n: int, missing: float = 0.3) -> dict[str, SiteState]:
+def made_sites(study: Path, n: int, missing: float = 0.3, **others) -> dict[str, SiteState]:
     """The same sites as `phosphene federate --sites` makes."""
     with Study.open(study) as opened:
         view = opened.split("train")
-        places = dealt(view.subjects, n)
         targets = targets_named("z:pixels", opened, False), targets_named("tfidf", opened, False)
         classes = LabelClasses.found(view.stimuli.labels, ["group"])
-        lack = {"rate": missing, "kind": "instance", "seed": 0, "sites": list(places)}
-        return {
-            name: site_of_study(name, view.subset(people), classes, targets, SETTINGS.model.width, lack)
-            for name, people in places.items()
-        }
+        made = StudySites(opened, dealt(view.subjects, n), classes, *targets, **others)
+        return made.sites(SETTINGS.model.width, Missing(missing))
 
 
 def in_process(study: Path, n: int, rounds: int, missing: float = 0.3, **options) -> Federated:

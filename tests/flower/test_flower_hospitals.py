@@ -12,7 +12,7 @@ from loopback_grid import SETTINGS, LoopbackGrid, same
 
 from phosphene.encoders import targets_named
 from phosphene.errors import InputError
-from phosphene.federation import LabelClasses, federate, site_of_study
+from phosphene.federation import LabelClasses, StudySites, federate
 from phosphene.federation.flower import RunSettings, federate_over
 from phosphene.recordings import Study
 from phosphene.virtual import make_settings, simulate
@@ -50,7 +50,8 @@ def test_hospitals_that_agree_on_classes_train_as_in_process(studies: dict[str, 
         with Study.open(path) as opened:
             targets = targets_named("pocket", opened, False), targets_named("pocket-text", opened, False)
             classes = LabelClasses((*NAMES.split(","), "unicorn"), ("group",))
-            sites[name] = site_of_study(name, opened.split("train"), classes, targets, SETTINGS.model.width)
+            made = StudySites(opened, {name: opened.subjects}, classes, *targets)
+            sites |= made.sites(SETTINGS.model.width)
     here = federate(sites, SETTINGS, 2, progress=False)
     assert same(there.shared, here.shared)
     assert "unicorn" in there.history[-1].without_prototype

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phosphene.cli.decoding import targets_of
+from phosphene.cli.federated_data import Clusters, Columns, Public, sites_asked
 from phosphene.cli.options import (
     Config,
     ImageTargets,
@@ -34,13 +34,12 @@ def federate_matrix(
     study: StudyFile,
     targets: ImageTargets,
     text: TextTargets,
-    classes: Annotated[
-        list[str],
-        typer.Option("--classes", help="Label column of the classes, or a pattern; may be repeated.", metavar="COLUMN"),
-    ],
     out: Annotated[
         Path, typer.Option("--out", help="Records and tables; an interrupted matrix goes on there.", metavar="DIR")
     ],
+    classes: Columns = None,
+    clusters: Clusters = None,
+    public: Public = None,
     sites: Annotated[int, typer.Option("--sites", help="How many; people are dealt to them in order.")] = 4,
     rounds: Annotated[int, typer.Option("--rounds", help="Of every arm.")] = 15,
     arms: Annotated[
@@ -71,7 +70,7 @@ def federate_matrix(
     check_common(common)
     asked = _arms(arms)
     cells = _cells(_numbers(rates, "--rates", float), _words(patterns), _numbers(seeds, "--seeds", int))
-    hospitals = _hospitals(study, split, sites, (targets, text), classes)
+    hospitals, classes_from = _hospitals(study, split, sites, (targets, text), (classes, clusters, public))
     plan = Plan(asked, common=common, rounds=rounds)
     if tune:
         tuned = {arm.like or name: ARMS[arm.like or name] for name, arm in asked.items()}
@@ -84,7 +83,7 @@ def federate_matrix(
         "chosen": plan.chosen,
         "common": common,
     }
-    facts |= {"rounds": rounds, "classes": hospitals.classes, "shares": hospitals.shares}
+    facts |= {"rounds": rounds, "classes": hospitals.classes, "classes_from": classes_from, "shares": hospitals.shares}
     write_json(out / "matrix.json", plain({**facts, "claims": claims(found), "rows": rows(found)}))
     write_text(out / "matrix.md", table + "\n")
     typer.echo(table)
@@ -94,23 +93,25 @@ def federate_matrix(
 
 
 def _hospitals(
-    study: Path, split: str | None, n_sites: int, encoders: tuple[str, str], columns: list[str]
-) -> Hospitals:
-    from phosphene.evaluation.hospitals import hospitals_of_study
-    from phosphene.federation import LabelClasses, dealt
+    study: Path,
+    split: str | None,
+    n_sites: int,
+    encoders: tuple[str, str],
+    classes_of: tuple[list[str] | None, int | None, str | None],
+) -> tuple[Hospitals, str]:
+    """Hospitals of the study, and where their classes come from."""
+    from phosphene.evaluation.hospitals import hospitals_of_sites
     from phosphene.recordings import Study
 
     with Study.open(study) as opened:
         if split is not None:
             opened = opened.using(split)
-        view = opened.split("train")
-        places = dealt(view.subjects, n_sites)
-        image, text = (targets_of(each, opened) for each in encoders)
-        made = hospitals_of_study(opened, places, LabelClasses.found(view.stimuli.labels, columns), (image, text))
-    for name, people in places.items():
+        dealt, words = sites_asked(opened, n_sites, encoders, classes_of)
+        made = hospitals_of_sites(dealt)
+    for name, people in dealt.people.items():
         shares = ", ".join(f"{each} {share:.2f}" for each, share in made.shares[name].items())
         typer.echo(f"{name}: {', '.join(people)}; {len(made.train[name])} training trials ({shares})")
-    return made
+    return made, words
 
 
 def _tuned(hospitals: Hospitals, plan: Plan, out: Path) -> dict[str, Any]:

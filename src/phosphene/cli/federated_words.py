@@ -21,7 +21,7 @@ def lines(told: Mapping[str, Any]) -> Iterator[str]:
     for name, people in told["sites"].items():
         shares = told["fractions"][name]
         words = ", ".join(f"{key} {value:.2f}" for key, value in shares.items() if not key.startswith("only "))
-        yield f"{name}: {', '.join(people)}; {told['trials'][name]} trials, {words}"
+        yield f"{name}: {', '.join(people) or 'no brain'}; {told['trials'][name]} trials, {words}"
         if not shares["complete"]:
             yield f"{name} has no complete trial: nothing of it enters the prototypes of the fusion"
     yield from told["notes"]

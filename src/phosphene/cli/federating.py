@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from phosphene.cli.federated_data import Clusters, Columns, Data, Public, data_of, sites_asked
 from phosphene.cli.federated_words import lines
 from phosphene.cli.options import (
     Config,
@@ -26,9 +27,8 @@ from phosphene.cli.options import (
 from phosphene.errors import InputError
 
 if TYPE_CHECKING:
-    from phosphene.federation import ClusterClasses, FederationSettings, LabelClasses, SiteState, Trials
+    from phosphene.federation import FederationSettings
     from phosphene.federation.privacy import PrivacySettings
-    from phosphene.recordings import Study
 
 __all__ = ["federate"]
 
@@ -42,23 +42,26 @@ def federate(
     out: Annotated[
         Path, typer.Option("--out", help="Run folder; an interrupted run is resumed to the same bits.", metavar="DIR")
     ],
-    classes: Annotated[
+    classes: Columns = None,
+    clusters: Clusters = None,
+    public: Public = None,
+    sites: Annotated[int, typer.Option("--sites", help="How many; people are dealt to them in order.")] = 4,
+    holds: Annotated[
         list[str] | None,
-        typer.Option("--classes", help="Label column of the classes, or a pattern; may be repeated.", metavar="COLUMN"),
+        typer.Option(
+            "--holds",
+            help="All that a site has, such as site-2=fmri,image; other sites have fmri,image,text; may be repeated.",
+            metavar="SITE=MODALITIES",
+        ),
     ] = None,
-    clusters: Annotated[
-        int | None,
-        typer.Option("--clusters", help="Instead: so many clusters of image embeddings, fitted on --public stimuli."),
-    ] = None,
-    public: Annotated[
+    public_site: Annotated[
         str | None,
         typer.Option(
-            "--public",
-            help="Stimuli everybody may know: a role of the split, such as train, or SPLIT/ROLE; none of the test.",
+            "--public-site",
+            help="One site more, public, of these stimuli without a brain: a role, such as train; none of the test.",
             metavar="[SPLIT/]ROLE",
         ),
     ] = None,
-    sites: Annotated[int, typer.Option("--sites", help="How many; people are dealt to them in order.")] = 4,
     rounds: Annotated[int, typer.Option("--rounds", help="In all; a run in DIR may be given more.")] = 10,
     missing: Annotated[float, typer.Option("--missing", help="Rate of missing modalities, in [0, 1).")] = 0.0,
     pattern: Annotated[
@@ -115,29 +118,25 @@ def federate(
     json: Json = None,
 ) -> None:
     """Train PmcmFL across sites in this process, score what each decodes, and say what left the sites."""
-    from phosphene.federation import Fault
+    from phosphene.federation import Fault, Missing
     from phosphene.federation.audit_run import halved
     from phosphene.files import write_json
     from phosphene.recordings import Study
     from phosphene.reporting import report_federated
 
     faults = [Fault.parse(words) for words in fault or []]
-    asked = _asked(preset, seed, config, assignments, privacy, secure, sites)
+    asked = _asked(preset, seed, config, assignments, privacy, secure, sites + (public_site is not None))
     if pattern != "instance" and not missing:
         raise InputError("--pattern has no use: nothing is missing without --missing")
+    hidden = Missing(missing, pattern, seed)  # type: ignore[arg-type]
     if compare and asked.privacy is None:
         raise InputError("--compare has no use: without --privacy the run has no protection that could cost accuracy")
     with Study.open(study) as opened:
         if split is not None:
             opened = opened.using(split)
-        data = _data(
-            opened,
-            (targets, text),
-            (classes or [], clusters, public),
-            sites,
-            {"rate": missing, "kind": pattern, "seed": seed},
-            asked.settings,
-        )
+        encoders = (targets, text)
+        made, words = sites_asked(opened, sites, encoders, (classes, clusters, public), seed, holds or (), public_site)
+        data = data_of(made, words, encoders, asked.settings.model.width, hidden)
     if audit:
         for each in data.sites.values():
             halved(each, seed)  # what cannot be audited is told before any training
@@ -205,89 +204,10 @@ def _asked(
     return _Asked(settings, bare, protection, [*notes, *told])
 
 
-# -- the data -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _Data:
-    """Sites, what they are tested on, and who they are."""
-
-    sites: dict[str, SiteState]
-    tests: dict[str, Trials]
-    units: dict[str, str]
-    facts: dict[str, Any]
-    notes: list[str]
-
-
-def _data(
-    study: Study,
-    encoders: tuple[str, str],
-    classes_of: tuple[list[str], int | None, str | None],
-    n_sites: int,
-    lack: dict[str, Any],
-    settings: FederationSettings,
-) -> _Data:
-    from phosphene.encoders import targets_named
-    from phosphene.evaluation.missing_modalities import one_class_each
-    from phosphene.federation import dealt, site_of_study
-    from phosphene.federation.sites import trials_of_view
-
-    train = study.split("train")
-    places = dealt(train.subjects, n_sites)
-    image, text = (targets_named(name, study, progress_wanted()) for name in encoders)
-    classes, words = _classes(study, classes_of, image, lack["seed"])
-    lack = {**lack, "sites": list(places)}
-    made = {
-        name: site_of_study(name, train.subset(people), classes, (image, text), settings.model.width, lack)
-        for name, people in places.items()
-    }
-    notes, tests, units = [], {}, {}
-    if "test" in study.roles():
-        view = study.split("test")
-        tests = {n: trials_of_view(view.subset(people), classes, (image, text), True) for n, people in places.items()}
-        units = dict(zip(view.stimulus_ids.tolist(), view.units.tolist(), strict=True))
-    if blank := sorted(name for name in places if not len(tests.get(name, ()))):
-        tests = {}
-        notes.append(f"nothing is scored: {', '.join(blank)} has no test trials")
-    one_class_each(tests)  # what cannot be scored is refused before training
-    people = {name: [[who, made[name].trials.inputs.people[who]] for who in each] for name, each in places.items()}
-    facts = {
-        "study": {"name": study.name, "split": study.current_split, "virtual": study.recipe.get("source", "")},
-        "encoders": [f"{word} ({each.identity[:12]})" for word, each in zip(encoders, (image, text), strict=True)],
-        "classes_from": words,
-        "people": people,
-        "test_trials": {name: len(trials) for name, trials in tests.items()},
-    }
-    return _Data(made, tests, units, facts, notes)
-
-
-def _classes(
-    study: Study, asked: tuple[list[str], int | None, str | None], image: Any, seed: int
-) -> tuple[LabelClasses | ClusterClasses, str]:
-    """Classes, and where they come from in words."""
-    from phosphene.federation import LabelClasses
-    from phosphene.federation.sites import clusters_of_study
-
-    columns, clusters, public = asked
-    if bool(columns) == (clusters is not None):
-        raise InputError("classes come from label columns (--classes) or from clusters (--clusters): give one of them")
-    if clusters is None:
-        if public is not None:
-            raise InputError("--public has no use without --clusters")
-        found = LabelClasses.found(study.split("train").stimuli.labels, columns)
-        return found, f"label columns {', '.join(columns)}"
-    if public is None:
-        raise InputError(
-            "--clusters needs --public: the stimuli to fit them on, such as train; never those of the test"
-        )
-    fitted = clusters_of_study(study, public, image, clusters, seed)
-    return fitted, f"clusters of image embeddings of {len(fitted.fitted_on)} public stimuli ({public})"
-
-
 # -- the runs -------------------------------------------------------------------------------------------------------
 
 
-def _run(asked: _Asked, data: _Data, rounds: int, out: Path, how: dict[str, Any], compare: bool) -> dict[str, Any]:
+def _run(asked: _Asked, data: Data, rounds: int, out: Path, how: dict[str, Any], compare: bool) -> dict[str, Any]:
     """Train and score, with protection and where asked without, and say so in plain values."""
     from dataclasses import asdict
     from typing import get_args
@@ -322,7 +242,7 @@ def _run(asked: _Asked, data: _Data, rounds: int, out: Path, how: dict[str, Any]
     return told
 
 
-def _audit(asked: _Asked, data: _Data, rounds: int, out: Path, secure: bool, seed: int) -> dict[str, Any]:
+def _audit(asked: _Asked, data: Data, rounds: int, out: Path, secure: bool, seed: int) -> dict[str, Any]:
     """Attacks on every site, without protection and, where there is some, with it."""
     from phosphene.federation.audit_run import audit_run
 

@@ -34,7 +34,7 @@ def score_run(
     ----------
     done : Federated
     tests : mapping of str to Trials
-        Complete test trials with labels, of every site.
+        Complete test trials with labels, of every site that has people.
     settings : FederationSettings
         Of the run; they name the rule of inference.
     units : mapping of str to str
@@ -54,13 +54,15 @@ def score_run(
     InputError
         For sites without test trials or labels.
     """
-    if lacking := sorted(done.sites.keys() ^ tests.keys()):
-        raise InputError(f"test trials of every site are needed, and of no other: {', '.join(lacking)}")
+    brains = {name for name, site in done.sites.items() if site.trials.inputs.people}
+    if lacking := sorted(brains ^ tests.keys()):
+        raise InputError(f"test trials of every site with a brain are needed, and of no other: {', '.join(lacking)}")
     names = np.unique([units[each] for trials in tests.values() for each in trials.ids.tolist()])
     resampler = Resampler({"test": names}, n_boot, seed)
     networks = {
         name: Network(site_model(site, done.shared, settings), done.shared.library, settings)
         for name, site in done.sites.items()
+        if name in brains
     }
     found = {}
     for pattern in PATTERNS:

@@ -12,10 +12,10 @@ import torch
 from phosphene.errors import InputError
 from phosphene.evaluation.missing_modalities import one_class_each
 from phosphene.federation.classes import ClusterClasses, LabelClasses
-from phosphene.federation.missing import Kind, missing_pattern
+from phosphene.federation.missing import Kind, Missing
 from phosphene.federation.randomness import seed_of
 from phosphene.federation.settings import FederationSettings
-from phosphene.federation.sites import trials_of_view
+from phosphene.federation.sites import StudySites, first_state_of
 from phosphene.federation.state import Agreement, SiteState
 from phosphene.federation.trials import Trials
 from phosphene.files import digest
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from phosphene.encoders import Targets
     from phosphene.recordings import Study
 
-__all__ = ["Cell", "Hospitals", "held_out", "hospitals_of_study", "skewed"]
+__all__ = ["Cell", "Hospitals", "held_out", "hospitals_of_sites", "hospitals_of_study", "skewed"]
 
 
 @dataclass(frozen=True, order=True)
@@ -122,13 +122,8 @@ class Hospitals:
         agreement = Agreement(
             self.classes, self.image[0], self.text[0], settings.model.width, self.image[1], self.text[1]
         )
-        names = sorted(self.train)
-        made = {}
-        for name in names:
-            trials = self.train[name]
-            held = missing_pattern(trials.ids, cell.rate, cell.kind, cell.seed, name, names, trials.present.numpy())
-            made[name] = SiteState(name, trials.hiding(held), agreement)
-        return made
+        names, missing = sorted(self.train), Missing(cell.rate, cell.kind, cell.seed)
+        return {name: first_state_of(name, self.train[name], agreement, missing, names) for name in names}
 
 
 def hospitals_of_study(
@@ -152,16 +147,14 @@ def hospitals_of_study(
     role : str
         Of the test part.
     """
-    parts = {}
-    for part, averaged in (("train", False), (role, True)):
-        view = study.split(part)
-        parts[part] = {
-            name: trials_of_view(view.subset(people), classes, targets, averaged) for name, people in places.items()
-        }
-    image, text = ((each.shape("pooled")[0], each.identity) for each in targets)
-    view = study.split(role)
-    units = dict(zip(view.stimulus_ids.tolist(), view.units.tolist(), strict=True))
-    return Hospitals(parts["train"], parts[role], image, text, classes.names, units)
+    return hospitals_of_sites(StudySites(study, places, classes, *targets), role)
+
+
+def hospitals_of_sites(made: StudySites, role: str = "test") -> Hospitals:
+    """As `hospitals_of_study`, of sites that were made already."""
+    image, text = ((each.shape("pooled")[0], each.identity) for each in (made.image, made.text))
+    train = {name: made.trials(name) for name in made.names}
+    return Hospitals(train, made.tests(role), image, text, made.classes.names, made.units(role))
 
 
 def skewed(hospitals: Hospitals, n: int, alpha: float | None, seed: int) -> Hospitals:

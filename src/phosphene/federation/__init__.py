@@ -8,12 +8,12 @@ from phosphene.federation.engine import RoundFailure, federate
 from phosphene.federation.faults import Fault
 from phosphene.federation.inference import Predicted, infer, predict
 from phosphene.federation.library import PrototypeLibrary, Prototypes
-from phosphene.federation.missing import fractions, missing_pattern, site_patterns
+from phosphene.federation.missing import Missing, fractions, missing_pattern, site_patterns
 from phosphene.federation.model import PmcmModel
 from phosphene.federation.run_state import Federated, RoundRecord
 from phosphene.federation.server import first_state, server_update
 from phosphene.federation.settings import FederationSettings, InferenceSettings
-from phosphene.federation.sites import dealt, site_of_study
+from phosphene.federation.sites import StudySites, dealt
 from phosphene.federation.state import (
     Agreement,
     Contribution,
@@ -36,6 +36,7 @@ __all__ = [
     "InferenceSettings",
     "Inputs",
     "LabelClasses",
+    "Missing",
     "PmcmModel",
     "Predicted",
     "PrototypeLibrary",
@@ -44,6 +45,7 @@ __all__ = [
     "RoundRecord",
     "RoundReport",
     "SiteState",
+    "StudySites",
     "Trials",
     "check_agreement",
     "client_update",
@@ -56,6 +58,5 @@ __all__ = [
     "predict",
     "server_update",
     "site_model",
-    "site_of_study",
     "site_patterns",
 ]

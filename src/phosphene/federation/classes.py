@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from phosphene.errors import InputError, LeakageError
-from phosphene.files import digest
+from phosphene.files import atomic_path, digest
 from phosphene.stimuli.multilabel import find_classes, label_matrix
 from phosphene.table import Table
 
 if TYPE_CHECKING:
     from phosphene.encoders import Targets
 
-__all__ = ["ClusterClasses", "LabelClasses"]
+__all__ = ["ClusterClasses", "LabelClasses", "clusters_digest"]
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,11 @@ class ClusterClasses:
         """``cluster-000-<digest>`` and so on: sites with other centres have other names."""
         return tuple(f"cluster-{c:03d}-{digest(row)[:8]}" for c, row in enumerate(self.centres))
 
+    @property
+    def digest(self) -> str:
+        """Of names and encoder: by it a run says which clusters are meant."""
+        return clusters_digest(self.names, self.encoder)
+
     def labels(self, targets: Targets, ids: Sequence[str] | np.ndarray) -> np.ndarray:
         """The nearest cluster of each stimulus, one-hot float32 ``(stimuli, C)``.
 
@@ -141,6 +150,39 @@ class ClusterClasses:
     def from_tensors(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Self:
         """What `to_tensors` gave."""
         return cls(tensors["centres"].numpy(), frozenset(facts["fitted_on"]), str(facts["encoder"]))
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, atomically: what every site has on its own disk."""
+        tensors, facts = self.to_tensors()
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, {"clusters": json.dumps(facts)})
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        InputError
+            For a file that is not there, damaged, or of something else.
+        """
+        try:
+            with safe_open(path, "pt") as held:
+                found = cls.from_tensors(
+                    {"centres": held.get_tensor("centres")}, json.loads(held.metadata()["clusters"])
+                )
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} is no readable file of clusters: {error}") from error
+        if found.centres.ndim != 2 or len(found.centres) < 2 or not np.isfinite(found.centres).all():
+            raise InputError(
+                f"{path} holds centres {found.centres.shape}: at least two rows of finite numbers are needed"
+            )
+        return found
+
+
+def clusters_digest(names: Sequence[str], encoder: str) -> str:
+    """Hash of clusters by their names, which hold their centres' digests, and by the encoder they are of."""
+    return digest("\n".join(names), encoder)
 
 
 def _normalised(rows: Any) -> np.ndarray:

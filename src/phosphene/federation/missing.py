@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -12,9 +13,36 @@ from phosphene.errors import InputError, unknown
 from phosphene.federation.randomness import seed_of
 from phosphene.federation.trials import MODALITIES
 
-__all__ = ["fractions", "missing_pattern", "site_patterns"]
+__all__ = ["Missing", "fractions", "missing_pattern", "site_patterns"]
 
 Kind = Literal["instance", "site"]
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What is hidden on purpose at all sites: see `missing_pattern`.
+
+    Attributes
+    ----------
+    rate : float
+        In [0, 1).
+    kind : {"instance", "site"}
+    seed : int
+
+    Raises
+    ------
+    InputError
+        For a rate that is none, and an unknown kind.
+    """
+
+    rate: float
+    kind: Kind = "instance"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.rate)
+        if self.kind not in get_args(Kind):
+            raise unknown("kind of missing pattern", self.kind, get_args(Kind))
 
 
 def missing_pattern(
@@ -23,7 +51,7 @@ def missing_pattern(
     kind: Kind = "instance",
     seed: int = 0,
     site: str = "",
-    sites: Sequence[str] = (),
+    sites: Sequence[str] | Mapping[str, Sequence[bool]] = (),
     available: np.ndarray | None = None,
 ) -> np.ndarray:
     """Which modalities each trial of a site has, under a rate of missing ones.
@@ -41,8 +69,8 @@ def missing_pattern(
     seed : int
     site : str
         Name of the site: others draw otherwise.
-    sites : sequence of str
-        For "site": all sites of the federation.
+    sites : sequence of str, or mapping of str to (3,) sequence of bool
+        For "site": all sites of the federation, and what each holds where that is not everything.
     available : (n, 3) ndarray of bool, optional
         What trials have to begin with; public pictures, say, have no fMRI. By default everything.
 
@@ -82,8 +110,17 @@ def missing_pattern(
     return present
 
 
-def site_patterns(sites: Sequence[str], rate: float, seed: int = 0) -> dict[str, np.ndarray]:
+def site_patterns(
+    sites: Sequence[str] | Mapping[str, Sequence[bool]], rate: float, seed: int = 0
+) -> dict[str, np.ndarray]:
     """Modalities of each site: as near to the rate as can be while every site has one, and every one a site.
+
+    Parameters
+    ----------
+    sites : sequence of str, or mapping of str to (3,) sequence of bool
+        Their names, and what each holds where that is not everything: the rate is of that.
+    rate : float
+    seed : int
 
     Examples
     --------
@@ -95,10 +132,12 @@ def site_patterns(sites: Sequence[str], rate: float, seed: int = 0) -> dict[str,
     if len(names) < len(sites) or not names:
         raise InputError(f"patterns need sites of different names, found {', '.join(sites) or 'none'}")
     held = np.ones((len(names), len(MODALITIES)), dtype=bool)
-    wanted = round(rate * held.size)
+    if isinstance(sites, Mapping):
+        held = np.array([sites[name] for name in names], dtype=bool)
+    left = held.sum() - round(rate * held.sum())
     for cell in np.random.default_rng(seed_of(seed, "patterns", *names)).permutation(held.size):
         row, column = divmod(int(cell), len(MODALITIES))
-        if (~held).sum() < wanted and held[row].sum() > 1 and held[:, column].sum() > 1:
+        if held[row, column] and held.sum() > left and held[row].sum() > 1 and held[:, column].sum() > 1:
             held[row, column] = False
     return dict(zip(names, held, strict=True))
 

@@ -1,21 +1,29 @@
-"""Sites from a study file: people dealt to sites, classes agreed on, modalities hidden on request."""
+"""Sites from a study: people dealt to sites, what each site holds, classes agreed on, modalities hidden on request."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from phosphene.errors import InputError
+import numpy as np
+
+from phosphene.errors import InputError, LeakageError, unknown
 from phosphene.federation.classes import ClusterClasses, LabelClasses
-from phosphene.federation.missing import missing_pattern
+from phosphene.federation.missing import Missing, missing_pattern
 from phosphene.federation.state import Agreement, SiteState
-from phosphene.federation.trials import Trials
+from phosphene.federation.trials import MODALITIES, Trials
 
 if TYPE_CHECKING:
     from phosphene.encoders import Targets
     from phosphene.recordings import Study, StudyView
 
-__all__ = ["clusters_of_study", "dealt", "site_of_study", "trials_of_view"]
+__all__ = ["PUBLIC", "StudySites", "classes_asked", "dealt", "first_state_of", "held_at", "held_words", "public_view"]
+
+PUBLIC = "public"
+"""Name of the site that has public stimuli alone."""
+
+_BRAIN, _PICTURE, _WORDS = MODALITIES
 
 
 def dealt(people: Sequence[str], n_sites: int) -> dict[str, list[str]]:
@@ -38,85 +46,267 @@ def dealt(people: Sequence[str], n_sites: int) -> dict[str, list[str]]:
     return {f"site-{number + 1}": list(people[starts[number] : starts[number + 1]]) for number in range(n_sites)}
 
 
-def clusters_of_study(study: Study, public: str, image: Targets, n_classes: int, seed: int = 0) -> ClusterClasses:
-    """Classes from clusters of the image embeddings of public stimuli, none of which is a test stimulus.
+# -- what is asked for, in words ------------------------------------------------------------------------------------
+
+
+def held_words(words: str) -> tuple[str, ...]:
+    """Modalities that a site holds, from words with commas; all of them from empty text.
+
+    Raises
+    ------
+    InputError
+        For unknown modalities, one named twice, and commas without any.
+
+    Examples
+    --------
+    >>> held_words("text,fmri")
+    ('fmri', 'text')
+    """
+    if not words:
+        return MODALITIES
+    found = [word.strip() for word in words.split(",") if word.strip()]
+    for word in found:
+        if word not in MODALITIES:
+            raise unknown("modality", word, MODALITIES)
+    if not found or len(set(found)) < len(found):
+        raise InputError(f"what a site holds is some of {', '.join(MODALITIES)}, each named once; found {words!r}")
+    return tuple(name for name in MODALITIES if name in found)
+
+
+def held_at(given: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """What sites hold, from words such as ``site-1=fmri,image``.
+
+    Raises
+    ------
+    InputError
+        For words of another form, a site named twice, and as of `held_words`.
+
+    Examples
+    --------
+    >>> held_at(["site-2=fmri,image", "site-3=image,text"])
+    {'site-2': ('fmri', 'image'), 'site-3': ('image', 'text')}
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for words in given:
+        name, _, held = words.partition("=")
+        if not name or not held:
+            raise InputError(
+                f"what a site holds is SITE=MODALITIES, such as site-1={_BRAIN},{_PICTURE}; found {words!r}"
+            )
+        if name in found:
+            raise InputError(f"what {name} holds is said twice")
+        found[name] = held_words(held)
+    return found
+
+
+def public_view(study: Study, words: str) -> StudyView:
+    """Public stimuli: a role of the study's split, such as ``train``, or ``SPLIT/ROLE`` of another one.
+
+    Raises
+    ------
+    InputError
+        For an unknown split or role.
+    """
+    split, _, role = words.rpartition("/")
+    return (study.using(split) if split else study).split(role)
+
+
+def classes_asked(
+    study: Study,
+    image: Targets,
+    columns: Sequence[str] = (),
+    clusters: int | None = None,
+    public: str | None = None,
+    seed: int = 0,
+) -> tuple[LabelClasses | ClusterClasses, str]:
+    """Classes from label columns, or from clusters of the image embeddings of public stimuli, and which in words.
 
     Parameters
     ----------
     study : Study
         With the split whose test part will be scored.
-    public : str
-        Which stimuli are public: a role of that split, such as ``train``, or ``SPLIT/ROLE`` of another one.
     image : Targets
-    n_classes : int
+    columns : sequence of str
+        Names or patterns; the classes are those of the training part.
+    clusters : int, optional
+        How many.
+    public : str, optional
+        What they are fitted on: see `public_view`.
     seed : int
         Of k-means.
 
     Raises
     ------
     LeakageError
-        Where a stimulus of the test part is among them.
+        Where a stimulus of the test part is among the public ones.
     InputError
-        For an unknown split or role, and as of `ClusterClasses.fit`.
+        For both or none of the two ways, and as of `ClusterClasses.fit` and `public_view`.
     """
-    split, _, role = public.rpartition("/")
-    view = (study.using(split) if split else study).split(role)
-    clusters = ClusterClasses.fit(image, view.stimulus_ids, n_classes, seed)
-    clusters.check_apart(study.roles().get("test", []))
-    return clusters
+    if bool(columns) == (clusters is not None):
+        raise InputError("classes come from label columns (--classes) or from clusters (--clusters): give one of them")
+    if clusters is None:
+        if public is not None:
+            raise InputError("--public has no use without --clusters")
+        return LabelClasses.found(study.split("train").stimuli.labels, columns), f"label columns {', '.join(columns)}"
+    if public is None:
+        raise InputError(
+            "--clusters needs --public: the stimuli to fit them on, such as train; never those of the test"
+        )
+    fitted = ClusterClasses.fit(image, public_view(study, public).stimulus_ids, clusters, seed)
+    fitted.check_apart(study.roles().get("test", []))
+    return fitted, f"clusters of image embeddings of {len(fitted.fitted_on)} public stimuli ({public})"
 
 
-def trials_of_view(
-    view: StudyView, classes: LabelClasses | ClusterClasses, targets: tuple[Targets, Targets], averaged: bool = False
-) -> Trials:
-    """Trials of a view's people, with labels.
+# -- sites ----------------------------------------------------------------------------------------------------------
 
-    Parameters
+
+@dataclass(frozen=True, eq=False)
+class StudySites:
+    """A study as sites of a federation: who and what is where, and what all of them have alike.
+
+    What a site does not hold is not there: it is neither read nor encoded into its trials. A site without fMRI has the
+    stimuli of the training part that its people saw, each once, or all of them where it has no people.
+
+    Attributes
     ----------
-    view : StudyView
+    study : Study
+        Its current split: the role ``train`` is trained on, ``test`` is scored.
+    places : mapping of str to sequence of str
+        People of each site; see `dealt`.
     classes : LabelClasses or ClusterClasses
-    targets : pair of Targets
-        Image and text, of the view's stimuli.
-    averaged : bool
-        One trial a stimulus and person, with the mean of its repeats.
+    image, text : Targets
+    holds : mapping of str to tuple of str
+        Modalities of sites that do not hold all; see `held_at`.
+    public : str, optional
+        Stimuli of one site more, `PUBLIC`, that has no brain: see `public_view`.
+
+    Raises
+    ------
+    LeakageError
+        For clusters fitted on stimuli of the test part, and public stimuli that are of it or of one unit with one.
+    InputError
+        For unknown sites, public stimuli that hold a brain, and clusters where a site has no pictures.
     """
-    image, text = targets
-    if isinstance(classes, ClusterClasses):
-        labels = classes.labels(image, view.stimulus_ids)
-    else:
-        labels = classes.labels(view.stimuli.labels)
-    return Trials.of_study(view, image, text, labels, averaged=averaged)
+
+    study: Study
+    places: Mapping[str, Sequence[str]]
+    classes: LabelClasses | ClusterClasses
+    image: Targets
+    text: Targets
+    holds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    public: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.holds:
+            if name not in self.names:
+                raise unknown("site", name, self.names)
+        if self.public is not None:
+            self._check_public(self.public)
+        if isinstance(self.classes, ClusterClasses):
+            self.classes.check_apart(self.study.roles().get("test", []))
+            if blind := [name for name in self.names if _PICTURE not in self.held(name)]:
+                raise InputError(
+                    f"{', '.join(blind)} holds no image, and clusters are of image embeddings: take label columns"
+                )
+
+    def _check_public(self, words: str) -> None:
+        if _BRAIN in self.holds.get(PUBLIC, ()):
+            raise InputError(f"{PUBLIC} has stimuli without a brain: it holds {_PICTURE}, {_WORDS} or one of them")
+        view = public_view(self.study, words)
+        if "test" not in self.study.roles():
+            return
+        tested = np.isin(view.units, self.study.split("test").units)
+        if tested.any():
+            raise LeakageError(
+                f"{tested.sum()} public stimuli ({words}) are of the test part, or of one unit with its stimuli, such "
+                f"as {view.stimulus_ids[tested][0]}"
+            )
+
+    @property
+    def names(self) -> list[str]:
+        """All sites."""
+        return [*self.places, *([] if self.public is None else [PUBLIC])]
+
+    @property
+    def people(self) -> dict[str, list[str]]:
+        """Whose brains each site has; nobody's where it holds no fMRI."""
+        return {name: list(self.places[name]) if _BRAIN in self.held(name) else [] for name in self.names}
+
+    def held(self, name: str) -> tuple[str, ...]:
+        """Modalities of a site."""
+        return self.holds.get(name, (_PICTURE, _WORDS) if name == PUBLIC else MODALITIES)
+
+    def agreement(self, width: int) -> Agreement:
+        """What sites have alike, with a network of this width."""
+        image, text = self.image, self.text
+        widths = image.shape("pooled")[0], text.shape("pooled")[0]
+        return Agreement(self.classes.names, *widths, width, image.identity, text.identity)
+
+    def trials(self, name: str) -> Trials:
+        """What a site trains on, with labels, before anything is hidden."""
+        image, text = (
+            each if modality in self.held(name) else each.shape("pooled")[0]
+            for modality, each in ((_PICTURE, self.image), (_WORDS, self.text))
+        )
+        if self.people[name]:
+            view = self.study.split("train").subset(self.places[name])
+            return Trials.of_study(view, image, text, self._labels(view))
+        view = public_view(self.study, self.public if name == PUBLIC and self.public is not None else "train")
+        rows = np.ones(len(view.stimulus_ids), dtype=bool)
+        if people := self.places.get(name, ()):
+            rows = np.isin(view.stimulus_ids, np.concatenate([view.trials(who)["stimulus_id"] for who in people]))
+        ids = view.stimulus_ids[rows]
+        return Trials.of_stimuli(ids, image, text, self._labels(view)[rows], view.units[rows])
+
+    def tests(self, role: str = "test") -> dict[str, Trials]:
+        """Complete trials of every site that has a brain, repeats averaged, whatever modalities the site holds."""
+        views = {name: self.study.split(role).subset(people) for name, people in self.people.items() if people}
+        return {
+            name: Trials.of_study(view, self.image, self.text, self._labels(view), averaged=True)
+            for name, view in views.items()
+        }
+
+    def units(self, role: str = "test") -> dict[str, str]:
+        """Unit of resampling of each stimulus of a role."""
+        view = self.study.split(role)
+        return dict(zip(view.stimulus_ids.tolist(), view.units.tolist(), strict=True))
+
+    def site(self, name: str, width: int, missing: Missing | None = None) -> SiteState:
+        """A site before its first round, in a network of this width, with what is hidden on purpose."""
+        held = {each: [modality in self.held(each) for modality in MODALITIES] for each in self.names}
+        return first_state_of(name, self.trials(name), self.agreement(width), missing, held)
+
+    def sites(self, width: int, missing: Missing | None = None) -> dict[str, SiteState]:
+        """All sites before their first round."""
+        return {name: self.site(name, width, missing) for name in self.names}
+
+    def _labels(self, view: StudyView) -> np.ndarray:
+        """Of the view's stimuli."""
+        if isinstance(self.classes, ClusterClasses):
+            return self.classes.labels(self.image, view.stimulus_ids)
+        return self.classes.labels(view.stimuli.labels)
 
 
-def site_of_study(
+def first_state_of(
     name: str,
-    view: StudyView,
-    classes: LabelClasses | ClusterClasses,
-    targets: tuple[Targets, Targets],
-    width: int,
-    lack: dict[str, Any] | None = None,
+    trials: Trials,
+    agreement: Agreement,
+    missing: Missing | None = None,
+    sites: Sequence[str] | Mapping[str, Sequence[bool]] = (),
 ) -> SiteState:
-    """A site before its first round.
+    """A site before its first round from its trials, with what is hidden on purpose of what they have.
 
     Parameters
     ----------
     name : str
-    view : StudyView
-        Its people's trials.
-    classes : LabelClasses or ClusterClasses
-        Those of the whole federation.
-    targets : pair of Targets
-        Image and text, of the view's stimuli.
-    width : int
-        Of the network's features.
-    lack : dict, optional
-        What is hidden on purpose: arguments of `missing_pattern` beside trials and site.
+    trials : Trials
+    agreement : Agreement
+    missing : Missing, optional
+    sites : sequence of str, or mapping of str to (3,) sequence of bool
+        All sites of the federation, and what they hold: see `missing_pattern`.
     """
-    image, text = targets
-    agreement = Agreement(
-        classes.names, image.shape("pooled")[0], text.shape("pooled")[0], width, image.identity, text.identity
-    )
-    trials = trials_of_view(view, classes, targets)
-    if lack is not None:
-        trials = trials.hiding(missing_pattern(trials.ids, site=name, **lack))
+    if missing is not None:
+        held = trials.present.numpy()
+        hidden = missing_pattern(trials.ids, missing.rate, missing.kind, missing.seed, name, sites, held)
+        trials = trials.hiding(hidden)
     return SiteState(name, trials, agreement)

@@ -205,7 +205,12 @@ class Trials:
 
     @classmethod
     def of_stimuli(
-        cls, ids: np.ndarray, image: Targets | int, text: Targets | int, labels: np.ndarray | None = None
+        cls,
+        ids: np.ndarray,
+        image: Targets | int,
+        text: Targets | int,
+        labels: np.ndarray | None = None,
+        units: np.ndarray | None = None,
     ) -> Trials:
         """Stimuli without a brain, such as public pictures with captions: one trial each.
 
@@ -215,9 +220,11 @@ class Trials:
         image, text : Targets or int
             As of `of_study`.
         labels : (n, C) ndarray, optional
+        units : (n,) ndarray of str, optional
         """
         ids = np.asarray(ids, dtype=str)
         trials = cls._made(np.full(len(ids), ""), {}, ids, image, text)
+        trials = trials if units is None else replace(trials, units=np.asarray(units, dtype=str))
         return trials if labels is None else replace(trials, labels=torch.tensor(labels, dtype=torch.float32))
 
     @classmethod

@@ -233,7 +233,7 @@ def _tables(told: Mapping[str, Any], kind: str) -> list[tuple[str, list[tuple[st
     wanted += [("top-1 brain_to_image", "The picture, found among all of the test")] if retrieved else []
     tables = []
     for metric, words in wanted:
-        rows = [(name, [_cell(patterns[pattern], metric, name) for pattern in SHOWN]) for name in told["sites"]]
+        rows = [(name, [_cell(patterns[pattern], metric, name) for pattern in SHOWN]) for name in told["test_trials"]]
         means = [
             Cell(patterns[pattern]["mean"].get(metric), note=_interval(patterns[pattern], metric)) for pattern in SHOWN
         ]
@@ -272,11 +272,11 @@ def _chances(told: Mapping[str, Any], kind: str) -> list[str]:
 
 def _site(told: Mapping[str, Any], name: str) -> Site:
     shares = told["fractions"][name]
-    voxels = [count for _, count in told["people"][name]]
-    spread = number(voxels[0]) if len(set(voxels)) == 1 else f"{number(min(voxels))} to {number(max(voxels))}"
+    voxels = sorted({count for _, count in told["people"][name]})
+    spread = " to ".join(map(number, voxels[:: max(1, len(voxels) - 1)])) or "none"
     return Site(
         name,
-        ", ".join(told["sites"][name]),
+        ", ".join(told["sites"][name]) or "no brain",
         spread,
         told["trials"][name],
         (*(1 - shares[f"missing {each}"] for each in ("fmri", "image", "text")), shares["complete"]),

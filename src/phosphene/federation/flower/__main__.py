@@ -15,7 +15,9 @@ from typing import Annotated
 
 import typer
 
+from phosphene.encoders import targets_named
 from phosphene.errors import InputError, PhospheneError, require
+from phosphene.federation.classes import ClusterClasses
 from phosphene.federation.flower.certificates import (
     check_reached,
     check_server_files,
@@ -24,6 +26,8 @@ from phosphene.federation.flower.certificates import (
     make_server_files,
 )
 from phosphene.federation.flower.config import check_privacy
+from phosphene.federation.sites import classes_asked, held_words
+from phosphene.recordings import Study
 
 __all__ = ["QUIET", "main"]
 
@@ -79,6 +83,26 @@ def server(
 
 
 @app.command()
+def clusters(
+    file: Annotated[Path, typer.Argument(help="Where they are written; every site gets this file.")],
+    study: Annotated[Path, typer.Option("--study", help="A study with public stimuli (.h5).")],
+    number: Annotated[int, typer.Option("--number", min=2, help="How many.")],
+    public: Annotated[str, typer.Option("--public", help="What they are fitted on.", metavar="[SPLIT/]ROLE")],
+    targets: Annotated[str, typer.Option("--targets", help="Image encoder or folder: the run's.")],
+    split: Annotated[str, typer.Option("--split", help="Whose test part they keep apart from.")] = "",
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+) -> None:
+    """Fit clusters on public stimuli, as classes for runs without label columns; tells the digest a run is given."""
+    with Study.open(study) as opened:
+        used = opened.using(split) if split else opened
+        found, words = classes_asked(used, targets_named(targets, used), clusters=number, public=public, seed=seed)
+    assert isinstance(found, ClusterClasses)
+    found.save(file)
+    typer.echo(f"{file}: {len(found.centres)} {words}")
+    typer.echo(f'run config: clusters="{found.digest}"')
+
+
+@app.command()
 def site(
     authority: Authority,
     key: Annotated[Path, typer.Option("--key", help="The site's private key.")],
@@ -92,6 +116,12 @@ def site(
     people: Annotated[str, typer.Option("--people", help="With commas; default: all of the training part.")] = "",
     targets: Annotated[str, typer.Option("--targets", help="Image encoder or folder; default: the run's.")] = "",
     text: Annotated[str, typer.Option("--text", help="Text encoder or folder; default: the run's.")] = "",
+    holds: Annotated[
+        str, typer.Option("--holds", help="Its modalities, such as image,text; default: fmri,image,text.")
+    ] = "",
+    clusters: Annotated[
+        Path | None, typer.Option("--clusters", help="Its file of clusters, for runs whose classes they are.")
+    ] = None,
     privacy: Annotated[
         str, typer.Option("--privacy", help="Take part in runs with this privacy alone, such as 'update_limit=4 ...'.")
     ] = "",
@@ -111,6 +141,10 @@ def site(
         raise InputError(f"{study} is no study file: it does not exist")
     given = {"site": name, "study": str(study.resolve()), "keep": str(keep.resolve())}
     given |= {"people": people, "targets": targets, "text": text, "privacy": privacy}
+    given["holds"] = ",".join(held_words(holds)) if holds else ""
+    if clusters is not None:
+        ClusterClasses.open(clusters)
+        given["clusters"] = str(clusters.resolve())
     given |= {"epsilon-limit": str(epsilon_limit)} if epsilon_limit else {}
     check_privacy(privacy, epsilon_limit, dealt=bool(partition))
     place = re.fullmatch(r"(\d+)/(\d+)", partition)

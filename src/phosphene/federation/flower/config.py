@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -12,6 +13,7 @@ from phosphene.errors import InputError
 from phosphene.federation.privacy import PrivacySettings
 from phosphene.federation.protected import readable
 from phosphene.federation.settings import FederationSettings
+from phosphene.federation.sites import held_at, held_words
 from phosphene.settings import Settings, parse_assignments
 
 __all__ = ["RunSettings", "SiteSettings", "check_privacy"]
@@ -28,6 +30,7 @@ class RunSettings(Settings):
     seed: int = Option(default=0, ge=0)
     classes: str = Option(default="", description="label columns of the classes, with commas")
     class_names: str = Option(default="", description="the classes, with commas; default: what sites find, alike")
+    clusters: str = Option(default="", description="instead of classes: the digest of a file of clusters at the sites")
     targets: str = Option(default="", description="image encoder, by name, where a site names none itself")
     text: str = Option(default="", description="text encoder, likewise")
     split: str = Option(default="", description="split of the sites' studies; default: their first")
@@ -41,6 +44,8 @@ class RunSettings(Settings):
     secure_sum: bool = Option(default=False, description="not available on this engine")
     study: str = Option(default="", description="simulation only: the study dealt to the sites")
     keep: str = Option(default="", description="simulation only: folder of what the sites keep")
+    clusters_file: str = Option(default="", description="simulation only: the file of clusters")
+    holds: str = Option(default="", description="simulation only: what sites hold, such as 'site-1=fmri,image'")
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> Self:
@@ -57,15 +62,28 @@ class RunSettings(Settings):
                 "secure summation is not available on this engine: Flower has it for its older interface alone. "
                 "Train in process (phosphene federate), or use noise at the sites (privacy)"
             )
-        if not made.classes:
-            raise InputError("classes is empty: name the label columns of the classes")
-        for name in ("out", "study", "keep"):
+        made._check_classes()
+        for name in ("out", "study", "keep", "clusters_file"):
             if (value := getattr(made, name)) and not Path(value).is_absolute():
                 raise InputError(f"{name} is {value!r}: give the path from the root, apps have no folder of their own")
         if made.pattern != "instance" and not made.missing:
             raise InputError("pattern has no use: nothing is missing at a rate of 0")
         made.federation()
+        held_at(made.holds.split())
         return made
+
+    def _check_classes(self) -> None:
+        if not self.classes and not self.clusters:
+            raise InputError("classes is empty: name the label columns of the classes, or give the digest of clusters")
+        for name in ("classes", "class_names"):
+            if self.clusters and getattr(self, name):
+                raise InputError(f"{name} has no use: the classes are clusters")
+        if self.clusters and not re.fullmatch(r"[0-9a-f]{32}", self.clusters):
+            raise InputError(
+                f"clusters is a digest of 32 hexadecimal digits, not {self.clusters!r}; the file is the sites'"
+            )
+        if self.clusters_file and not self.clusters:
+            raise InputError("clusters_file has no use without clusters, the file's digest")
 
     @property
     def columns(self) -> list[str]:
@@ -114,6 +132,8 @@ class SiteSettings(Settings):
     text: str = Option(default="", description="text encoder, likewise")
     privacy: str = Option(default="", description="takes part in runs with this privacy alone, in words as of a run")
     epsilon_limit: float = Option(default=0.0, ge=0, description="per trial, over all runs in keep; 0: none")
+    holds: str = Option(default="", description="its modalities, such as 'image,text'; default: all three")
+    clusters: str = Option(default="", description="its file of clusters, for runs whose classes they are")
     partition_id: int | None = Option(default=None, ge=0, description="its place where one study is dealt to sites")
     num_partitions: int | None = Option(default=None, ge=1, description="how many sites there are then")
 
@@ -132,11 +152,19 @@ class SiteSettings(Settings):
         dealt = made.partition_id is not None and made.num_partitions is not None
         if dealt == bool(made.site):
             raise InputError("a site has a name (site=...), or a place in a simulation (partition-id, num-partitions)")
-        if dealt and made.people:
-            raise InputError("people has no use: in a simulation they are dealt to sites in order")
+        for name in ("people", "holds"):
+            if dealt and getattr(made, name):
+                raise InputError(
+                    f"{name} has no use: in a simulation people are dealt to sites, and the run says the rest"
+                )
+        held_words(made.holds)
+        if not dealt:
+            made._check_alone(run)
         check_privacy(made.privacy, made.epsilon_limit, dealt)
         given = {name: getattr(made, name) or (getattr(run, name) if dealt else "") for name in ("study", "keep")}
         given |= {name: getattr(made, name) or getattr(run, name) for name in ("targets", "text")}
+        if run.clusters:
+            given["clusters"] = made.clusters or (run.clusters_file if dealt else "")
         for name, value in given.items():
             if not value:
                 raise InputError(f"the site's configuration lacks {name}: --node-config '{name}=\"...\"'")
@@ -144,6 +172,13 @@ class SiteSettings(Settings):
             if not getattr(made, name) and Path(given[name]).is_absolute():
                 raise InputError(f"{name} {given[name]!r} comes from the server and is a path: name it at the site")
         return made.model_copy(update=given)
+
+    @staticmethod
+    def _check_alone(run: RunSettings) -> None:
+        if run.missing:
+            raise InputError("missing is for studies of one machine: a site of its own hides nothing")
+        if run.holds:
+            raise InputError("holds is for studies of one machine: a site of its own says what it holds")
 
     def objection(self, run: RunSettings) -> str:
         """Why the site does not take part in a run with this privacy, in words for its own log; empty where it does."""

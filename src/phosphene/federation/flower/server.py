@@ -13,6 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from phosphene.errors import FederationError, InputError
 from phosphene.federation.accounting import Accountant
+from phosphene.federation.classes import clusters_digest
 from phosphene.federation.engine import RoundFailure
 from phosphene.federation.flower.config import RunSettings
 from phosphene.federation.flower.exchange import Reply, ask
@@ -83,6 +84,10 @@ def federate_over(grid: Grid, run: RunSettings, pause: float = 1.0) -> Federated
         log.info(note)
     members = Members(grid, max(run.wait, run.deadline))
     agreement = members.gather(run.sites, settings.server.quorum, run.wait, pause)
+    if run.clusters and clusters_digest(agreement.classes, agreement.image_encoder) != run.clusters:
+        raise InputError(
+            f"the sites agree on clusters that are not the run's, {run.clusters}: give them its file, or the run theirs"
+        )
     accountant = None if privacy is None else Accountant(privacy.delta)
     start = Federated(first_state(agreement, settings).in_order(), {}, (), accountant)
     noisy = privacy is not None and privacy.seed is None
@@ -126,6 +131,7 @@ def _asked(run: RunSettings, settings: FederationSettings) -> dict[str, Any]:
     """For JSON: all that a resumed run must have alike."""
     privacy = run.protection()
     given = run.model_dump(include={"participation", "classes", "class_names", "split", "missing", "pattern"})
+    given |= run.model_dump(include={"clusters", "holds"}, exclude_defaults=True)
     return {
         "engine": "flower",
         "settings": settings.model_dump(mode="json"),

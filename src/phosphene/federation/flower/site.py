@@ -16,10 +16,10 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from phosphene.encoders import targets_named
+from phosphene.encoders import targets_named, targets_of_nothing
 from phosphene.errors import FederationError, InputError
 from phosphene.federation.accounting import Accountant, Unit
-from phosphene.federation.classes import LabelClasses
+from phosphene.federation.classes import ClusterClasses, LabelClasses
 from phosphene.federation.client import client_update
 from phosphene.federation.faults import NOT_FINITE, SPENT, reason_of
 from phosphene.federation.flower.config import RunSettings, SiteSettings
@@ -27,10 +27,11 @@ from phosphene.federation.flower.exchange import OTHER_PRIVACY
 from phosphene.federation.flower.keeping import SiteFolder
 from phosphene.federation.flower.messages import packed, unpacked
 from phosphene.federation.flower.telling import show_log
+from phosphene.federation.missing import Missing
 from phosphene.federation.privacy import PrivacySettings
 from phosphene.federation.protected import planned_releases, protected_update
 from phosphene.federation.settings import FederationSettings
-from phosphene.federation.sites import dealt, site_of_study
+from phosphene.federation.sites import StudySites, dealt, held_at, held_words
 from phosphene.federation.state import GlobalState, SiteState
 from phosphene.recordings import Study
 
@@ -42,23 +43,29 @@ Answer = tuple[dict[str, Any], dict[str, Tensor] | None]
 
 
 def first_site(own: SiteSettings, run: RunSettings) -> SiteState:
-    """The site before its first round, from its study."""
-    settings = run.federation()
+    """The site before its first round, from its study; what it does not hold is not read."""
     with Study.open(own.study) as opened:
         study = opened.using(run.split) if run.split else opened
-        view = study.split("train")
-        name, people = own.site, own.person_names or view.subjects
-        lack = None
+        everybody, name, missing = study.split("train").subjects, own.site, None
         if own.partition_id is not None and own.num_partitions is not None:
-            places = dealt(view.subjects, own.num_partitions)
-            name, people = list(places.items())[own.partition_id]
-            lack = {"rate": run.missing, "kind": run.pattern, "seed": run.seed, "sites": list(places)}
-        elif run.missing:
-            raise InputError("missing is for studies of one machine: a site of its own hides nothing")
-        names = run.names or LabelClasses.found(view.stimuli.labels, run.columns).names
-        targets = targets_named(own.targets, study, progress=False), targets_named(own.text, study, progress=False)
-        classes = LabelClasses(names, tuple(run.columns))
-        return site_of_study(name, view.subset(people), classes, targets, settings.model.width, lack)
+            places, holds = dealt(everybody, own.num_partitions), held_at(run.holds.split())
+            name, missing = list(places)[own.partition_id], Missing(run.missing, run.pattern, run.seed)
+            image, text = (targets_named(each, study, progress=False) for each in (own.targets, own.text))
+        else:
+            held = held_words(own.holds)
+            places, holds = {name: own.person_names or (everybody if "fmri" in held else [])}, {name: held}
+            image, text = (
+                targets_named(each, study, progress=False) if modality in held else targets_of_nothing(each)
+                for modality, each in (("image", own.targets), ("text", own.text))
+            )
+        classes: LabelClasses | ClusterClasses
+        if run.clusters:
+            classes = ClusterClasses.open(own.clusters)
+        else:
+            names = run.names or LabelClasses.found(study.split("train").stimuli.labels, run.columns).names
+            classes = LabelClasses(names, tuple(run.columns))
+        made = StudySites(study, places, classes, image, text, holds)
+        return made.site(name, run.federation().model.width, missing)
 
 
 def client_app() -> ClientApp:
