@@ -2,13 +2,13 @@
 
 A run that trained on all trials has no other trials of the same kind to compare with; test stimuli differ from
 training stimuli, and an attack would find that difference. So half of each site's stimuli, drawn by chance, is held
-back, the federation is trained with the same settings, and what the server sees of each site in the last round is
-attacked with the two halves.
+back, the federation is trained with the same settings, under the same faults, and what the server sees of each site in
+the last round in which it counts is attacked with the two halves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,21 +18,16 @@ import torch
 from phosphene.errors import InputError
 from phosphene.federation.audit import Attack
 from phosphene.federation.audit_site import audit_site
-from phosphene.federation.client import client_update
 from phosphene.federation.engine import federate
-from phosphene.federation.library import PARTS, PrototypeLibrary
+from phosphene.federation.faults import Fault
+from phosphene.federation.library import PARTS
 from phosphene.federation.privacy import PrivacySettings, Protection
-from phosphene.federation.protected import protected_update
 from phosphene.federation.randomness import generator
-from phosphene.federation.run_state import Federated
-from phosphene.federation.secure_round import add_up, server_update_of_sum, summand
-from phosphene.federation.secure_sum import SecureSum
-from phosphene.federation.server import first_state
 from phosphene.federation.settings import FederationSettings
-from phosphene.federation.state import Contribution, SiteState
+from phosphene.federation.state import GlobalState, SiteState
 from phosphene.federation.trials import Trials
 
-__all__ = ["audit_run", "halved"]
+__all__ = ["audit_run", "check_audit", "halved"]
 
 
 def audit_run(
@@ -40,6 +35,10 @@ def audit_run(
     settings: FederationSettings,
     rounds: int,
     *,
+    quorum: int | None = None,
+    participation: float = 1.0,
+    deadline: float | None = None,
+    faults: Sequence[Fault] = (),
     privacy: PrivacySettings | None = None,
     secure: bool = False,
     out: str | Path | None = None,
@@ -47,7 +46,7 @@ def audit_run(
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, list[Attack]]:
-    """Attack every site's part of the last of some rounds; see `audit_site.audit_site` for the attacks.
+    """Attack every site's part of the last round in which it counted; see `audit_site.audit_site` for the attacks.
 
     Parameters
     ----------
@@ -55,6 +54,9 @@ def audit_run(
         Before their first round, with labels.
     settings : FederationSettings
     rounds : int
+    quorum, participation, deadline, faults
+        As of `engine.federate`: what befell the run befalls the audited one. A contribution that was refused or came
+        too late is not attacked.
     privacy : PrivacySettings, optional
         As in the run that is audited. What an audit says is made of the trials and is not counted: who tells it,
         tells more than epsilon covers.
@@ -71,33 +73,99 @@ def audit_run(
     Returns
     -------
     dict of str to list of Attack
-        By site; of a site where there is nothing to attack (too few trials of every class), an empty list.
+        By site; of a site where there is nothing to attack (nothing of it ever counted, or it has too few trials of
+        every class), an empty list.
+
+    Raises
+    ------
+    InputError
+        As of `check_audit` and `engine.federate`.
+    RoundFailure
+        For a round below the quorum, which halves reach where an update of theirs is refused.
     """
-    halves = {name: halved(site, seed) for name, site in sites.items()}
-    now = Federated(
-        first_state(next(iter(sites.values())).agreement, settings), {name: half for name, (half, _) in halves.items()}
+    halves = check_audit(sites, privacy, seed)
+    kept = _Kept(list(sites), settings, None if out is None else Path(out))
+    federate(
+        {name: half for name, (half, _) in halves.items()},
+        settings,
+        rounds,
+        out=out,
+        quorum=quorum,
+        participation=participation,
+        deadline=deadline,
+        faults=faults,
+        privacy=privacy,
+        secure=secure,
+        progress=progress,
+        watch=kept.put,
     )
-    if rounds > 1:
-        now = federate(now.sites, settings, rounds - 1, out=out, privacy=privacy, secure=secure, progress=progress)
-    sent, after = {}, {}
-    for name, site in now.sites.items():
-        if privacy is None:
-            sent[name], after[name] = client_update(site, now.shared, settings)
-        else:
-            sent[name], after[name] = protected_update(site, now.shared, settings, privacy)
-    seen = _of_sum(now, sent, settings, privacy) if secure else sent
-    least = 0.0
-    if privacy is not None:
-        least = Protection(privacy, settings.model.width, len(PARTS)).least_count(len(sites) if secure else 1)
-    found = {}
-    for name, site in after.items():
+    protection = None if privacy is None else Protection(privacy, settings.model.width, len(PARTS))
+    found: dict[str, list[Attack]] = {}
+    for name, (half, others) in halves.items():
+        found[name] = []
+        if (last := kept.of(half)) is None:
+            continue
+        site, seen = last
+        assert seen.report is not None
+        least = 0.0 if protection is None else protection.least_count(len(seen.report.used) if secure else 1)
         try:
-            found[name] = audit_site(site, seen[name], halves[name][1], now.shared, settings, least, pool, seed)
+            found[name] = audit_site(site, seen, others, seen, settings, least, pool, seed)
         except InputError:
             if site.trials.labels is None:
                 raise
-            found[name] = []
     return found
+
+
+class _Kept:
+    """What the server saw of each site when it last counted; on disk too, so that training can go on.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Of all sites.
+    settings : FederationSettings
+    folder : Path, optional
+    """
+
+    def __init__(self, names: Sequence[str], settings: FederationSettings, folder: Path | None) -> None:
+        self._settings, self._last = settings, dict[str, tuple[SiteState, GlobalState]]()
+        self._folders = {name: folder / f"seen-{n:04d}" for n, name in enumerate(sorted(names)) if folder is not None}
+
+    def put(self, site: SiteState, seen: GlobalState) -> None:
+        """Keep a site after its training, and what the server saw of it."""
+        self._last[site.site] = site, seen
+        if self._folders:
+            seen.save(self._folders[site.site] / "sent", self._settings)
+            site.save(self._folders[site.site] / "site")
+
+    def of(self, site: SiteState) -> tuple[SiteState, GlobalState] | None:
+        """What was put last, of a site as it began; None where nothing of it counted."""
+        folder = self._folders.get(site.site)
+        if site.site not in self._last and folder is not None and (folder / "site").exists():
+            after = SiteState.load(folder / "site", site.trials, site.agreement)
+            return after, GlobalState.load(folder / "sent", self._settings)
+        return self._last.get(site.site)
+
+
+def check_audit(
+    sites: Mapping[str, SiteState], privacy: PrivacySettings | None = None, seed: int = 0
+) -> dict[str, tuple[SiteState, Trials]]:
+    """Halves of all sites, or why there is no audit; before any training.
+
+    Raises
+    ------
+    InputError
+        As of `halved`, for sites without labels, and for private training with a limit of epsilon: batches are a larger
+        share of half of the trials, so that halves reach the limit in earlier rounds than the run that is audited.
+    """
+    if privacy is not None and privacy.trial_sgd is not None and privacy.epsilon_limit is not None:
+        raise InputError(
+            "an audit trains on half of the trials, which private training (privacy.trial_sgd) makes dearer: its sites "
+            "would fall silent in earlier rounds than the run's. Audit without privacy.epsilon_limit"
+        )
+    if bare := [name for name, site in sites.items() if site.trials.labels is None]:
+        raise InputError(f"{', '.join(bare)} cannot be audited without labels of its trials")
+    return {name: halved(site, seed) for name, site in sites.items()}
 
 
 def halved(site: SiteState, seed: int = 0) -> tuple[SiteState, Trials]:
@@ -120,15 +188,3 @@ def halved(site: SiteState, seed: int = 0) -> tuple[SiteState, Trials]:
     if lost := sorted(site.trials.inputs.people.keys() - kept.inputs.people.keys()):
         raise InputError(f"{site.site} cannot be audited: no trial of {', '.join(lost)} is left to train on")
     return replace(site, trials=kept), held
-
-
-def _of_sum(
-    now: Federated, sent: Mapping[str, Contribution], settings: FederationSettings, privacy: PrivacySettings | None
-) -> dict[str, Contribution]:
-    """What the server sees of every site: the same total, in the shape of a contribution."""
-    summation = SecureSum(sent, now.shared.round + 1)
-    summed = add_up(summation, [summation.mask(name, summand(each, settings.server)) for name, each in sent.items()])
-    noised = privacy is not None and privacy.feature_limit is not None
-    weights = server_update_of_sum(now.shared, summed, settings, noised).weights
-    total = PrototypeLibrary.total(each.library for each in sent.values())
-    return {name: replace(each, weights=weights, library=total) for name, each in sent.items()}

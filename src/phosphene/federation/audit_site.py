@@ -31,7 +31,7 @@ _LEAST = 2  # trials of which there is an AUC
 
 def audit_site(
     site: SiteState,
-    sent: Contribution,
+    sent: Contribution | GlobalState,
     others: Trials,
     shared: GlobalState,
     settings: FederationSettings,
@@ -51,8 +51,8 @@ def audit_site(
     ----------
     site : SiteState
         After the round, with the trials that were trained on.
-    sent : Contribution
-        With protection or without.
+    sent : Contribution or GlobalState
+        What the server saw, with protection or without: the site's own part, or a sum.
     others : Trials
         Of the same people and the same distribution, not trained on; with labels.
     shared : GlobalState

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -18,6 +18,7 @@ from phosphene.errors import FederationError, InputError
 from phosphene.federation.accounting import Accountant, Unit
 from phosphene.federation.client import client_update
 from phosphene.federation.faults import NOT_FINITE, SPENT, Fault, check_faults, reason_of, spoiled
+from phosphene.federation.library import NEVER, PrototypeLibrary
 from phosphene.federation.missing import fractions
 from phosphene.federation.privacy import PrivacySettings
 from phosphene.federation.protected import check_protection, noised, planned_releases, protected_update
@@ -30,9 +31,11 @@ from phosphene.federation.settings import FederationSettings
 from phosphene.federation.state import Contribution, GlobalState, SiteState, check_agreement
 from phosphene.training.progress import progress_bar
 
-__all__ = ["RoundFailure", "federate"]
+__all__ = ["RoundFailure", "Watch", "federate"]
 
 log = logging.getLogger(__name__)
+
+Watch = Callable[[SiteState, GlobalState], None]
 
 _NOT_SUMMABLE = "what it would send holds numbers that are not finite, or too large to be added up"
 
@@ -64,6 +67,7 @@ def federate(
     privacy: PrivacySettings | None = None,
     secure: bool = False,
     progress: bool = True,
+    watch: Watch | None = None,
 ) -> Federated:
     """Train across sites, all in this process.
 
@@ -94,6 +98,9 @@ def federate(
         of the quorum, and of `privacy.shares`. Settings of the server that look at single contributions are refused.
     progress : bool
         Show a progress bar, on terminals.
+    watch : callable, optional
+        Called in every round with each site that counted, after its training, and what the server saw of it: a state
+        with the site's own weights and library, or with those of the sum. Nothing of it leaves this process.
 
     Returns
     -------
@@ -123,7 +130,7 @@ def federate(
     with progress_bar("federate", rounds, progress) as shown:
         shown(now.shared.round, "")
         while now.shared.round < rounds:
-            now = _round(now, plan, folder)
+            now = _round(now, plan, folder, watch)
             if folder is not None:
                 folder.write(now)
             shown(now.shared.round, f"{len(now.history[-1].used)} sites")
@@ -216,7 +223,7 @@ def _facts(start: Federated) -> dict[str, Any]:
 # -- a round --------------------------------------------------------------------------------------------------------
 
 
-def _round(now: Federated, plan: _Plan, folder: RunFolder | None) -> Federated:
+def _round(now: Federated, plan: _Plan, folder: RunFolder | None, watch: Watch | None) -> Federated:
     started, round_ = time.perf_counter(), now.shared.round + 1
     names = drawn(list(now.sites), plan.participation, plan.settings.seed, round_)
     accountant, silent = _counted(now, plan, names)
@@ -237,6 +244,9 @@ def _round(now: Federated, plan: _Plan, folder: RunFolder | None) -> Federated:
     except (FederationError, InputError) as error:  # the second: fewer than a robust aggregator needs
         who = "; ".join(f"{name}: {reason}" for name, reason in missing.items()) or "no site"
         raise RoundFailure(f"{error}. Missing: {who}", replace(now, accountant=accountant)) from None
+    if watch is not None:
+        for name, seen in _seen(shared, answers, summation).items():
+            watch(answers[name].site, seen)
     shared = shared.in_order()
     record = _record(now, shared, answers, metrics, plan.secure, accountant, time.perf_counter() - started)
     after = {**now.sites, **{name: each.site for name, each in answers.items()}}
@@ -281,6 +291,19 @@ def _served(
     loss = mean_loss(summed)
     metrics = {} if loss is None else {ALL_SITES: {"loss total": loss}}
     return server_update_of_sum(shared, summed, plan.settings, noised(plan.privacy)), metrics
+
+
+def _seen(shared: GlobalState, answers: Mapping[str, _Answer], summation: SecureSum | None) -> dict[str, GlobalState]:
+    """What the server saw of every site that counted; of a secure sum the same of all."""
+    assert shared.report is not None
+    sent = {name: answers[name].sent for name in shared.report.used}
+    if summation is None:
+        parts = {name: each for name, each in sent.items() if isinstance(each, Contribution)}
+        return {n: replace(shared, weights=each.weights, library=each.library, moments={}) for n, each in parts.items()}
+    tensors = add_up(summation, [each for each in sent.values() if isinstance(each, Masked)]).tensors
+    sums, counts = tensors["library/sums"], tensors["library/counts"]
+    library = PrototypeLibrary(sums, counts, torch.where((counts > 0).any(dim=2), 0, NEVER))
+    return dict.fromkeys(sent, replace(shared, library=library, moments={}))
 
 
 def _ask(site: SiteState, shared: GlobalState, plan: _Plan, summation: SecureSum | None) -> _Answer:
