@@ -47,7 +47,7 @@ from phosphene.virtual import make_settings, simulate
 
 HERE = Path(__file__).parent
 RESULTS, DEVELOPMENT = HERE / "results" / "pmcmfl.json", HERE / "results" / "pmcmfl_development.json"
-SEEDS = {"final": [0, 1, 2, 3, 4], "development": [100]}
+SEEDS = {"final": [10, 11, 12, 13, 14], "development": [100, 101]}
 STUDY: dict[str, Any] = {
     "subjects": 8,
     "sessions": 1,

@@ -7,6 +7,7 @@ import torch
 from federation_sites import AGREEMENT, made_trials, settings
 from torch.nn import functional
 
+from phosphene.errors import InputError
 from phosphene.federation.library import PrototypeLibrary
 from phosphene.federation.model import PmcmModel
 from phosphene.federation.objective import contrast, losses, model_contrast, proximal, task_loss
@@ -107,9 +108,10 @@ def test_proximal_term_pulls_to_the_global_weights_and_not_to_zero():
 
 def terms(**changes):
     chosen = settings(**changes)
-    model = PmcmModel(chosen.model, AGREEMENT).eval()
+    model = PmcmModel(chosen.model, AGREEMENT)
     trials = made_trials(0, {"p1": 9}, n=20)
     model.add_people({"p1": 9})
+    model.eval()
     labels = trials.labels
     library = PrototypeLibrary.of(torch.randn(20, 4, 16), torch.ones(20, 4).bool(), labels).release()
     generator = torch.Generator().manual_seed(0)
@@ -156,3 +158,16 @@ def test_moon_draws_to_the_server_and_away_from_the_last_network():
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
     step = z - 0.1 * torch.autograd.grad(found, z)[0]
     assert bool((functional.cosine_similarity(step, towards) > near).all())
+
+
+def test_the_full_view_is_the_task_without_dropout():
+    """Half of the loss is that of what dropout leaves, half that of all that a trial has."""
+    hidden, both = (
+        {"masks": {"token": 1.0, "dropout": 0.9}, "objective": {"full_view": share}} for share in (0.0, 0.5)
+    )
+    shown = {"masks": {"token": 1.0, "dropout": 0.0}}
+    task = {name: terms(**changes)[3]["task"].item() for name, changes in (("h", hidden), ("b", both), ("s", shown))}
+    assert task["h"] != pytest.approx(task["s"], rel=1e-3)
+    assert task["b"] == pytest.approx((task["h"] + task["s"]) / 2, rel=1e-5)
+    with pytest.raises(InputError, match=r"full_view has no use: masks\.dropout hides nothing"):
+        settings(masks={"dropout": 0.0}, objective={"full_view": 0.5})

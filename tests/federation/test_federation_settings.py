@@ -36,7 +36,7 @@ def test_the_papers_recipe():
 def test_a_mixture_that_is_asked_for_stands_alone():
     assert FederationSettings.preset(masks={"zero": 2.0}).masks.mixture == {"zero": 1.0}
     assert FederationSettings.preset(masks={"label": 1, "token": 3}).masks.mixture == {"label": 0.25, "token": 0.75}
-    assert FederationSettings.preset(masks={"dropout": 0.1}).masks.mixture == {"retrieval": 0.5, "token": 0.5}
+    assert FederationSettings.preset(masks={"dropout": 0.1}).masks.mixture == {"retrieval": 0.25, "token": 0.75}
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """PmcmFL, its rivals and its ablations: each arm is settings over one default and a way of training, nothing else.
 
 All arms have the network, people's adapters, epochs, rounds, batches and classes in common, and rivals the server of
-the default preset. What makes a method is named in its `Arm`. Each has as many candidate settings for tuning as the
-others: two learning rates times two values of what is its own.
+the default preset. What makes a method is named in its `Arm`. Each has as many candidate settings for tuning as
+PmcmFL, three learning rates times two values of what is its own; `dropout-token`, the one to beat, has
+more, and so have its forms at one place and at each site alone.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from phosphene.settings import merge
 
 __all__ = ["ABLATIONS", "ARMS", "LEARNING_RATES", "Arm", "Trained", "train"]
 
-LEARNING_RATES = (1e-3, 3e-3)
+LEARNING_RATES = (1e-3, 3e-3, 6e-3)
 _EVERYWHERE = "everywhere"
 _COUNTED = 36.0  # three deviations of the noise on counts at level 1, of four sites of width 64: `least_count`
 _TABLES = ("model", "client")
@@ -111,6 +112,7 @@ def check_common(common: Settings) -> None:
 
 _NO_CONTRAST: Settings = {"objective": {f"contrast_{part}": 0.0 for part in ("fmri", "image", "text", "fusion")}}
 _HIDDEN: tuple[Settings, ...] = ({"masks": {"dropout": 0.3}}, {"masks": {"dropout": 0.5}})
+_SHOWN: tuple[Settings, ...] = (*_HIDDEN, {"masks": {"dropout": 0.5}, "objective": {"full_view": 0.5}})
 _WEIGHTED: tuple[Settings, ...] = ({"server": {"weighting": "modality"}}, {"server": {"weighting": "trials"}})
 _KEPT: Settings = {"client": {"optimiser": "kept"}}
 
@@ -134,7 +136,7 @@ ARMS: dict[str, Arm] = {
             preset="pmcmfl-paper",
             own=({"client": {"head_rate": 1.0}}, {"client": {"head_rate": 20.0}}),
         ),
-        Arm("dropout-token", "FedAvg, modality dropout and a learned token: the one to beat", _DROPPED, _HIDDEN),
+        Arm("dropout-token", "FedAvg, modality dropout and a learned token: the one to beat", _DROPPED, _SHOWN),
         Arm("token", "FedAvg, a learned token", _TOKEN, _WEIGHTED),
         Arm("fedavg-zero", "FedAvg, zeros for what is missing", _filled("zero", "zero"), _WEIGHTED),
         Arm(
@@ -162,10 +164,8 @@ ARMS: dict[str, Arm] = {
             ),
             engine="prototypes",
         ),
-        Arm(
-            "local", "dropout-token at each site alone: nothing is exchanged", merge(_DROPPED, _KEPT), _HIDDEN, "local"
-        ),
-        Arm("central", "dropout-token with all trials at one place", merge(_DROPPED, _KEPT), _HIDDEN, "central"),
+        Arm("local", "dropout-token at each site alone: nothing is exchanged", merge(_DROPPED, _KEPT), _SHOWN, "local"),
+        Arm("central", "dropout-token with all trials at one place", merge(_DROPPED, _KEPT), _SHOWN, "central"),
         Arm(
             "central-by-pattern",
             "all trials at one place, and a model for each pattern that learns from its modalities alone",
@@ -192,6 +192,7 @@ ABLATIONS: dict[str, Arm] = {
     for arm in (
         _ablation("no-mask", "zeros in training and test", {"masks": {"zero": 1.0}, "inference": {"rule": "zero"}}),
         _ablation("no-contrast", "no contrast with prototypes", _NO_CONTRAST),
+        _ablation("no-full-view", "the task on what dropout leaves alone", {"objective": {"full_view": 0.0}}),
         _ablation("no-dropout", "no modality dropout", {"masks": {"dropout": 0.0}}),
         _ablation("mask-label", "masks by the true class, as published", {"masks": {"label": 1.0}}),
         _ablation("mask-retrieved", "retrieved masks alone", {"masks": {"retrieval": 1.0}}),

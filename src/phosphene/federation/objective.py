@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from phosphene.federation.library import PARTS, Prototypes
 from phosphene.federation.masks import drop_modalities, substitutes
-from phosphene.federation.model import PmcmModel
+from phosphene.federation.model import Fused, PmcmModel
 from phosphene.federation.settings import MaskSettings, ObjectiveSettings
 from phosphene.federation.trials import IMAGE, Inputs, Trials
 from phosphene.training.losses import infonce
@@ -181,11 +181,21 @@ def losses(
     """
     features = model.encode(batch.inputs)
     present = drop_modalities(batch.present, masks.dropout, generator)
-    stand_ins = substitutes(features, present, batch.labels, prototypes, model.tokens, masks, generator)
-    fused = model.fuse(features, present, stand_ins)
+
+    def fused_from(shown: Tensor) -> Fused:
+        stand_ins = substitutes(features, shown, batch.labels, prototypes, model.tokens, masks, generator)
+        return model.fuse(features, shown, stand_ins)
+
+    fused = fused_from(present)
     found: dict[str, Tensor] = {}
-    if fused.logits is not None and batch.labels is not None and objective.class_weight:
-        found["task"] = objective.class_weight * task_loss(fused.logits, batch.labels, objective.task)
+    if objective.class_weight and batch.labels is not None and fused.logits is not None:
+        task = task_loss(fused.logits, batch.labels, objective.task)
+        if objective.full_view and masks.dropout:
+            whole = fused_from(batch.present).logits
+            assert whole is not None
+            share = objective.full_view
+            task = (1 - share) * task + share * task_loss(whole, batch.labels, objective.task)
+        found["task"] = objective.class_weight * task
     if with_contrast and batch.labels is not None:
         held = torch.cat([batch.present, torch.ones(len(batch), 1, dtype=torch.bool)], dim=1)
         parts = torch.cat([features, fused.z[:, None]], dim=1)

@@ -107,6 +107,12 @@ class ObjectiveSettings(Settings):
 
     task: Literal["bce", "ce"] = Option(default="ce", description="several labels a trial, or one")
     class_weight: float = Option(default=1.0, ge=0, description="of the task loss on masked inputs")
+    full_view: float = Option(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the task loss on all that a trial has, beside what dropout leaves",
+    )
     retrieval_weight: float = Option(default=0.5, ge=0, description="of InfoNCE to image embeddings, the image hidden")
     retrieval_temperature: float = Option(default=0.1, gt=0)
     contrast_fmri: float = Option(default=0.1, ge=0, description="weight of the prototype contrast of fMRI features")
@@ -261,6 +267,8 @@ class FederationSettings(Settings):
             idle |= dict.fromkeys(("objective.retrieval_weight", "objective.retrieval_temperature"), "no such head")
         if "classification" not in self.model.heads:
             idle |= dict.fromkeys(("objective.task", "objective.class_weight"), "no such head")
+        if not self.masks.dropout:
+            idle["objective.full_view"] = "masks.dropout hides nothing"
         return idle
 
     def check_given(self, given: Iterable[str]) -> None:
