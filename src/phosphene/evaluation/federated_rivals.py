@@ -123,7 +123,7 @@ def _filled(mask: str, rule: str, dropout: float = 0.0) -> Settings:
 
 
 _TOKEN = _filled("token", "token")
-_DROPPED = _filled("token", "token", dropout=0.5)
+_DROPPED = merge(_filled("token", "token", dropout=0.5), {"objective": {"full_view": 0.0}})
 
 ARMS: dict[str, Arm] = {
     arm.name: arm
