@@ -133,6 +133,17 @@ def test_rounds_with_who_was_missing_and_why(plain: str) -> None:
     assert "Loss of training at the sites" in plain
 
 
+def test_encoders_that_stayed_as_they_were(plain: str, tmp_path: Path) -> None:
+    assert "Too few sites had a modality" not in plain
+    found = told()
+    found["history"] = [record(n, unmoved=["text", "fmri"] if n == 2 else ["text"]) for n in (1, 2, 3)]
+    words = text_of(report_federated(found, tmp_path / "page.html"))
+    assert (
+        "the encoder of words stayed as it was in every round; the encoder of fMRI stayed as it was in round 2."
+        in words
+    )
+
+
 def test_the_headline_is_the_brain_alone_beside_guessing(plain: str) -> None:
     plain = plain.replace("\u00a0", " ")
     assert (

@@ -27,6 +27,9 @@ def lines(told: Mapping[str, Any]) -> Iterator[str]:
     yield from told["notes"]
     for record in told["history"]:
         yield _round(record)
+    stayed = [set(record.get("unmoved", ())) for record in told["history"]]
+    for name in sorted(set.intersection(*stayed)):
+        yield f"the encoder of {name} was never trained: in every round too few sites had {name}"
     if "scores" in told:
         yield from _scores(told["scores"], told.get("unprotected"))
     if "privacy" in told:
@@ -43,6 +46,8 @@ def _round(record: Mapping[str, Any]) -> str:
     words += [f"{name} missing ({reason})" for name, reason in record["missing"].items()]
     words += [f"{name} refused ({reason})" for name, reason in record["refused"].items()]
     words += [f"not drawn: {', '.join(record['idle'])}"] if record["idle"] else []
+    if unmoved := record.get("unmoved"):
+        words.append(f"the encoder of {', '.join(unmoved)} stayed as it was (too few sites had it)")
     words += [f"{record['suppressed']} prototypes held back, of too few trials"] if record["suppressed"] else []
     words += [f"no prototype of {', '.join(record['without_prototype'])}"] if record["without_prototype"] else []
     return ", ".join(words)
@@ -99,6 +104,6 @@ def _audit(audit: Mapping[str, Any]) -> Iterator[str]:
 
 def _verdict(attacks: Sequence[Mapping[str, Any]]) -> str:
     if not attacks:
-        return "nothing could be attacked, it has too few trials of every class"
+        return "nothing could be attacked: nothing of it counted, or it has too few trials of every class"
     leaks = sum(each["succeeds"] for each in attacks)
     return f"{leaks} of {len(attacks)} attacks lie above chance; the strongest of each kind:"

@@ -119,7 +119,7 @@ def federate(
 ) -> None:
     """Train PmcmFL across sites in this process, score what each decodes, and say what left the sites."""
     from phosphene.federation import Fault, Missing
-    from phosphene.federation.audit_run import halved
+    from phosphene.federation.audit_run import check_audit
     from phosphene.files import write_json
     from phosphene.recordings import Study
     from phosphene.reporting import report_federated
@@ -137,9 +137,10 @@ def federate(
         encoders = (targets, text)
         made, words = sites_asked(opened, sites, encoders, (classes, clusters, public), seed, holds or (), public_site)
         data = data_of(made, words, encoders, asked.settings.model.width, hidden)
+    if compare and not data.tests:
+        raise InputError(f"--compare has no use: {'; '.join(data.notes)}, so that there is no accuracy to compare")
     if audit:
-        for each in data.sites.values():
-            halved(each, seed)  # what cannot be audited is told before any training
+        check_audit(data.sites, asked.privacy, seed)  # what cannot be audited is told before any training
     how = {
         "quorum": quorum,
         "participation": participation,
@@ -150,7 +151,7 @@ def federate(
     }
     told = _run(asked, data, rounds, out, how, asked.privacy is not None if compare is None else compare)
     if audit:
-        told["audit"] = _audit(asked, data, rounds, out, secure, seed)
+        told["audit"] = _audit(asked, data, rounds, out, how, seed)
     for line in lines(told):
         typer.echo(line)
     typer.echo(f"{out}: {len(told['history'])} rounds, {len(told['classes'])} classes")
@@ -236,33 +237,25 @@ def _run(asked: _Asked, data: Data, rounds: int, out: Path, how: dict[str, Any],
             "units": {unit: done.accountant.guarantee(unit).to_dict() for unit in get_args(Unit)},
             "told": {unit: done.accountant.guarantee(unit).told() for unit in get_args(Unit)},
         }
-    if compare and data.tests:
+    if compare and not data.tests:
+        told["notes"].append("what protection costs in accuracy is not measured: nothing is scored")
+    elif compare:
         bare = federate(data.sites, asked.bare, rounds, out=out / "unprotected", **how)
         told["unprotected"] = score_run(bare, data.tests, asked.bare, data.units, _N_BOOT)
     return told
 
 
-def _audit(asked: _Asked, data: Data, rounds: int, out: Path, secure: bool, seed: int) -> dict[str, Any]:
-    """Attacks on every site, without protection and, where there is some, with it."""
+def _audit(asked: _Asked, data: Data, rounds: int, out: Path, how: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Attacks on every site, without protection and, where there is some, with it; under what befell the run."""
     from phosphene.federation.audit_run import audit_run
 
     arms: dict[str, tuple[FederationSettings, PrivacySettings | None, bool]]
     arms = {"unprotected": (asked.bare, None, False)}
-    if asked.privacy is not None or secure:
-        arms["protected"] = (asked.settings, asked.privacy, secure)
-    return {
-        arm: {
-            site: [attack.to_dict() for attack in attacks]
-            for site, attacks in audit_run(
-                data.sites,
-                settings,
-                rounds,
-                privacy=privacy,
-                secure=sums,
-                out=out / f"audit-{arm}",
-                seed=seed,
-                progress=progress_wanted(),
-            ).items()
-        }
-        for arm, (settings, privacy, sums) in arms.items()
-    }
+    if asked.privacy is not None or how["secure"]:
+        arms["protected"] = (asked.settings, asked.privacy, how["secure"])
+    told = {}
+    for arm, (settings, privacy, secure) in arms.items():
+        how, place = {**how, "privacy": privacy, "secure": secure}, out / f"audit-{arm}"
+        found = audit_run(data.sites, settings, rounds, out=place, seed=seed, **how)
+        told[arm] = {site: [attack.to_dict() for attack in attacks] for site, attacks in found.items()}
+    return told

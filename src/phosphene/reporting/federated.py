@@ -113,6 +113,7 @@ def report_federated(
         rounds=[record["round"] for record in told["history"]],
         presence={name: [_presence(record, name) for record in told["history"]] for name in told["sites"]},
         incidents=_incidents(told),
+        unmoved=_unmoved(told),
         curves=_curves(told),
         patterns=list(SHOWN.values()),
         tables=_tables(told, kind),
@@ -300,6 +301,19 @@ def _incidents(told: Mapping[str, Any]) -> list[tuple[int, str, str]]:
         found += [(record["round"], name, f"missing: {why}") for name, why in record["missing"].items()]
         found += [(record["round"], name, f"refused: {why}") for name, why in record["refused"].items()]
     return found
+
+
+def _unmoved(told: Mapping[str, Any]) -> list[str]:
+    """Encoders that stayed as they were, and in which rounds."""
+    rounds: dict[str, list[str]] = {}
+    for record in told["history"]:
+        for name in record.get("unmoved", ()):
+            rounds.setdefault(name, []).append(str(record["round"]))
+    return [
+        f"the encoder of {_PARTS[name]} stayed as it was in "
+        + ("every round" if len(each) == len(told["history"]) else f"round {', '.join(each)}")
+        for name, each in rounds.items()
+    ]
 
 
 def _curves(told: Mapping[str, Any]) -> list[Curve]:
