@@ -35,6 +35,8 @@ def _run(*words: object) -> str:
     ("words", "message"),
     [
         (["--secure", "--set", "server.aggregator=median"], "'median' compares single sites"),
+        (["--secure", "--set", "server.aggregator=trimmed-mean"], "'trimmed-mean' compares single sites"),
+        (["--secure", "--set", "server.update_limit=5"], r"server\.update_limit would look at single"),
         (["--secure", "--set", "server.max_ratio=5"], r"server\.max_ratio would look at single"),
         (["--secure", "--set", "server.max_norm=5"], r"server\.max_norm would look at single"),
         (["--secure", "--sites", 2], "at least 3 sites here, and 2 of 2 are asked"),

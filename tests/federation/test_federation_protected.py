@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from federation_sites import AGREEMENT, made_sites, same, settings
 
 from phosphene.errors import InputError
-from phosphene.federation.accounting import Release
+from phosphene.federation.accounting import Accountant, Release
 from phosphene.federation.aggregation import difference, total_norm
 from phosphene.federation.client import client_update, local_library, site_model
 from phosphene.federation.library import PrototypeLibrary
@@ -167,3 +168,23 @@ def test_settings_that_break_the_promise_are_refused():
 def test_settings_without_a_use_under_protection_are_refused(changes, privacy, words):
     with pytest.raises(InputError, match=words):
         check_private(settings(**changes), privacy)
+
+
+def test_prototypes_that_nobody_reads_are_not_sent_and_cost_nothing(start):
+    pytest.importorskip("dp_accounting", reason="PRIVACY EXTRA ABSENT: install phosphene[privacy]")
+    _, site, shared = start
+    chosen = settings("modality-dropout")
+    clipped = PrivacySettings(update_limit=0.05, update_noise=4.0, seed=0)
+    assert planned_releases(site, chosen, clipped) == [Release("weights", 4.0)]
+    assert protected_update(site, shared, chosen, clipped)[0].library.is_empty
+    accountant = Accountant(1e-5)
+    accountant.spend(site.site, planned_releases(site, chosen, clipped))
+    promise = accountant.guarantee("trial")
+    assert promise.epsilon < 5
+    assert not any("prototypes" in each for each in promise.not_protected)
+    accountant.spend(site.site, planned_releases(site, settings(), clipped))
+    assert math.isinf(accountant.epsilon("trial"))  # where they are read, they are sent, as they are
+
+
+def test_an_average_by_sites_is_refused_for_noise_on_counts_alone():
+    check_private(settings(library={"weighting": "sites"}), PrivacySettings(update_limit=1.0))

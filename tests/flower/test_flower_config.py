@@ -54,6 +54,7 @@ def test_runs_that_make_no_sense_are_refused(given: dict, message: str) -> None:
         ({"quorum": 2, "participation": 0.5}, "the quorum is 2, and 1 of 2 sites are asked"),
         ({"privacy": "delta=1e-6"}, "privacy protects nothing"),
         ({"privacy": "feature_limit=1", "set": "library.site_min_count=3"}, "site_min_count"),
+        ({"privacy": "trial_sgd.noise=2"}, "contrast fmri.*retrieval.*In a contrastive loss every trial is also"),
     ],
 )
 def test_runs_are_refused_before_any_site_is_asked(given: dict, message: str) -> None:

@@ -14,7 +14,7 @@ pytest.importorskip("dp_accounting", reason="privacy needs phosphene[privacy]")
 
 from loopback_grid import LoopbackGrid, made_sites, partitions, run_config
 
-from phosphene.errors import FederationError
+from phosphene.errors import FederationError, InputError
 from phosphene.federation import RoundFailure, federate
 from phosphene.federation.accounting import Accountant, Release, Unit
 from phosphene.federation.flower import RunSettings, federate_over
@@ -134,6 +134,15 @@ def test_what_sites_counted_and_the_server_never_saw_is_told(study: Path, tmp_pa
     more, promise = caplog.messages[-4:-2]
     assert more.startswith("Sites count more per trial than came here")
     assert f": epsilon {spent(2).epsilon('trial'):.3g} at delta 1e-05" in promise
+
+
+def test_a_run_goes_on_under_the_same_privacy_alone(study: Path, tmp_path: Path) -> None:
+    nodes = named(study, tmp_path)
+    over(study, tmp_path, nodes)
+    for other, differs in ((PRIVACY.replace("update_noise=4", "update_noise=3"), "3.0, was 4.0"), ("", "was ")):
+        with pytest.raises(InputError, match=rf"belongs to another run: .*privacy.*{differs}"):
+            over(study, tmp_path, nodes, rounds=2, privacy=other)
+    assert over(study, tmp_path, nodes, rounds=2).accountant.rounds == {"north": 2, "south": 2}
 
 
 def test_private_training_is_counted_as_planned(study: Path) -> None:

@@ -115,11 +115,11 @@ def check_private(settings: FederationSettings, privacy: PrivacySettings) -> Non
             f"noise that is split among sites bounds what one adds to their plain sum: server.weighting must be equal, "
             f"it is {settings.server.weighting}"
         )
-    if own.weighting == "sites" and privacy.library_noise:
-        raise InputError(
-            "library.weighting = sites divides by counts of single sites, which are noise: set it to counts"
-        )
     if privacy.feature_limit is not None:
+        if own.weighting == "sites":
+            raise InputError(
+                "library.weighting = sites divides by counts of single sites, which are noise: set it to counts"
+            )
         if not settings.reads_prototypes:
             raise InputError(
                 "privacy.feature_limit has no use: neither training nor inference reads prototypes, and sites send none"
@@ -158,7 +158,8 @@ def releases_of(n_trials: int, settings: FederationSettings, privacy: PrivacySet
     """As `planned_releases`, of a site of so many trials."""
     own = privacy.trial_sgd
     gradients = [] if own is None else [own.release(n_trials, settings.client.epochs)]
-    return Protection(privacy, settings.model.width, len(PARTS)).releases(gradients=gradients)
+    protection = Protection(privacy, settings.model.width, len(PARTS))
+    return protection.releases(library=settings.reads_prototypes, gradients=gradients)
 
 
 def protected_update(
