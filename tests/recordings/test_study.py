@@ -108,6 +108,19 @@ def test_wrong_studies_are_refused(made_study):
         made_study.split("train").responses("sub-09")
 
 
+def test_stimuli_alone_are_a_study_where_that_is_asked_for(made_study, tmp_path):
+    with pytest.raises(InputError, match="at least one person"):
+        Study(made_study.stimuli, [])
+    alone = Study(made_study.stimuli, [], {"default": made_study.roles()}, stimuli_alone=True)
+    path = alone.save(tmp_path / "pictures.h5")
+    with pytest.raises(InputError, match="at least one person"):
+        Study.open(path)
+    with Study.open(path, stimuli_alone=True) as opened:
+        view = opened.split("train")
+        assert (view.subjects, view.stimulus_ids.tolist()) == ([], made_study.split("train").stimulus_ids.tolist())
+        assert opened.digest == alone.digest
+
+
 def test_first_sessions_are_all_that_is_read_and_scaled_by(made_study):
     later = made_study.recordings["sub-01"].trials["session"] > 1
     loud = made_study.recordings["sub-01"]

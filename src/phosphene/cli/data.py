@@ -48,13 +48,26 @@ def import_folder(
         str | None, typer.Option("--folds-by", help="Add splits by this label column, or by stimulus_id.")
     ] = None,
     folds: Annotated[int | None, typer.Option("--folds", help="How many; default: leave one group out.")] = None,
+    stimuli_alone: Annotated[
+        bool,
+        typer.Option("--stimuli-alone", help="There are no people: pictures and captions of a site without a brain."),
+    ] = False,
     seed: Seed = 0,
     json: Json = None,
 ) -> None:
     """Read a plain study folder: the layout for your own data (docs/study_folder.md)."""
     from phosphene.recordings.readers.folder import import_folder as read
 
-    summary(read(path, out, image_size=image_size, folds_column=folds_by, folds=folds, seed=seed), json)
+    made = read(
+        path,
+        out,
+        image_size=image_size,
+        folds_column=folds_by,
+        folds=folds,
+        seed=seed,
+        stimuli_alone=stimuli_alone,
+    )
+    summary(made, json)
 
 
 def summary(path: Path, json: Path | None) -> None:
@@ -62,7 +75,7 @@ def summary(path: Path, json: Path | None) -> None:
     from phosphene.files import write_json
     from phosphene.recordings import Study
 
-    with Study.open(path) as study:
+    with Study.open(path, stimuli_alone=True) as study:
         people = {name: {"trials": r.n_trials, "voxels": r.n_voxels} for name, r in study.recordings.items()}
         facts = {"study": str(path), "digest": study.digest, "stimuli": len(study.stimuli), "people": people}
     size = path.stat().st_size

@@ -139,7 +139,7 @@ class StudyWriter:
     ----------
     path : str or Path
         The study file.
-    name, scaling, unit, licence, citation, recipe
+    name, scaling, unit, licence, citation, recipe, stimuli_alone
         As of `Study`.
 
     Examples
@@ -164,9 +164,11 @@ class StudyWriter:
         licence: str = "",
         citation: str = "",
         recipe: Mapping[str, Any] | None = None,
+        stimuli_alone: bool = False,
     ) -> None:
         if scaling not in SCALINGS:
             raise unknown("scaling", scaling, SCALINGS)
+        self._stimuli_alone = stimuli_alone
         self._path = Path(path)
         self._facts = {
             "format": FORMAT,
@@ -276,7 +278,7 @@ class StudyWriter:
         for split, roles in self._splits.items():
             of = roles_of(split, roles, self._stimuli)
             group.create_dataset(split, data=of.astype(object), dtype=_TEXT)
-        study = _read(self._file, self._path)
+        study = _read(self._file, self._path, self._stimuli_alone)
         if study.scaling == "session":
             self._write_scaling(study)
         shas = {subject: str(person.sha256) for subject, person in self._people.items()}
@@ -297,7 +299,7 @@ class StudyWriter:
 def save_study(study: Study, path: str | Path) -> Path:
     """Write `study` into one file; returns its path."""
     facts = {name: getattr(study, name) for name in ("name", "scaling", "unit", "licence", "citation", "recipe")}
-    with StudyWriter(path, **facts) as writer:
+    with StudyWriter(path, **facts, stimuli_alone=not study.recordings) as writer:
         writer.stimuli(study.stimuli)
         for subject, recording in study.recordings.items():
             dtype = str(getattr(recording.responses, "dtype", "float32"))
@@ -314,7 +316,7 @@ def save_study(study: Study, path: str | Path) -> Path:
     return Path(path)
 
 
-def open_study(path: str | Path) -> Study:
+def open_study(path: str | Path, stimuli_alone: bool = False) -> Study:
     """Open a study file lazily; see `Study.open`."""
     path = Path(path)
     if not path.exists():
@@ -330,7 +332,7 @@ def open_study(path: str | Path) -> Study:
             )
         if int(file.attrs["version"]) > VERSION:
             raise InputError(f"{path} was written by a newer phosphene ({file.attrs['software']}); update to read it")
-        study = _read(file, path)
+        study = _read(file, path, stimuli_alone)
         study._stored_digest = str(file.attrs["digest"])
     except (KeyError, OSError, RuntimeError) as error:
         file.close()
@@ -360,7 +362,7 @@ def verify(path: str | Path) -> list[str]:
     return wrong
 
 
-def _read(file: h5py.File, path: Path) -> Study:
+def _read(file: h5py.File, path: Path, stimuli_alone: bool) -> Study:
     shown = file["stimuli"]
     ids = shown["ids"].asstr()[...]
     captions: list[list[str]] = [[] for _ in ids]
@@ -396,6 +398,7 @@ def _read(file: h5py.File, path: Path) -> Study:
         splits,
         unit=str(file.attrs["unit"]) or None,
         recipe=json.loads(file.attrs["recipe"]),
+        stimuli_alone=stimuli_alone,
         **facts,
     )
     for split, people in file.get("scaling", {}).items():

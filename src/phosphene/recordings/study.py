@@ -46,6 +46,8 @@ class Study:
         keep them on one side. Default: every stimulus is its own unit.
     recipe : mapping, optional
         How the responses came to be (source, mask, preprocessing), as plain values.
+    stimuli_alone : bool
+        Whether nobody's recording need be there: pictures and captions of a site without a brain.
 
     Examples
     --------
@@ -69,10 +71,11 @@ class Study:
         licence: str = "",
         citation: str = "",
         recipe: Mapping[str, Any] | None = None,
+        stimuli_alone: bool = False,
     ) -> None:
         self.stimuli = stimuli
         people = list(recordings.values() if isinstance(recordings, Mapping) else recordings)
-        if not people:
+        if not people and not stimuli_alone:
             raise InputError("a study needs the recording of at least one person")
         self.recordings = {recording.subject: recording for recording in people}
         if len(self.recordings) < len(people):
@@ -98,8 +101,14 @@ class Study:
     # -- on disk ------------------------------------------------------------------------------------------------
 
     @classmethod
-    def open(cls, path: str | Path) -> Study:
+    def open(cls, path: str | Path, stimuli_alone: bool = False) -> Study:
         """Open a study file; pixels and responses stay on disk until they are asked for.
+
+        Parameters
+        ----------
+        path : str or Path
+        stimuli_alone : bool
+            Whether nobody's recording need be there.
 
         Raises
         ------
@@ -108,7 +117,7 @@ class Study:
         """
         from phosphene.recordings.store import open_study
 
-        return open_study(path)
+        return open_study(path, stimuli_alone)
 
     def save(self, path: str | Path) -> Path:
         """Write everything into one HDF5 file, block by block, atomically."""

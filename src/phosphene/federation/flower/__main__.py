@@ -93,7 +93,7 @@ def clusters(
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
 ) -> None:
     """Fit clusters on public stimuli, as classes for runs without label columns; tells the digest a run is given."""
-    with Study.open(study) as opened:
+    with Study.open(study, stimuli_alone=True) as opened:
         used = opened.using(split) if split else opened
         found, words = classes_asked(used, targets_named(targets, used), clusters=number, public=public, seed=seed)
     assert isinstance(found, ClusterClasses)
@@ -141,7 +141,7 @@ def site(
         raise InputError(f"{study} is no study file: it does not exist")
     given = {"site": name, "study": str(study.resolve()), "keep": str(keep.resolve())}
     given |= {"people": people, "targets": targets, "text": text, "privacy": privacy}
-    given["holds"] = ",".join(held_words(holds)) if holds else ""
+    given |= {"holds": ",".join(held_words(holds))} if holds else {}
     if clusters is not None:
         ClusterClasses.open(clusters)
         given["clusters"] = str(clusters.resolve())

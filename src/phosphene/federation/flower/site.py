@@ -33,6 +33,7 @@ from phosphene.federation.protected import planned_releases, protected_update
 from phosphene.federation.settings import FederationSettings
 from phosphene.federation.sites import StudySites, dealt, held_at, held_words
 from phosphene.federation.state import GlobalState, SiteState
+from phosphene.federation.trials import FMRI, IMAGE, MODALITIES
 from phosphene.recordings import Study
 
 __all__ = ["client_app", "first_site"]
@@ -44,7 +45,8 @@ Answer = tuple[dict[str, Any], dict[str, Tensor] | None]
 
 def first_site(own: SiteSettings, run: RunSettings) -> SiteState:
     """The site before its first round, from its study; what it does not hold is not read."""
-    with Study.open(own.study) as opened:
+    held = held_words(own.holds)
+    with Study.open(own.study, stimuli_alone=MODALITIES[FMRI] not in held) as opened:
         study = opened.using(run.split) if run.split else opened
         everybody, name, missing = study.split("train").subjects, own.site, None
         if own.partition_id is not None and own.num_partitions is not None:
@@ -52,11 +54,11 @@ def first_site(own: SiteSettings, run: RunSettings) -> SiteState:
             name, missing = list(places)[own.partition_id], Missing(run.missing, run.pattern, run.seed)
             image, text = (targets_named(each, study, progress=False) for each in (own.targets, own.text))
         else:
-            held = held_words(own.holds)
-            places, holds = {name: own.person_names or (everybody if "fmri" in held else [])}, {name: held}
+            places = {name: own.person_names or (everybody if MODALITIES[FMRI] in held else [])}
+            holds = {name: held}
             image, text = (
                 targets_named(each, study, progress=False) if modality in held else targets_of_nothing(each)
-                for modality, each in (("image", own.targets), ("text", own.text))
+                for modality, each in zip(MODALITIES[IMAGE:], (own.targets, own.text), strict=True)
             )
         classes: LabelClasses | ClusterClasses
         if run.clusters:

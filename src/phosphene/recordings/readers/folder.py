@@ -94,6 +94,7 @@ def import_folder(
     folds_column: str | None = None,
     folds: int | None = None,
     seed: int = 0,
+    stimuli_alone: bool = False,
 ) -> Path:
     """Read a study folder into one study file.
 
@@ -111,6 +112,9 @@ def import_folder(
         Number of folds.
     seed : int
         Of folds and of the holdout that is made where neither `splits.tsv` nor `folds_column` says anything.
+    stimuli_alone : bool
+        There are no people, but pictures, captions and labels of a site without a brain; all of them are for training
+        where nothing says otherwise. Such a file is opened by ``Study.open(path, stimuli_alone=True)`` alone.
 
     Raises
     ------
@@ -121,10 +125,24 @@ def import_folder(
     if not root.is_dir():
         raise InputError(f"{root} is not a folder")
     folders = sorted(f for f in root.iterdir() if f.is_dir() and f.name.startswith("sub-"))
-    if not folders:
+    if stimuli_alone and (folders or not (root / "stimuli.tsv").exists()):
+        raise InputError(
+            f"{root} holds people, or no stimuli.tsv: stimuli alone are listed there, and nobody has seen them"
+        )
+    if not folders and not stimuli_alone:
         raise InputError(f"{root} holds no folder of a person (sub-01, sub-02 ...)")
     people = [_read_person(folder) for folder in folders]
-    return pack(root, out, people, "folder", image_size=image_size, folds_column=folds_column, folds=folds, seed=seed)
+    return pack(
+        root,
+        out,
+        people,
+        "folder",
+        image_size=image_size,
+        folds_column=folds_column,
+        folds=folds,
+        seed=seed,
+        stimuli_alone=stimuli_alone,
+    )
 
 
 def pack(
@@ -137,6 +155,7 @@ def pack(
     folds_column: str | None = None,
     folds: int | None = None,
     seed: int = 0,
+    stimuli_alone: bool = False,
 ) -> Path:
     """Write people into a study file, with what `root` says of stimuli, captions, splits and facts.
 
@@ -147,6 +166,8 @@ def pack(
     splits = read_splits(root, stimuli)
     if folds_column is not None:
         splits |= folds_by(stimuli, folds_column, folds, seed)
+    if not splits and stimuli_alone:
+        splits = {"default": {"train": stimuli.ids}}
     if not splits:
         splits = {"default": holdout(stimuli, facts.unit or "stimulus_id", seed=seed)}
         log.warning("no splits.tsv: a seeded fifth of the stimuli is kept for test (split 'default')")
@@ -158,6 +179,7 @@ def pack(
         licence=facts.licence,
         citation=facts.citation,
         recipe={"reader": reader, "people": {p.subject: p.facts["made_from"] for p in people}},
+        stimuli_alone=stimuli_alone,
     ) as writer:
         writer.stimuli(stimuli)
         for person in people:
