@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from phosphene.cli import app
-from phosphene.errors import InputError
+from phosphene.errors import InputError, LeakageError
 
 BRIEF = ["--set", "model.width=8", "--set", "client.epochs=1", "--targets", "z:pixels", "--text", "tfidf"]
 BRIEF += ["--classes", "group", "--sites", "2", "--rounds", "1", "--seeds", "0"]
@@ -52,6 +52,22 @@ def test_the_matrix_is_printed_written_and_gone_on_with(study: Path, tmp_path: P
         _run(*words, "--rates", "0", "--rounds", "2")
 
 
+def test_clusters_of_public_stimuli_are_classes(study: Path, tmp_path: Path) -> None:
+    words = [*BRIEF, "--out", tmp_path / "m", "--arms", "dropout-token", "--rates", "0.5", "--patterns", "instance"]
+    words = [word for word in words if word not in ("--classes", "group")]
+    said = _run(study, *words, "--clusters", 3, "--public", "train")
+    assert "site-1: sub-01; 24 training trials (cluster-000-" in said
+    held = json.loads((tmp_path / "m" / "matrix.json").read_text())
+    assert len(held["classes"]) == 3
+    assert held["classes_from"] == "clusters of image embeddings of 48 public stimuli (train)"
+    with pytest.raises(LeakageError, match="10 test stimuli were used to fit the clusters"):
+        _run(study, *words, "--clusters", 3, "--public", "test")
+    with pytest.raises(InputError, match="--clusters needs --public"):
+        _run(study, *words, "--clusters", 3)
+    with pytest.raises(InputError, match="give one of them"):
+        _run(study, *words)
+
+
 def test_tuning_is_written_down_before_the_comparison(study: Path, tmp_path: Path) -> None:
     words = [*BRIEF, "--out", tmp_path / "m", "--rates", "0.5", "--patterns", "instance"]
     said = _run(study, *words, "--arms", "dropout-token,no-contrast", "--tune")
@@ -78,6 +94,7 @@ def test_tuning_is_written_down_before_the_comparison(study: Path, tmp_path: Pat
         (["--sites", 3], "--sites lies in 1 to 2"),
         (["--set", "masks.dropout=0.1"], "what arms differ in"),
         (["--set", "client.learning_rate=0.1"], "each has its own"),
+        (["--clusters", 3, "--public", "train"], "give one of them"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(study: Path, tmp_path: Path, words: list[object], message: str) -> None:

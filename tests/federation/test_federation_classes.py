@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from phosphene.encoders import Targets
 from phosphene.encoders.pixels import PixelGridEncoder
@@ -57,3 +60,43 @@ def test_wrong_numbers_and_other_encoders_are_refused(targets):
     other = ClusterClasses(np.zeros((2, 4), np.float32), frozenset(), "another")
     with pytest.raises(InputError, match="clusters of another cannot be looked up"):
         other.labels(targets, targets.ids)
+
+
+def test_clusters_are_a_file_that_every_site_has(targets, tmp_path):
+    classes = ClusterClasses.fit(targets, targets.ids[:40], 2)
+    classes.save(tmp_path / "clusters.safetensors")
+    back = ClusterClasses.open(tmp_path / "clusters.safetensors")
+    assert np.array_equal(back.centres, classes.centres)
+    assert (back.fitted_on, back.encoder, back.digest) == (classes.fitted_on, classes.encoder, classes.digest)
+    others = ClusterClasses(classes.centres, classes.fitted_on, "another encoder")
+    assert len({classes.digest, others.digest, ClusterClasses.fit(targets, targets.ids[:30], 2).digest}) == 3
+
+
+def _whole(path: Path) -> dict[str, bytes]:
+    centres, told = np.eye(3, 4, dtype=np.float32), {"clusters": '{"fitted_on": [], "encoder": "e"}'}
+    places = {
+        "nothing": ({}, told),
+        "other tensors": ({"weights": centres}, told),
+        "no facts": ({"centres": centres}, None),
+        "facts that are none": ({"centres": centres}, {"clusters": "{"}),
+        "one centre": ({"centres": centres[:1]}, told),
+        "a vector": ({"centres": centres[0]}, told),
+        "no numbers": ({"centres": centres * np.nan}, told),
+    }
+    made = {}
+    for name, (tensors, facts) in places.items():
+        save_file(tensors, path, facts)
+        made[name] = path.read_bytes()
+    save_file({"centres": centres}, path, told)
+    assert len(ClusterClasses.open(path).centres) == 3
+    return {**made, "cut": path.read_bytes()[:-9], "text": b"hello"}
+
+
+def test_files_that_are_no_clusters_are_refused(tmp_path):
+    path = tmp_path / "clusters.safetensors"
+    for name, content in _whole(path).items():
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"no readable file of clusters|at least two rows of finite numbers"):
+            raise AssertionError(f"{name} was read: {ClusterClasses.open(path)}")
+    with pytest.raises(InputError, match="no readable file of clusters"):
+        ClusterClasses.open(tmp_path / "none")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from phosphene.errors import InputError
-from phosphene.federation.missing import fractions, missing_pattern, site_patterns
+from phosphene.federation.missing import Missing, fractions, missing_pattern, site_patterns
 
 IDS = [f"t{i}" for i in range(4000)]
 
@@ -54,6 +54,30 @@ def test_what_is_not_there_to_begin_with_stays_away():
         missing_pattern(IDS, 0.5, "site", 0, brain, ["a", "b"], np.tile(~held[brain], (4000, 1)))
     with pytest.raises(InputError, match="something in each row"):
         missing_pattern(IDS, 0.5, available=np.zeros((4000, 3), dtype=bool))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 0.5, 0.9])
+def test_patterns_of_sites_are_drawn_among_what_they_hold(rate):
+    held = {"a": (True, True, False), "b": (False, True, True), "c": (True, True, True), "d": (False, False, True)}
+    patterns = site_patterns(held, rate, seed=3)
+    assert list(patterns) == list(held)
+    assert not any((patterns[name] & ~np.array(has)).any() for name, has in held.items())
+    table = np.array(list(patterns.values()))
+    assert table.any(axis=1).all()
+    assert table.any(axis=0).all()
+    assert table.sum() == max(8 - round(rate * 8), 4)
+    everything = dict.fromkeys(held, (True, True, True))
+    assert all(
+        np.array_equal(site_patterns(everything, rate, 3)[n], site_patterns(list(held), rate, 3)[n]) for n in held
+    )
+
+
+def test_what_is_to_be_missing_is_checked_when_it_is_said():
+    assert Missing(0.3) == Missing(0.3, "instance", 0)
+    with pytest.raises(InputError, match="rate of missing modalities"):
+        Missing(1.0)
+    with pytest.raises(InputError, match="did you mean 'site'"):
+        Missing(0.5, "sight")
 
 
 def test_fractions_name_the_combinations():

@@ -95,14 +95,14 @@ def run_config(study: Path, folder: Path, **changes) -> dict:
     return {**RUN, "study": str(study), "out": str(folder / "run"), "keep": str(folder / "keep"), **changes}
 
 
-def made_sites(study: Path, n: int, missing: float = 0.3, **others) -> dict[str, SiteState]:
+def made_sites(study: Path, n: int, missing: float = 0.3, kind: str = "instance", **others) -> dict[str, SiteState]:
     """The same sites as `phosphene federate --sites` makes."""
     with Study.open(study) as opened:
         view = opened.split("train")
         targets = targets_named("z:pixels", opened, False), targets_named("tfidf", opened, False)
         classes = LabelClasses.found(view.stimuli.labels, ["group"])
         made = StudySites(opened, dealt(view.subjects, n), classes, *targets, **others)
-        return made.sites(SETTINGS.model.width, Missing(missing))
+        return made.sites(SETTINGS.model.width, Missing(missing, kind))
 
 
 def in_process(study: Path, n: int, rounds: int, missing: float = 0.3, **options) -> Federated:

@@ -169,6 +169,9 @@ def test_the_commands_start_nothing_with_wrong_files(files, others, node_key, st
     assert "quotes" in _told([*named, "--study", study, "--people", 'a"b'], capsys, monkeypatch)
     limited = [*named, "--study", study, "--epsilon-limit", 3]
     assert "epsilon-limit has no use without privacy" in _told(limited, capsys, monkeypatch)
+    assert "unknown modality 'words'" in _told([*named, "--study", study, "--holds", "words"], capsys, monkeypatch)
+    clusters = [*named, "--study", study, "--clusters", files["authority"]]
+    assert "is no readable file of clusters" in _told(clusters, capsys, monkeypatch)
     assert "HOST:PORT" in _told([*named, "--study", study, "--superlink", "server"], capsys, monkeypatch)
 
 
@@ -177,13 +180,13 @@ def test_a_site_becomes_a_supernode_that_contacts_nobody_else(files, node_key, s
     monkeypatch.setattr(command.os, "execve", lambda path, words, environment: started.append((words, environment)))
     words = ["--authority", files["authority"], "--key", node_key, "--superlink", "127.0.0.1:1", "--study", study]
     words = ["flower", "site", *words, "--keep", tmp_path / "keep", "--name", "north", "--home", tmp_path / "home"]
-    words += ["--privacy", "update_limit=4 update_noise=2", "--epsilon-limit", 20]
+    words += ["--privacy", "update_limit=4 update_noise=2", "--epsilon-limit", 20, "--holds", "image,fmri"]
     monkeypatch.setattr(sys, "argv", list(map(str, words)))
     with pytest.raises(SystemExit) as ended:
         command.main()
     assert ended.value.code == 0
     ((said, environment),) = started
-    own = 'privacy="update_limit=4 update_noise=2" epsilon-limit="20.0"'
+    own = 'privacy="update_limit=4 update_noise=2" holds="fmri,image" epsilon-limit="20.0"'
     assert said[-1] == f'site="north" study="{study}" keep="{tmp_path / "keep"}" {own}'
     assert "--insecure" not in said
     assert environment["FLWR_HOME"] == str(tmp_path / "home")
