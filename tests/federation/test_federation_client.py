@@ -277,3 +277,7 @@ def test_where_nothing_reads_prototypes_none_is_sent():
     back = Contribution.from_tensors(*without.to_tensors())
     assert back.library.is_empty
     assert back.library.sums.shape == with_them.library.sums.shape
+    tensors, facts = without.to_tensors()
+    for rubbish in ([4, 10**9, 1, 10**9], [4, 4, 1], [4, -1, 1, 16]):
+        with pytest.raises(InputError, match="a library of shape"):
+            Contribution.from_tensors(tensors, {**facts, "library": rubbish})

@@ -24,6 +24,7 @@ _STATE, _TENSORS = "state.json", "tensors.safetensors"
 _TERMS = ("total", "task", "retrieval", "proximal", "model contrast", *(f"contrast {part}" for part in PARTS))
 _METRICS = ("complete", *sorted(f"loss {term}" for term in _TERMS))
 _LONGEST = 60  # characters of a text of another party's that is passed on
+_MOST = 2**26  # numbers of a library that is told by its shape: half a gigabyte
 
 
 @dataclass(frozen=True)
@@ -365,11 +366,13 @@ def _sent(library: PrototypeLibrary) -> dict[str, Tensor]:
 
 
 def _received(tensors: Mapping[str, Tensor], shape: Sequence[int]) -> PrototypeLibrary:
-    """What `_sent` gave."""
+    """What `_sent` gave; a shape alone is another party's words, and costs memory here."""
     if tensors:
         return PrototypeLibrary.from_tensors(tensors)
-    _, classes, centres, width = map(int, shape)
-    return PrototypeLibrary.empty(classes, width, centres)
+    sizes = [int(size) for size in shape]
+    if len(sizes) != 4 or min(sizes) < 0 or math.prod(sizes) > _MOST:
+        raise InputError(f"a library of shape {sizes[:4]} is none of (4, classes, centres, width)")
+    return PrototypeLibrary.empty(sizes[1], sizes[3], sizes[2])
 
 
 def _save(folder: str | Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
