@@ -73,7 +73,7 @@ def test_tuning_is_written_down_before_the_comparison(study: Path, tmp_path: Pat
     said = _run(study, *words, "--arms", "dropout-token,no-contrast", "--tune")
     choices = json.loads((tmp_path / "m" / "choices.json").read_text())
     assert set(choices["chosen"]) == {"dropout-token", "pmcmfl"}  # an ablation stands over the choice of its model
-    assert {len(each) for each in choices["tried"].values()} == {4}
+    assert {name: len(each) for name, each in choices["tried"].items()} == {"dropout-token": 9, "pmcmfl": 6}
     best = max(choices["tried"]["dropout-token"], key=lambda row: row["score"])
     assert choices["chosen"]["dropout-token"] == best["settings"]
     record = json.loads((tmp_path / "m" / "records" / "study-instance-0.5-seed0-dropout-token.json").read_text())
