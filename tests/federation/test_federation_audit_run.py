@@ -14,7 +14,11 @@ from phosphene.federation.audit_run import audit_run, halved
 from phosphene.federation.privacy import PrivacySettings
 from phosphene.federation.state import SiteState
 
-LEARNT = {"client": {"epochs": 12, "learning_rate": 5e-3}, "server": {"max_ratio": None}}
+LEARNT = {
+    "client": {"epochs": 12, "learning_rate": 5e-3},
+    "objective": {"full_view": 0.0},
+    "server": {"max_ratio": None},
+}
 
 
 def sites(n: int = 60, noise: float = 3.0) -> dict[str, SiteState]:
