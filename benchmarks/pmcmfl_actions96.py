@@ -38,9 +38,8 @@ from phosphene.evaluation.federated_rivals import ARMS, train
 from phosphene.evaluation.metrics import count_true, similarity, top_k, two_way
 from phosphene.evaluation.missing_modalities import Network, shown
 from phosphene.evaluation.statistics import Resampler
-from phosphene.federation import FederationSettings, LabelClasses, Trials, dealt
+from phosphene.federation import FederationSettings, LabelClasses, Missing, StudySites, Trials, dealt
 from phosphene.federation.adapter import with_adapters
-from phosphene.federation.sites import site_of_study, trials_of_view
 from phosphene.files import write_json
 from phosphene.recordings import Study
 from phosphene.table import Table
@@ -71,21 +70,11 @@ class Fold:
     """One fold of a partition: sites, and complete test trials of all videos."""
 
     def __init__(self, study: Study, targets: Any, classes: LabelClasses, n_sites: int, rate: float, seed: int) -> None:
-        places = dealt(study.subjects, n_sites)
-        views = {name: study.split("train").subset(people) for name, people in places.items()}
-        lack = {"rate": rate, "kind": "instance", "seed": seed, "sites": list(places)} if rate else None
-        self.sites = {
-            name: site_of_study(name, view, classes, targets, FederationSettings.preset().model.width, lack)
-            for name, view in views.items()
-        }
-        test = study.split("test")
-        self.tests = {
-            name: trials_of_view(test.subset(people), classes, targets, averaged=True)
-            for name, people in places.items()
-        }
+        whole = StudySites(study, dealt(study.subjects, n_sites), classes, *targets)
+        self.sites = whole.sites(FederationSettings.preset().model.width, Missing(rate, seed=seed) if rate else None)
+        self.tests, self.units = whole.tests(), whole.units()
         trained = torch.stack([each.trials.labels.sum(dim=0) for each in self.sites.values()]).sum(dim=0)  # type: ignore[union-attr]
         self.trained, self.known = trained, trained > 0
-        self.units = dict(zip(test.stimulus_ids.tolist(), test.units.tolist(), strict=True))
 
     def scored(self, arm: str, seed: int) -> dict[str, Any]:
         """Scores of every test video, by person."""
