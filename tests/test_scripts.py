@@ -22,7 +22,7 @@ def taken(script: Path) -> list[tuple[str, str]]:
     ]
     return [
         each for each in found if not each[0].startswith("phosphene.federation.flower")
-    ]  # an environment of its own
+    ]  # has its own environment
 
 
 def exists(module: str, name: str) -> bool:
