@@ -20,9 +20,7 @@ def taken(script: Path) -> list[tuple[str, str]]:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "phosphene"
         for alias in node.names
     ]
-    return [
-        each for each in found if not each[0].startswith("phosphene.federation.flower")
-    ]  # has its own environment
+    return [each for each in found if not each[0].startswith("phosphene.federation.flower")]  # has its own environment
 
 
 def exists(module: str, name: str) -> bool:
