@@ -7,15 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from federate_runs import BRIEF, run
 
-from phosphene.cli import app
 from phosphene.errors import InputError
 from phosphene.federation import dealt
-
-BRIEF = ["--set", "model.width=16", "--set", "client.epochs=1", "--targets", "z:pixels", "--text", "tfidf"]
-BRIEF += ["--classes", "group"]
-
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -25,32 +20,26 @@ def study(virtual_people: Callable[..., Path]) -> Path:
     return virtual_people(test=8)
 
 
-def _run(*words: object) -> str:
-    done = CliRunner().invoke(app, ["federate", *map(str, words)], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return done.output
-
-
 def test_a_run_with_faults_is_told_and_goes_on(study: Path, tmp_path: Path) -> None:
     words = [study, *BRIEF, "--sites", 3, "--missing", 0.5, "--out", tmp_path / "run", "--json", tmp_path / "told.json"]
     words += ["--fault", "drop:site-2:1", "--fault", "delay:site-3:1:90", "--deadline", 60]
-    said = _run(*words, "--rounds", 1)
+    said = run(*words, "--rounds", 1)
     assert "site-1: sub-01, sub-02; 48 trials, missing fmri 0." in said
     assert "round 1: 1 sites, loss " in said
     assert "site-2 missing (it dropped out)" in said
     assert "site-3 missing (no answer within 60 s)" in said
-    said = _run(*words, "--rounds", 2)
+    said = run(*words, "--rounds", 2)
     assert "round 2: 3 sites" in said
     told = json.loads((tmp_path / "told.json").read_text())
     assert [len(record["used"]) for record in told["history"]] == [1, 3]
     assert 0.3 < told["fractions"]["site-1"]["missing image"] < 0.6
     with pytest.raises(InputError, match=r"settings\.seed is 1, was 0"):
-        _run(*words, "--rounds", 2, "--seed", 1)
+        run(*words, "--rounds", 2, "--seed", 1)
 
 
 def test_a_whole_site_can_miss_a_modality(study: Path, tmp_path: Path) -> None:
     words = ["--missing", 0.3, "--pattern", "site", "--rounds", 1, "--preset", "modality-dropout"]
-    _run(study, *BRIEF, *words, "--out", tmp_path / "run", "--json", tmp_path / "told.json")
+    run(study, *BRIEF, *words, "--out", tmp_path / "run", "--json", tmp_path / "told.json")
     shares = json.loads((tmp_path / "told.json").read_text())["fractions"]
     assert {share[f"missing {name}"] for share in shares.values() for name in ("fmri", "image", "text")} == {0.0, 1.0}
 
@@ -75,7 +64,7 @@ def test_a_whole_site_can_miss_a_modality(study: Path, tmp_path: Path) -> None:
 )
 def test_what_is_refused_leaves_nothing(study: Path, tmp_path: Path, words: list, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        _run(study, *BRIEF, "--rounds", 1, "--out", tmp_path / "run", *words)
+        run(study, *BRIEF, "--rounds", 1, "--out", tmp_path / "run", *words)
     assert not (tmp_path / "run").exists()
 
 

@@ -7,13 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from federate_runs import BRIEF, run
 
-from phosphene.cli import app
 from phosphene.errors import InputError, LeakageError
 
-BRIEF = ["--set", "model.width=16", "--set", "client.epochs=1", "--targets", "z:pixels", "--text", "tfidf"]
-BRIEF += ["--classes", "group"]
 HOLDS = ["--holds", "site-1=fmri,image", "--holds", "site-2=fmri,text", "--holds", "site-3=image,text"]
 
 
@@ -25,17 +22,11 @@ def study(virtual_people: Callable[..., Path]) -> Path:
     return virtual_people(test=8)
 
 
-def _run(*words: object) -> str:
-    done = CliRunner().invoke(app, ["federate", *map(str, words)], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return done.output
-
-
 def test_sites_that_lack_something_train_and_are_told(study: Path, tmp_path: Path) -> None:
     words = [study, *BRIEF, *HOLDS, "--public-site", "train", "--missing", 0.3, "--out", tmp_path / "run"]
     words += ["--json", tmp_path / "told.json", "--report", tmp_path / "page.html", "--audit"]
-    _run(*words, "--rounds", 1)
-    said = _run(*words, "--rounds", 2)
+    run(*words, "--rounds", 1)
+    said = run(*words, "--rounds", 2)
     assert "site-3: no brain; 24 trials, missing fmri 1.00" in said
     assert "public: no brain; 96 trials, missing fmri 1.00" in said
     assert "nothing is scored at site-3, public: there is no brain" in said
@@ -61,14 +52,14 @@ def test_sums_and_noise_hold_for_sites_without_a_brain(study: Path, tmp_path: Pa
     pytest.importorskip("dp_accounting")
     words = ["--sites", 2, "--holds", "site-2=image", "--public-site", "train", "--missing", 0.3, "--pattern", "site"]
     words += ["--secure", "--privacy", "update_limit=1", "--privacy", "seed=3", "--rounds", 1, "--no-compare"]
-    said = _run(study, *BRIEF, *words, "--out", tmp_path / "run")
+    said = run(study, *BRIEF, *words, "--out", tmp_path / "run")
     assert "round 1: 3 sites" in said
     assert "accuracy on the test part" in said
 
 
 def test_a_federation_without_any_brain_is_trained_and_not_scored(study: Path, tmp_path: Path) -> None:
     words = ["--sites", 1, "--holds", "site-1=image,text", "--public-site", "train", "--rounds", 1]
-    said = _run(study, *BRIEF, *words, "--out", tmp_path / "run")
+    said = run(study, *BRIEF, *words, "--out", tmp_path / "run")
     assert "nothing is scored at site-1, public: there is no brain" in said
     assert "accuracy" not in said
 
@@ -91,11 +82,11 @@ def test_what_is_refused_leaves_nothing(
     study: Path, tmp_path: Path, words: list, kind: type[Exception], message: str
 ) -> None:
     with pytest.raises(kind, match=message):
-        _run(study, *BRIEF, "--rounds", 1, "--out", tmp_path / "run", *words)
+        run(study, *BRIEF, "--rounds", 1, "--out", tmp_path / "run", *words)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_site_without_pictures_has_no_clusters(study: Path, tmp_path: Path) -> None:
     words = ["--clusters", 4, "--public", "train", "--holds", "site-2=fmri,text", "--out", tmp_path / "run"]
     with pytest.raises(InputError, match="site-2 holds no image, and clusters are of image embeddings"):
-        _run(study, *BRIEF[:-2], *words)
+        run(study, *BRIEF[:-2], *words)

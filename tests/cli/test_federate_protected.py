@@ -7,17 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from federate_runs import BRIEF, DATA, NEEDS, NOISE, run
 from typer.testing import CliRunner
 
 from phosphene.cli import app
 from phosphene.errors import InputError, LeakageError
 from phosphene.federation import engine
-
-DATA = ["--targets", "z:pixels", "--text", "tfidf"]
-BRIEF = [*DATA, "--classes", "group", "--set", "model.width=16", "--set", "client.epochs=1"]
-NOISE = [f"--privacy={each}" for each in ("update_limit=1", "update_noise=4", "feature_limit=2", "library_noise=4")]
-NEEDS = "PRIVACY EXTRA ABSENT: install phosphene[privacy]"
-
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -27,18 +22,12 @@ def study(virtual_people: Callable[..., Path]) -> Path:
     return virtual_people(test=12)
 
 
-def _run(*words: object) -> str:
-    done = CliRunner().invoke(app, ["federate", *map(str, words)], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return done.output
-
-
 def _told(folder: Path) -> dict:
     return json.loads((folder / "told.json").read_text())
 
 
 def test_a_plain_run_scores_every_pattern_and_says_what_guessing_gives(study: Path, tmp_path: Path) -> None:
-    said = _run(study, *BRIEF, "--rounds", 2, "--out", tmp_path / "run", "--json", tmp_path / "told.json")
+    said = run(study, *BRIEF, "--rounds", 2, "--out", tmp_path / "run", "--json", tmp_path / "told.json")
     scores = _told(tmp_path)["scores"]
     assert f"  fmri: {scores['patterns']['fmri']['mean']['accuracy']:.3f} [" in said
     assert f"chance {scores['chances']['accuracy']:.3f}, the commonest class alone" in said
@@ -50,7 +39,7 @@ def test_a_plain_run_scores_every_pattern_and_says_what_guessing_gives(study: Pa
 def test_protection_tells_epsilon_unit_cost_and_what_is_left_out(study: Path, tmp_path: Path) -> None:
     pytest.importorskip("dp_accounting", reason=NEEDS)
     words = [study, *BRIEF, *NOISE, "--privacy", "seed=1", "--rounds", 2]
-    said = _run(*words, "--out", tmp_path / "run", "--json", tmp_path / "told.json")
+    said = run(*words, "--out", tmp_path / "run", "--json", tmp_path / "told.json")
     told = _told(tmp_path)
     for unit in ("trial", "site"):
         epsilon = told["privacy"]["units"][unit]["epsilon"]
@@ -64,25 +53,25 @@ def test_protection_tells_epsilon_unit_cost_and_what_is_left_out(study: Path, tm
     own, bare = (told[arm]["patterns"]["fmri"]["mean"]["accuracy"] for arm in ("scores", "unprotected"))
     assert f"; without protection {bare:.3f}, cost {bare - own:+.3f}" in said
     plain = tmp_path / "plain"
-    _run(study, *BRIEF, "--rounds", 2, "--out", plain / "run", "--json", plain / "told.json")
+    run(study, *BRIEF, "--rounds", 2, "--out", plain / "run", "--json", plain / "told.json")
     assert _told(plain)["scores"] == told["unprotected"]
-    _run(*words, "--no-compare", "--out", tmp_path / "run", "--json", tmp_path / "told.json")
+    run(*words, "--no-compare", "--out", tmp_path / "run", "--json", tmp_path / "told.json")
     assert "unprotected" not in _told(tmp_path)
 
 
 def test_a_secure_run_sees_sums_and_splits_noise(study: Path, tmp_path: Path) -> None:
     pytest.importorskip("dp_accounting", reason=NEEDS)
     words = [study, *BRIEF, "--rounds", 1, "--secure", "--json", tmp_path / "told.json"]
-    said = _run(*words, "--out", tmp_path / "run")
+    said = run(*words, "--out", tmp_path / "run")
     record = _told(tmp_path)["history"][0]
     assert record["seen"] == "sum"
     assert set(record["used"].values()) == {None}
     assert "server.max_ratio is off: of sums alone" in said
-    plain = _run(study, *BRIEF, "--rounds", 1, "--out", tmp_path / "plain")
+    plain = run(study, *BRIEF, "--rounds", 1, "--out", tmp_path / "plain")
     line = next(line for line in said.splitlines() if line.startswith("  fmri:"))
     assert line in plain
     shares = [*NOISE, "--privacy", "shares=4", "--set", "server.weighting=equal", "--no-compare"]
-    said = _run(*words, *shares, "--out", tmp_path / "split")
+    said = run(*words, *shares, "--out", tmp_path / "split")
     assert "privacy (the server sees sums over sites alone):" in said
     assert "the noise is split among 4 sites" in said
 
@@ -94,7 +83,7 @@ def test_a_protected_run_that_is_stopped_goes_on_and_counts_honestly(
     """Seeded noise is the same again, and costs once; other noise is another release, and is counted twice."""
     pytest.importorskip("dp_accounting", reason=NEEDS)
     words = [study, *BRIEF, *NOISE, "--no-compare", "--rounds", 3] + (["--privacy", "seed=1"] if seeded else [])
-    _run(*words, "--out", tmp_path / "whole", "--json", tmp_path / "told.json")
+    run(*words, "--out", tmp_path / "whole", "--json", tmp_path / "told.json")
     whole = _told(tmp_path)["privacy"]["units"]["trial"]
     real, calls = engine.protected_update, []
 
@@ -108,7 +97,7 @@ def test_a_protected_run_that_is_stopped_goes_on_and_counts_honestly(
         patch.setattr(engine, "protected_update", stopped)
         done = CliRunner().invoke(app, ["federate", *map(str, words), "--out", str(tmp_path / "run")])
     assert done.exit_code == 130
-    _run(*words, "--out", tmp_path / "run", "--json", tmp_path / "told.json")
+    run(*words, "--out", tmp_path / "run", "--json", tmp_path / "told.json")
     again = _told(tmp_path)["privacy"]["units"]["trial"]
     assert again["rounds"] == (3 if seeded else 4)
     assert (again["epsilon"] == whole["epsilon"]) == seeded
@@ -122,37 +111,37 @@ def test_a_protected_run_that_is_stopped_goes_on_and_counts_honestly(
 def test_private_training_is_for_the_classification_loss_alone(study: Path, tmp_path: Path) -> None:
     words = [study, *BRIEF, "--rounds", 1, "--no-compare", "--privacy", "trial_sgd.noise=2", "--out", tmp_path / "run"]
     with pytest.raises(InputError, match=r"contrast fmri.*retrieval.*In a contrastive loss every trial is also"):
-        _run(*words)
+        run(*words)
     assert not (tmp_path / "run").exists()
     pytest.importorskip("opacus", reason=NEEDS)
     plain = ["retrieval_weight", *(f"contrast_{part}" for part in ("fmri", "image", "text", "fusion"))]
     plain = [f"--set=objective.{name}=0" for name in plain]
     with pytest.raises(InputError, match=r"one in closed form is made of the trials as they are: set model\.adapter"):
-        _run(*words, *plain)
-    said = _run(*words, *plain, "--set", "model.adapter=learned")
+        run(*words, *plain)
+    said = run(*words, *plain, "--set", "model.adapter=learned")
     assert "gradients of training 2" in said
 
 
 def test_clusters_of_public_stimuli_are_classes(study: Path, tmp_path: Path) -> None:
     words = [study, *DATA, "--set", "model.width=16", "--rounds", 1, "--out", tmp_path / "run"]
-    _run(*words, "--clusters", 5, "--public", "train", "--json", tmp_path / "told.json")
+    run(*words, "--clusters", 5, "--public", "train", "--json", tmp_path / "told.json")
     told = _told(tmp_path)
     assert len(told["classes"]) == 5
     assert all(name.startswith("cluster-") for name in told["classes"])
     assert told["classes_from"] == "clusters of image embeddings of 96 public stimuli (train)"
     assert "accuracy" in told["scores"]["patterns"]["fmri"]["mean"]
     with pytest.raises(LeakageError, match="12 test stimuli were used to fit the clusters"):
-        _run(*words[:-1], tmp_path / "other", "--clusters", 5, "--public", "test")
+        run(*words[:-1], tmp_path / "other", "--clusters", 5, "--public", "test")
     with pytest.raises(LeakageError, match="test stimuli were used"):
-        _run(*words[:-1], tmp_path / "other", "--clusters", 5, "--public", "all")
+        run(*words[:-1], tmp_path / "other", "--clusters", 5, "--public", "all")
     with pytest.raises(InputError, match=r"agreement\.classes"):
-        _run(*words, "--clusters", 4, "--public", "train")
+        run(*words, "--clusters", 4, "--public", "train")
 
 
 def test_the_report_holds_run_and_audit(study: Path, tmp_path: Path) -> None:
     pytest.importorskip("dp_accounting", reason=NEEDS)
     words = [study, *BRIEF, *NOISE, "--audit", "--rounds", 2, "--fault", "drop:site-2:1"]
-    said = _run(*words, "--out", tmp_path / "run", "--report", tmp_path / "page.html", "--json", tmp_path / "told.json")
+    said = run(*words, "--out", tmp_path / "run", "--report", tmp_path / "page.html", "--json", tmp_path / "told.json")
     told = _told(tmp_path)
     assert told["audit"].keys() == {"unprotected", "protected"}
     assert told["audit"]["protected"].keys() == set(told["sites"])

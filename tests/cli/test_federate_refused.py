@@ -6,16 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from federate_runs import BRIEF, DATA, run
 
-from phosphene.cli import app
 from phosphene.errors import FederationError, InputError
 from phosphene.federation import classes
 from phosphene.recordings import Study
-
-DATA = ["--targets", "z:pixels", "--text", "tfidf"]
-BRIEF = [*DATA, "--classes", "group", "--set", "model.width=16", "--set", "client.epochs=1"]
-
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -23,12 +18,6 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 @pytest.fixture(scope="module")
 def study(virtual_people: Callable[..., Path]) -> Path:
     return virtual_people(test=6, own=16)
-
-
-def _run(*words: object) -> str:
-    done = CliRunner().invoke(app, ["federate", *map(str, words)], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return done.output
 
 
 @pytest.mark.parametrize(
@@ -53,7 +42,7 @@ def _run(*words: object) -> str:
 )
 def test_what_is_refused_leaves_nothing(study: Path, tmp_path: Path, words: list, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        _run(study, *BRIEF, "--rounds", 1, "--out", tmp_path / "run", *words)
+        run(study, *BRIEF, "--rounds", 1, "--out", tmp_path / "run", *words)
     assert not (tmp_path / "run").exists()
 
 
@@ -69,19 +58,19 @@ def test_what_is_refused_leaves_nothing(study: Path, tmp_path: Path, words: list
 )
 def test_classes_that_cannot_be_had_are_refused(study: Path, tmp_path: Path, words: list, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        _run(study, *DATA, "--rounds", 1, "--out", tmp_path / "run", *words)
+        run(study, *DATA, "--rounds", 1, "--out", tmp_path / "run", *words)
 
 
 def test_bad_runs_are_told_in_words(study: Path, tmp_path: Path) -> None:
     """A site without a complete trial, prototypes of too few trials, and a round in which nobody sends anything."""
-    said = _run(study, *BRIEF, "--rounds", 1, "--missing", 0.3, "--pattern", "site", "--out", tmp_path / "pattern")
+    said = run(study, *BRIEF, "--rounds", 1, "--missing", 0.3, "--pattern", "site", "--out", tmp_path / "pattern")
     assert "has no complete trial: nothing of it enters the prototypes of the fusion" in said
-    said = _run(study, *BRIEF, "--rounds", 1, "--set", "library.min_count=1000", "--out", tmp_path / "few")
+    said = run(study, *BRIEF, "--rounds", 1, "--set", "library.min_count=1000", "--out", tmp_path / "few")
     assert "prototypes held back, of too few trials" in said
     assert "no prototype of " in said
     drops = [f"--fault=drop:site-{number}:1" for number in range(1, 5)]
     with pytest.raises(FederationError, match="0 usable contributions, 1 are needed"):
-        _run(study, *BRIEF, "--rounds", 1, *drops, "--out", tmp_path / "empty")
+        run(study, *BRIEF, "--rounds", 1, *drops, "--out", tmp_path / "empty")
 
 
 def test_a_test_stimulus_of_an_unknown_class_is_refused_before_training(
@@ -93,5 +82,5 @@ def test_a_test_stimulus_of_an_unknown_class_is_refused_before_training(
     known = staticmethod(lambda *asked: tuple(each for each in found(*asked) if each != unknown))
     monkeypatch.setattr(classes, "find_classes", known)
     with pytest.raises(InputError, match="some are of none that is known: "):
-        _run(study, *BRIEF, "--rounds", 1, "--out", tmp_path / "run")
+        run(study, *BRIEF, "--rounds", 1, "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()

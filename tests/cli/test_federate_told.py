@@ -7,18 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from federate_runs import BRIEF, NEEDS, NOISE, run
 
-from phosphene.cli import app
 from phosphene.errors import InputError
 from phosphene.federation import audit_run, engine
 from phosphene.recordings import Study
-
-BRIEF = ["--targets", "z:pixels", "--text", "tfidf", "--classes", "group"]
-BRIEF += ["--set", "model.width=16", "--set", "client.epochs=1"]
-NOISE = [f"--privacy={each}" for each in ("update_limit=1", "update_noise=4", "feature_limit=2", "library_noise=4")]
-NEEDS = "PRIVACY EXTRA ABSENT: install phosphene[privacy]"
-
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -26,12 +19,6 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 @pytest.fixture(scope="module")
 def study(virtual_people: Callable[..., Path]) -> Path:
     return virtual_people(test=8)
-
-
-def _run(*words: object) -> str:
-    done = CliRunner().invoke(app, ["federate", *map(str, words)], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return done.output
 
 
 def test_the_audit_is_of_the_run_with_all_that_befell_it(
@@ -43,7 +30,7 @@ def test_the_audit_is_of_the_run_with_all_that_befell_it(
     )
     befell = ["--fault", "drop:site-2:1", "--fault", "delay:site-3:1:90", "--deadline", 60, "--quorum", 2]
     words = [study, *BRIEF, "--audit", "--rounds", 1, "--out", tmp_path / "run", "--json", tmp_path / "told.json"]
-    said = _run(*words, *befell)
+    said = run(*words, *befell)
     audit = json.loads((tmp_path / "told.json").read_text())["audit"]["unprotected"]
     assert [site for site, attacks in audit.items() if not attacks] == ["site-2", "site-3"]
     assert "site-2: nothing could be attacked: nothing of it counted" in said
@@ -51,7 +38,7 @@ def test_the_audit_is_of_the_run_with_all_that_befell_it(
     assert (asked[0]["deadline"], asked[0]["quorum"], asked[0]["participation"]) == (60, 2, 1.0)
     words[words.index(tmp_path / "run")] = tmp_path / "other"
     with pytest.raises(InputError, match=r"Audit without privacy\.epsilon_limit"):
-        _run(*words, "--privacy", "trial_sgd.noise=2", "--privacy", "epsilon_limit=3", "--no-compare")
+        run(*words, "--privacy", "trial_sgd.noise=2", "--privacy", "epsilon_limit=3", "--no-compare")
     assert not (tmp_path / "other").exists()
 
 
@@ -61,19 +48,19 @@ def test_what_cannot_be_compared_is_refused_when_asked_for_and_else_said(study: 
         untested = opened.with_splits({"default": {"train": opened.roles()["train"]}}).save(tmp_path / "untested.h5")
     words = [untested, *BRIEF, *NOISE, "--rounds", 1, "--out", tmp_path / "run"]
     with pytest.raises(InputError, match=r"--compare has no use: nothing is scored: site-1.* has no test trials"):
-        _run(*words, "--compare")
+        run(*words, "--compare")
     assert not (tmp_path / "run").exists()
-    said = _run(*words, "--report", tmp_path / "page.html")
+    said = run(*words, "--report", tmp_path / "page.html")
     assert "what protection costs in accuracy is not measured: nothing is scored" in said
     assert not (tmp_path / "run/unprotected").exists()
     assert "nothing was scored that could be compared" in (tmp_path / "page.html").read_text()
-    assert "what protection costs in accuracy" not in _run(*words, "--no-compare")
+    assert "what protection costs in accuracy" not in run(*words, "--no-compare")
 
 
 def test_a_run_goes_on_under_the_same_protection_alone(study: Path, tmp_path: Path) -> None:
     pytest.importorskip("dp_accounting", reason=NEEDS)
     words = [study, *BRIEF, "--no-compare", "--out", tmp_path / "run", "--rounds"]
-    _run(*words, 1, *NOISE)
+    run(*words, 1, *NOISE)
     for other, differs in (
         ([*NOISE[:1], "--privacy", "update_noise=2", *NOISE[2:]], r"privacy\.update_noise is 2\.0, was 4\.0"),
         ([*NOISE, "--privacy", "delta=1e-4"], r"privacy\.delta is 0\.0001, was 1e-05"),
@@ -82,8 +69,8 @@ def test_a_run_goes_on_under_the_same_protection_alone(study: Path, tmp_path: Pa
         ([*NOISE, "--secure"], "secure is True, was False"),
     ):
         with pytest.raises(InputError, match=rf"belongs to another run: .*{differs}"):
-            _run(*words, 2, *other)
-    _run(*words, 2, *NOISE)
+            run(*words, 2, *other)
+    run(*words, 2, *NOISE)
 
 
 @pytest.mark.parametrize("only", ["retrieval_weight", "contrast_fusion", "model_contrast"])
@@ -92,14 +79,14 @@ def test_private_training_refuses_each_contrastive_loss_by_itself(study: Path, t
     weights = [f"--set=objective.{name}={value}" for name, value in (plain | {only: 0.1}).items()]
     words = [study, *BRIEF, "--rounds", 1, "--privacy", "trial_sgd.noise=2", "--set", "model.adapter=learned"]
     with pytest.raises(InputError, match=r"In a contrastive loss every trial is also a negative|MOON"):
-        _run(*words, *weights, "--out", tmp_path / "run")
+        run(*words, *weights, "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_an_encoder_that_too_few_sites_train_is_told(study: Path, tmp_path: Path) -> None:
     few = ["--holds", "site-1=fmri,image", "--holds", "site-2=fmri,image", "--set", "server.aggregator=median"]
     words = [study, *BRIEF, *few, "--set", "server.weighting=modality", "--rounds", 2, "--out", tmp_path / "run"]
-    said = _run(*words, "--report", tmp_path / "page.html")
+    said = run(*words, "--report", tmp_path / "page.html")
     assert said.count("the encoder of text stayed as it was (too few sites had it)") == 2
     assert "the encoder of text was never trained: in every round too few sites had text" in said
     assert "the encoder of words stayed as it was in every round" in (tmp_path / "page.html").read_text()
