@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from federate_runs import BRIEF, run
+from federate_runs import BRIEF, DATA, run
 
 from phosphene.errors import InputError, LeakageError
 
@@ -89,4 +89,4 @@ def test_what_is_refused_leaves_nothing(
 def test_a_site_without_pictures_has_no_clusters(study: Path, tmp_path: Path) -> None:
     words = ["--clusters", 4, "--public", "train", "--holds", "site-2=fmri,text", "--out", tmp_path / "run"]
     with pytest.raises(InputError, match="site-2 holds no image, and clusters are of image embeddings"):
-        run(study, *BRIEF[:-2], *words)
+        run(study, *DATA, *words)
