@@ -65,7 +65,14 @@ def test_moments_are_kept_where_weights_are_not_averaged(name):
 def test_all_that_is_tuned_has_at_least_as_many_candidates_as_pmcmfl():
     least = len(ARMS["pmcmfl"].candidates)
     assert all(len(arm.candidates) >= least for arm in ARMS.values() if arm.rates)
-    assert len(ARMS["dropout-token"].candidates) > least
+    assert len(ARMS["dropout-token"].candidates) == 2 * least
+
+    def hidden(arm):
+        made = [arm.settings(COMMON, chosen, 0) for chosen in arm.candidates]
+        return {(each.client.learning_rate, each.masks.dropout, each.objective.full_view) for each in made}
+
+    for name in ("dropout-token", "local", "central"):
+        assert hidden(ARMS["pmcmfl"]) < hidden(ARMS[name]), "nothing is PmcmFL's to choose alone that is not its own"
     assert not any(arm.candidates for arm in ABLATIONS.values())
     for arm in ARMS.values():
         made = [arm.settings(COMMON, chosen, 0).model_dump_json() for chosen in arm.candidates]

@@ -281,3 +281,5 @@ def test_where_nothing_reads_prototypes_none_is_sent():
     for rubbish in ([4, 10**9, 1, 10**9], [4, 4, 1], [4, -1, 1, 16]):
         with pytest.raises(InputError, match="a library of shape"):
             Contribution.from_tensors(tensors, {**facts, "library": rubbish})
+    with pytest.raises(InputError, match="counts nothing here"):
+        Contribution.from_tensors(tensors, {**facts, "n_trials": 10**4000})

@@ -17,7 +17,11 @@ from phosphene.federation.faults import Fault
 from phosphene.federation.privacy import PrivacySettings
 from phosphene.federation.state import SiteState
 
-CARRYING = {"client": {"optimiser": "kept"}, "server": {"aggregator": "fedadam"}}  # states that must be kept
+CARRYING = {
+    "client": {"optimiser": "kept"},
+    "objective": {"model_contrast": 0.1},
+    "server": {"aggregator": "fedadam"},
+}  # states that must be kept
 QUIET = PrivacySettings(update_limit=1.0, update_noise=4.0, feature_limit=2.0, library_noise=4.0, seed=5)
 
 
@@ -42,6 +46,8 @@ def check_same(one, other) -> None:
         twin = other.sites[name]
         assert same(site.private, twin.private)
         assert same(site.optimiser, twin.optimiser)
+        assert same(site.last, twin.last)
+        assert same(site.foretold, twin.foretold)
         assert site.round == twin.round
     assert told(one) == told(other)
 

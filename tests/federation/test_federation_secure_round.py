@@ -34,7 +34,7 @@ def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], within: 
 
 def plain_sum(sent, chosen) -> Summed:
     """The sum without masks: what `secure_sum` gives to rounding."""
-    parts = [summand(each, chosen.server) for each in sent]
+    parts = [summand(each, chosen) for each in sent]
     return Summed(
         tuple(each.site for each in sent), sent[0].round, {name: sum(part[name] for part in parts) for name in parts[0]}
     )

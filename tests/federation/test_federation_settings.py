@@ -47,6 +47,17 @@ def test_a_mixture_that_is_asked_for_stands_alone():
         ({"model": {"patches": 8}}, "model.patches has no use: the trunk is mlp"),
         ({"inference": {"rule": "token", "temperature": 0.2}}, "inference.temperature has no use"),
         ({"model": {"heads": ["retrieval"]}, "objective": {"task": "bce"}}, "objective.task has no use: no such head"),
+        ({"objective": {"class_weight": 0.0, "full_view": 0.3}}, "objective.full_view has no use: class_weight is 0"),
+        ({"model": {"heads": ["retrieval"]}, "objective": {"full_view": 0.3}}, "objective.full_view has no use"),
+        (
+            {
+                "masks": {"token": 1.0},
+                "objective": dict.fromkeys([f"contrast_{part}" for part in ("fmri", "image", "text", "fusion")], 0.0),
+                "inference": {"rule": "token"},
+                "library": {"centres": 3},
+            },
+            "library.centres has no use: neither training nor inference reads prototypes",
+        ),
         ({"masks": {"lable": 1.0}}, "did you mean 'masks.label'|Known"),
         ({"masks": {"zero": 0.0}}, "must be above 0"),
         ({"model": {"heads": []}}, "heads are"),

@@ -10,7 +10,7 @@ from federation_sites import AGREEMENT, made_sites, made_trials, run, same, sett
 
 from phosphene.errors import InputError
 from phosphene.federation.client import client_update
-from phosphene.federation.state import Contribution, GlobalState, SiteState, check_agreement
+from phosphene.federation.state import Agreement, Contribution, GlobalState, SiteState, check_agreement
 
 CHOSEN = settings(
     masks={"label": 0.3, "retrieval": 0.4, "token": 0.3, "dropout": 0.2},
@@ -103,3 +103,25 @@ def test_a_sites_trials_must_fit_the_agreement():
             SiteState("s", trials, replace(AGREEMENT, **change))
     with pytest.raises(InputError, match="s has no trials"):
         SiteState("s", trials.select(torch.empty(0, dtype=torch.int64)), AGREEMENT)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"classes": [1, 2, 3]}, "names of classes and encoders are text"),
+        ({"classes": [1, "b", "c", "d"]}, "names of classes and encoders are text"),
+        ({"image_encoder": 7}, "names of classes and encoders are text"),
+        ({"width": "64"}, "are whole numbers"),
+        ({"text_width": True}, "are whole numbers"),
+    ],
+)
+def test_what_a_site_agrees_to_is_text_and_whole_numbers(changes, words):
+    with pytest.raises(InputError, match=words):
+        Agreement.of_facts({**AGREEMENT.facts, **changes})
+
+
+def test_a_state_that_is_not_finite_is_told_before_it_is_saved():
+    site = made_sites()[0]
+    assert site.is_finite
+    for part in ("private", "optimiser", "last"):
+        assert not replace(site, **{part: {"x": torch.tensor([1.0, float("nan")])}}).is_finite

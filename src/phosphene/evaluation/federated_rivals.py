@@ -3,7 +3,7 @@
 All arms have the network, people's adapters, epochs, rounds, batches and classes in common, and rivals the server of
 the default preset. What makes a method is named in its `Arm`. Each has as many candidate settings for tuning as
 PmcmFL, three learning rates times two values of what is its own; `dropout-token`, the one to beat, has
-more, and so have its forms at one place and at each site alone.
+twice as many, all that PmcmFL may choose among them, and so have its forms at one place and at each site alone.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ def check_common(common: Settings) -> None:
 
 _NO_CONTRAST: Settings = {"objective": {f"contrast_{part}": 0.0 for part in ("fmri", "image", "text", "fusion")}}
 _HIDDEN: tuple[Settings, ...] = ({"masks": {"dropout": 0.3}}, {"masks": {"dropout": 0.5}})
-_SHOWN: tuple[Settings, ...] = (*_HIDDEN, {"masks": {"dropout": 0.5}, "objective": {"full_view": 0.5}})
+_FULL: Settings = {"objective": {"full_view": 0.5}}
+_SHOWN: tuple[Settings, ...] = (*_HIDDEN, *(merge(each, _FULL) for each in reversed(_HIDDEN)))
 _WEIGHTED: tuple[Settings, ...] = ({"server": {"weighting": "modality"}}, {"server": {"weighting": "trials"}})
 _KEPT: Settings = {"client": {"optimiser": "kept"}}
 
@@ -144,20 +145,20 @@ ARMS: dict[str, Arm] = {
         ),
         Arm(
             "fedprox",
-            "dropout-token with FedProx's distance to the global weights",
-            _DROPPED,
+            "dropout-token in full view with FedProx's distance to the global weights",
+            merge(_DROPPED, _FULL),
             ({"objective": {"proximal": 0.01}}, {"objective": {"proximal": 0.1}}),
         ),
         Arm(
             "moon",
-            "dropout-token with MOON's contrast of the server's network against the site's last one",
-            _DROPPED,
+            "dropout-token in full view with MOON's contrast of the server's network against the site's last one",
+            merge(_DROPPED, _FULL),
             ({"objective": {"model_contrast": 0.1}}, {"objective": {"model_contrast": 1.0}}),
         ),
         Arm(
             "fedproto",
-            "FedProto-style: prototypes alone are exchanged, features are drawn to them; dropout and token",
-            merge(_DROPPED, _KEPT),
+            "FedProto-style: prototypes alone are exchanged, features are drawn to them; dropout, full view and token",
+            merge(merge(_DROPPED, _FULL), _KEPT),
             tuple(
                 {"objective": {f"contrast_{part}": weight for part in ("fmri", "image", "text", "fusion")}}
                 for weight in (0.1, 0.5)
@@ -170,7 +171,7 @@ ARMS: dict[str, Arm] = {
             "central-by-pattern",
             "all trials at one place, and a model for each pattern that learns from its modalities alone",
             merge(_TOKEN, _KEPT) | {"model": {"heads": ["classification"]}},  # the picture would be retrieval's target
-            ({"masks": {"dropout": 0.0}}, {"masks": {"dropout": 0.3}}),
+            ({"masks": {"dropout": 0.0}}, merge({"masks": {"dropout": 0.3}}, _FULL)),
             "central by pattern",
         ),
     )

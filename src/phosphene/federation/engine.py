@@ -12,19 +12,25 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import torch
 
 from phosphene.errors import FederationError, InputError
 from phosphene.federation.accounting import Accountant, Unit
 from phosphene.federation.client import client_update
 from phosphene.federation.faults import NOT_FINITE, SPENT, Fault, check_faults, reason_of, spoiled
-from phosphene.federation.library import NEVER, PrototypeLibrary
 from phosphene.federation.missing import fractions
 from phosphene.federation.privacy import PrivacySettings
 from phosphene.federation.protected import check_protection, noised, planned_releases, protected_update
 from phosphene.federation.randomness import drawn, n_drawn
 from phosphene.federation.run_state import ALL_SITES, Federated, RoundRecord, RunFolder, digest_of
-from phosphene.federation.secure_round import LEAST, add_up, check_summable, mean_loss, server_update_of_sum, summand
+from phosphene.federation.secure_round import (
+    LEAST,
+    add_up,
+    check_summable,
+    mean_loss,
+    server_update_of_sum,
+    summand,
+    summed_library,
+)
 from phosphene.federation.secure_sum import Masked, SecureSum
 from phosphene.federation.server import first_state, server_update
 from phosphene.federation.settings import FederationSettings
@@ -301,8 +307,7 @@ def _seen(shared: GlobalState, answers: Mapping[str, _Answer], summation: Secure
         parts = {name: each for name, each in sent.items() if isinstance(each, Contribution)}
         return {n: replace(shared, weights=each.weights, library=each.library, moments={}) for n, each in parts.items()}
     tensors = add_up(summation, [each for each in sent.values() if isinstance(each, Masked)]).tensors
-    sums, counts = tensors["library/sums"], tensors["library/counts"]
-    library = PrototypeLibrary(sums, counts, torch.where((counts > 0).any(dim=2), 0, NEVER))
+    library = summed_library(tensors, shared.library)
     return dict.fromkeys(sent, replace(shared, library=library, moments={}))
 
 
@@ -321,7 +326,7 @@ def _ask(site: SiteState, shared: GlobalState, plan: _Plan, summation: SecureSum
             sent, after = protected_update(site, shared, plan.settings, plan.privacy)
     except Exception as error:  # a site may fail in any way
         return _Answer(site, reason=reason_of(error))
-    if not all(bool(torch.isfinite(each).all()) for each in (*after.private.values(), *after.optimiser.values())):
+    if not after.is_finite:
         return _Answer(site, reason=NOT_FINITE)
     if fault is not None and kind in ("nan", "poison"):
         sent = spoiled(sent, shared, fault)
@@ -329,7 +334,7 @@ def _ask(site: SiteState, shared: GlobalState, plan: _Plan, summation: SecureSum
         answer = _Answer(after, sent, n_bytes=sent.n_bytes)
     else:
         try:
-            masked = summation.mask(site.site, summand(sent, plan.settings.server))
+            masked = summation.mask(site.site, summand(sent, plan.settings))
         except InputError:
             return _Answer(after, reason=_NOT_SUMMABLE)
         answer = _Answer(after, masked, n_bytes=masked.values.nbytes)
@@ -348,7 +353,6 @@ def _record(
     seconds: float,
 ) -> RoundRecord:
     assert shared.report is not None
-    tensors = [*now.shared.weights.values(), *now.shared.library.to_tensors().values()]
     shares = fractions(np.concatenate([now.sites[name].trials.present.numpy() for name in sorted(shared.report.used)]))
     epsilon: dict[str, float | None] = {}
     if accountant is not None:
@@ -360,7 +364,7 @@ def _record(
         idle=sorted(now.sites.keys() - answers.keys()),
         metrics=metrics,
         bytes_up={name: each.n_bytes for name, each in answers.items() if each.n_bytes},
-        bytes_down=sum(each.numel() * each.element_size() for each in tensors),
+        bytes_down=now.shared.n_bytes,
         seconds=seconds,
         fractions={name: share for name, share in shares.items() if not name.startswith("only ")},
         epsilon=epsilon,

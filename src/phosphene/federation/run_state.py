@@ -84,13 +84,14 @@ class Federated:
 
 
 def digest_of(site: SiteState) -> str:
-    """Hash of everything a site starts with: trials, labels, adapters."""
+    """Hash of everything a site starts with: trials, their units, labels, adapters."""
     inputs, labels = site.trials.inputs, site.trials.labels
     arrays = [inputs.image, inputs.text, inputs.present, *((labels,) if labels is not None else ())]
     named = {**inputs.responses, **site.private, **site.optimiser}
     parts = [each.numpy() for each in (*arrays, *(named[name] for name in sorted(named)))]
-    names = "\n".join([*inputs.subjects.tolist(), "", *site.trials.ids.tolist(), "", *sorted(named)])
-    return digest(site.site, names, *parts)
+    trials = site.trials
+    words = [*inputs.subjects.tolist(), "", *trials.ids.tolist(), "", *trials.units.tolist(), "", *sorted(named)]
+    return digest(site.site, "\n".join(words), *parts)
 
 
 class RunFolder:

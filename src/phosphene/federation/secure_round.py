@@ -8,7 +8,7 @@ A site `k` sends, under the masks of `secure_sum`, its weights times what they c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,23 +65,23 @@ def check_summable(settings: FederationSettings) -> None:
     )
 
 
-def summand(sent: Contribution, server: ServerSettings) -> dict[str, Tensor]:
+def summand(sent: Contribution, settings: FederationSettings) -> dict[str, Tensor]:
     """What a site puts into the sum, for `secure_sum.SecureSum.mask`: numbers that say something when added up.
 
     Parameters
     ----------
     sent : Contribution
-    server : ServerSettings
-        Whose `weighting` says what the weights of a site count for.
+    settings : FederationSettings
+        Where `server.weighting` says what the weights of a site count for, and whether prototypes are read at all.
     """
     made = {}
-    for number, (names, (weight,)) in enumerate(groups(list(sent.weights), [sent], server)):
+    for number, (names, (weight,)) in enumerate(groups(list(sent.weights), [sent], settings.server)):
         made[f"weight/{number}"] = torch.tensor(weight, dtype=torch.float64)
         made |= {f"weights/{name}": sent.weights[name].double() * weight for name in names}
     trials = float(sent.n_trials) if _LOSS in sent.metrics else 0.0
+    if settings.reads_prototypes:
+        made |= {"library/sums": sent.library.sums, "library/counts": sent.library.counts}
     return made | {
-        "library/sums": sent.library.sums,
-        "library/counts": sent.library.counts,
         "loss/sum": torch.tensor(trials * sent.metrics.get(_LOSS, 0.0), dtype=torch.float64),
         "loss/trials": torch.tensor(trials, dtype=torch.float64),
     }
@@ -90,6 +90,15 @@ def summand(sent: Contribution, server: ServerSettings) -> dict[str, Tensor]:
 def add_up(summation: SecureSum, sent: Sequence[Masked]) -> Summed:
     """What the server sees of masked parts; errors as of `secure_sum.SecureSum.total`."""
     return Summed(tuple(sorted(each.site for each in sent)), summation.turn, summation.total(sent))
+
+
+def summed_library(tensors: Mapping[str, Tensor], like: PrototypeLibrary) -> PrototypeLibrary:
+    """The sites' libraries added up; one of nothing, of the size of `like`, where nobody reads prototypes."""
+    if "library/sums" not in tensors:
+        _, classes, centres, width = like.sums.shape
+        return PrototypeLibrary.empty(classes, width, centres)
+    sums, counts = tensors["library/sums"], tensors["library/counts"]
+    return PrototypeLibrary(sums, counts, torch.where((counts > 0).any(dim=2), 0, NEVER))
 
 
 def mean_loss(summed: Summed) -> float | None:
@@ -125,11 +134,10 @@ def server_update_of_sum(
         raise FederationError(f"the sum is of round {summed.round}, this is round {round_}")
     if len(summed.sites) < quorum:
         raise FederationError(f"round {round_} has a sum of {len(summed.sites)} sites, {quorum} are needed")
-    sums, counts = summed.tensors["library/sums"], summed.tensors["library/counts"]
-    if not noised and bool((counts < 0).any()):
-        raise FederationError(f"the sum of round {round_} counts {float(counts.min()):g} trials: a site sends rubbish")
-    age = torch.where(counts.sum(dim=2) > 0, 0, NEVER)
-    library = PrototypeLibrary(sums, counts, age)
+    library = summed_library(summed.tensors, shared.library)
+    if not noised and bool((library.counts < 0).any()):
+        least = float(library.counts.min())
+        raise FederationError(f"the sum of round {round_} counts {least:g} trials: a site sends rubbish")
     return next_state(shared, _mean(shared, summed, settings.server), library, settings, dict.fromkeys(summed.sites))
 
 

@@ -266,7 +266,13 @@ class FederationSettings(Settings):
         if "retrieval" not in self.model.heads:
             idle |= dict.fromkeys(("objective.retrieval_weight", "objective.retrieval_temperature"), "no such head")
         if "classification" not in self.model.heads:
-            idle |= dict.fromkeys(("objective.task", "objective.class_weight"), "no such head")
+            names = ["objective.task", "objective.class_weight", "objective.full_view"]
+            idle |= dict.fromkeys(names, "no such head")
+        elif not self.objective.class_weight:
+            idle |= dict.fromkeys(("objective.task", "objective.full_view"), "class_weight is 0")
+        if not self.reads_prototypes:
+            names = [f"library.{name}" for name in LibrarySettings.model_fields]
+            idle |= dict.fromkeys(names, "neither training nor inference reads prototypes")
         if not self.masks.dropout:
             idle["objective.full_view"] = "masks.dropout hides nothing"
         return idle

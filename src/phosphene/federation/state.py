@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,6 +25,7 @@ _STATE, _TENSORS = "state.json", "tensors.safetensors"
 _TERMS = ("total", "task", "retrieval", "proximal", "model contrast", *(f"contrast {part}" for part in PARTS))
 _METRICS = ("complete", *sorted(f"loss {term}" for term in _TERMS))
 _LONGEST = 60  # characters of a text of another party's that is passed on
+_LARGEST = 2**53
 _MOST = 2**26  # numbers of a library that is told by its shape: half a gigabyte
 
 
@@ -51,9 +53,14 @@ class Agreement:
     text_encoder: str = ""
 
     def __post_init__(self) -> None:
+        texts, numbers = (*self.classes, self.image_encoder, self.text_encoder), ("image_width", "text_width", "width")
+        if not all(isinstance(each, str) for each in texts):
+            raise InputError("names of classes and encoders are text")
+        if not all(type(getattr(self, name)) is int for name in numbers):
+            raise InputError(f"{', '.join(numbers)} are whole numbers")
         if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
             raise InputError(f"at least two classes of different names are needed, found {', '.join(self.classes)}")
-        for name in ("image_width", "text_width", "width"):
+        for name in numbers:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, found {getattr(self, name)}")
 
@@ -131,8 +138,7 @@ class Contribution:
     @property
     def n_bytes(self) -> int:
         """Bytes of the tensors that are sent."""
-        tensors = [*self.weights.values(), *_sent(self.library).values()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return _bytes(self.weights, self.library)
 
     @property
     def told(self) -> dict[str, float]:
@@ -151,11 +157,11 @@ class Contribution:
         """What `to_tensors` gave."""
         return cls(
             site=str(facts["site"]),
-            round=int(facts["round"]),
+            round=_whole(facts["round"]),
             weights=_part(tensors, "weights"),
             library=_received(_part(tensors, "library"), facts["library"]),
-            n_trials=int(facts["n_trials"]),
-            n_present=tuple(int(n) for n in facts["n_present"]),  # type: ignore[arg-type]
+            n_trials=_whole(facts["n_trials"]),
+            n_present=tuple(_whole(n) for n in facts["n_present"]),  # type: ignore[arg-type]
             agreement=Agreement.of_facts(facts["agreement"]),
             metrics={str(name): float(value) for name, value in facts["metrics"].items()},
         )
@@ -213,6 +219,11 @@ class GlobalState:
     round: int = 0
     moments: dict[str, Tensor] = field(default_factory=dict)
     report: RoundReport | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of what every site is sent: weights and library."""
+        return _bytes(self.weights, self.library)
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Named tensors and plain values: everything the next round depends on."""
@@ -304,6 +315,12 @@ class SiteState:
                 what = "classes in its labels" if name == "classes" else f"as width of {name} embeddings"
                 raise InputError(f"{self.site} has {number} {what}, the sites agreed on {wanted[name]}")
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all that it keeps is; nothing else can be saved and gone on from."""
+        kept = (*self.private.values(), *self.optimiser.values(), *self.last.values())
+        return all(bool(torch.isfinite(each).all()) for each in kept)
+
     def save(self, folder: str | Path) -> None:
         """Write what the site has made to a folder there, atomically; trials are not copied."""
         held = {"private": self.private, "optimiser": self.optimiser, "foretold": self.foretold, "last": self.last}
@@ -358,6 +375,18 @@ def _part(tensors: Mapping[str, Tensor], lead: str) -> dict[str, Tensor]:
     """Sorted by name: a dictionary's order must not depend on the way it came here."""
     cut = len(lead) + 1
     return {name[cut:]: tensors[name] for name in sorted(tensors) if name.startswith(f"{lead}/")}
+
+
+def _bytes(weights: Mapping[str, Tensor], library: PrototypeLibrary) -> int:
+    return sum(each.numel() * each.element_size() for each in (*weights.values(), *_sent(library).values()))
+
+
+def _whole(number: Any) -> int:
+    """Another party's number, of a length that can be told."""
+    found = int(number)
+    if abs(found) > _LARGEST:
+        raise InputError(f"a number beyond {_LARGEST} counts nothing here")
+    return found
 
 
 def _sent(library: PrototypeLibrary) -> dict[str, Tensor]:

@@ -27,14 +27,13 @@ def record_of(
     """The record of a round, by site what it sent, why there is nothing, and what it answered."""
     assert after.report is not None
     used = {name: sent[name] for name in after.report.used}
-    tensors = [*before.shared.weights.values(), *before.shared.library.to_tensors().values()]
     return RoundRecord(
         **vars(after.report),
         missing=dict(missing),
         idle=idle,
         metrics={name: each.told for name, each in used.items()},
         bytes_up={name: each.n_bytes for name, each in sent.items()},
-        bytes_down=sum(each.numel() * each.element_size() for each in tensors),
+        bytes_down=before.shared.n_bytes,
         seconds=seconds,
         fractions=_fractions(list(used.values())),
         epsilon=_epsilon(before, [replies[name] for name in used]),

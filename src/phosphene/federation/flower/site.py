@@ -8,10 +8,8 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, get_args
 
-import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
@@ -126,8 +124,7 @@ def _trained(content: RecordDict, own: SiteSettings, run: RunSettings) -> Answer
             log.error("round %d: %s", shared.round + 1, error)
             return {"failed": SPENT}, None
         sent, after = protected_update(before, shared, settings, privacy)
-        after = replace(after, round=shared.round + 1)
-    if not all(bool(torch.isfinite(each).all()) for each in (*after.private.values(), *after.optimiser.values())):
+    if not after.is_finite:
         return {"failed": NOT_FINITE}, None
     folder.keep(before, after)
     words = "round %d: trained on %d trials; %d bytes of weights, prototype sums and counts leave the site"
