@@ -179,3 +179,21 @@ def test_candidates_are_listed_and_the_first_best_is_marked():
     table = choices_table({"x": [row, {**row, "settings": {}}]})
     assert "| x | client.learning_rate = 0.001 | 50.0 | x |" in table
     assert "| x | as published | 50.0 |  |" in table
+
+
+def test_a_seed_that_lacks_a_cell_is_not_in_the_mean_over_cells():
+    """Cells differ by 10 points: a seed with the better one alone would be 5 points above the others."""
+    arms = {"pmcmfl": (0.60, 0.70), "fedavg-zero": (0.58, 0.58), "dropout-token": (0.58, 0.58)}
+    made = [
+        record(arm, value, seed, kind=kind)
+        for seed in (0, 1, 2)
+        for arm, both in arms.items()
+        for kind, value in zip(("instance", "site"), both, strict=True)
+    ]
+    partial = [each for each in made if (each["seed"], each["kind"]) != (2, "instance")]
+    for name in ("above_zero_fill", "against_dropout_token"):
+        whole, part = (claims(Records(each))[name]["mean"] for each in (made, partial))
+        assert whole["mean"] == part["mean"] == pytest.approx(0.07)
+        assert (sorted(whole["by_seed"]), sorted(part["by_seed"])) == ([0, 1, 2], [0, 1])
+    split = [each for each in made if each["kind"] == ("instance" if each["seed"] else "site")]
+    assert "above_zero_fill" not in claims(Records(split))

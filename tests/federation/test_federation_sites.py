@@ -13,7 +13,7 @@ from phosphene.encoders import Targets
 from phosphene.encoders.pixels import PixelGridEncoder
 from phosphene.errors import InputError, LeakageError
 from phosphene.federation import ClusterClasses, FederationSettings, LabelClasses, Missing, StudySites, dealt, federate
-from phosphene.federation.sites import PUBLIC, held_at, held_words
+from phosphene.federation.sites import PUBLIC, classes_asked, held_at, held_words
 from phosphene.recordings import Study
 
 HOLDS = {"site-1": ("fmri", "image"), "site-2": ("fmri", "text"), "site-3": ("image", "text")}
@@ -108,6 +108,8 @@ def test_no_stimulus_of_the_test_is_public(made, study):
     paired.unit = "group"  # every group has stimuli in both parts
     with pytest.raises(LeakageError, match="of one unit with its stimuli"):
         StudySites(paired, {"a": ["sub-01"]}, made().classes, made().image, made().text, public="train")
+    with pytest.raises(LeakageError, match="of one unit with its stimuli"):
+        classes_asked(paired, made().image, clusters=3, public="train")
 
 
 def test_a_round_with_and_without_brains_trains_every_encoder(made):

@@ -279,18 +279,27 @@ def _pairs(
     return [(each, theirs[seed]) for seed, each in records.of(cell, one).items() if seed in theirs]
 
 
+def _everywhere(by_cell: Mapping[Key, Sequence[Any]]) -> list[Any]:
+    """Those of seeds that have every cell: one that lacks some would mix differences of cells into the spread."""
+    seeds = [{int(each[0]["seed"]) for each in found} for found in by_cell.values()]
+    common = set.intersection(*seeds) if seeds else set()
+    return [each for found in by_cell.values() for each in found if int(each[0]["seed"]) in common]
+
+
 def _over_cells(
     records: Records, cells: Sequence[Key], one: str, other: str, patterns: Sequence[str], metric: str
 ) -> dict[str, Any]:
     by_cell = {cell: pairs for cell in cells if (pairs := _pairs(records, cell, one, other))}
-    if not by_cell:
+    if not (whole := _everywhere(by_cell)):
         return {}
-    whole = paired([pair for pairs in by_cell.values() for pair in pairs], patterns, metric)
-    return {"mean": whole, "cells": [_named(cell, paired(pairs, patterns, metric)) for cell, pairs in by_cell.items()]}
+    return {
+        "mean": paired(whole, patterns, metric),
+        "cells": [_named(cell, paired(pairs, patterns, metric)) for cell, pairs in by_cell.items()],
+    }
 
 
 def _closed(records: Records, cells: Sequence[Key], ours: str, metric: str) -> dict[str, Any]:
-    found = []
+    found: dict[Key, list[tuple[Record, Record, Record]]] = {}
     for cell in cells:
         triples = [
             (one, zero, bound)
@@ -298,17 +307,16 @@ def _closed(records: Records, cells: Sequence[Key], ours: str, metric: str) -> d
             if (bound := records.at(cell, BOUND, one["seed"])) is not None
         ]
         if triples:
-            found.append((cell, triples))
-    if not found:
+            found[cell] = triples
+    if not (whole := _everywhere(found)):
         return {}
-    whole = share_closed([each for _, triples in found for each in triples], metric)
-    return {"mean": whole, "cells": [_named(cell, share_closed(triples, metric) or {}) for cell, triples in found]}
+    each_cell = [_named(cell, share_closed(triples, metric) or {}) for cell, triples in found.items()]
+    return {"mean": share_closed(whole, metric), "cells": each_cell}
 
 
 def _each_cell(records: Records, ours: str, metric: str, patterns: Sequence[str]) -> dict[str, Any]:
     pairs = {cell: found for cell in records.cells if (found := _pairs(records, cell, ours, TO_BEAT))}
-    some = next((one for found in pairs.values() for one, _ in found), None)
-    if some is None or metric not in some["patterns"][patterns[0]]["draws"]:
+    if not (whole := _everywhere(pairs)) or metric not in whole[0][0]["patterns"][patterns[0]]["draws"]:
         return {}
     cells = [
         _named(cell, {"pattern": pattern, **paired(found, [pattern], metric)})
@@ -316,7 +324,7 @@ def _each_cell(records: Records, ours: str, metric: str, patterns: Sequence[str]
         for pattern in patterns
     ]
     return {
-        "mean": paired([pair for found in pairs.values() for pair in found], patterns, metric),
+        "mean": paired(whole, patterns, metric),
         "cells": cells,
         "wholly_below_minus_1_point": [each for each in cells if each["high"] < -0.01],
     }

@@ -111,6 +111,19 @@ def public_view(study: Study, words: str) -> StudyView:
     return (study.using(split) if split else study).split(role)
 
 
+def _apart(study: Study, words: str) -> StudyView:
+    """Public stimuli, none of which is of one unit with a stimulus of the test part."""
+    view = public_view(study, words)
+    if "test" in study.roles():
+        tested = np.isin(view.units, study.split("test").units)
+        if tested.any():
+            raise LeakageError(
+                f"{tested.sum()} public stimuli ({words}) are of the test part, or of one unit with its stimuli, such "
+                f"as {view.stimulus_ids[tested][0]}"
+            )
+    return view
+
+
 def classes_asked(
     study: Study,
     image: Targets,
@@ -138,7 +151,7 @@ def classes_asked(
     Raises
     ------
     LeakageError
-        Where a stimulus of the test part is among the public ones.
+        Where a public stimulus is of the test part, or of one unit with its stimuli.
     InputError
         For both or none of the two ways, and as of `ClusterClasses.fit` and `public_view`.
     """
@@ -152,8 +165,7 @@ def classes_asked(
         raise InputError(
             "--clusters needs --public: the stimuli to fit them on, such as train; never those of the test"
         )
-    fitted = ClusterClasses.fit(image, public_view(study, public).stimulus_ids, clusters, seed)
-    fitted.check_apart(study.roles().get("test", []))
+    fitted = ClusterClasses.fit(image, _apart(study, public).stimulus_ids, clusters, seed)
     return fitted, f"clusters of image embeddings of {len(fitted.fitted_on)} public stimuli ({public})"
 
 
@@ -212,15 +224,7 @@ class StudySites:
     def _check_public(self, words: str) -> None:
         if _BRAIN in self.holds.get(PUBLIC, ()):
             raise InputError(f"{PUBLIC} has stimuli without a brain: it holds {_PICTURE}, {_WORDS} or one of them")
-        view = public_view(self.study, words)
-        if "test" not in self.study.roles():
-            return
-        tested = np.isin(view.units, self.study.split("test").units)
-        if tested.any():
-            raise LeakageError(
-                f"{tested.sum()} public stimuli ({words}) are of the test part, or of one unit with its stimuli, such "
-                f"as {view.stimulus_ids[tested][0]}"
-            )
+        _apart(self.study, words)
 
     @property
     def names(self) -> list[str]:
