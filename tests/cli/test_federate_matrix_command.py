@@ -61,7 +61,7 @@ def test_clusters_of_public_stimuli_are_classes(study: Path, tmp_path: Path) -> 
     held = json.loads((tmp_path / "m" / "matrix.json").read_text())
     assert len(held["classes"]) == 3
     assert held["classes_from"] == "clusters of image embeddings of 48 public stimuli (train)"
-    with pytest.raises(LeakageError, match="10 public stimuli .* are of the test part"):
+    with pytest.raises(LeakageError, match=r"10 public stimuli .* are of the test part"):
         _run(study, *words, "--clusters", 3, "--public", "test")
     with pytest.raises(InputError, match="--clusters needs --public"):
         _run(study, *words, "--clusters", 3)

@@ -130,7 +130,7 @@ def test_clusters_of_public_stimuli_are_classes(study: Path, tmp_path: Path) -> 
     assert all(name.startswith("cluster-") for name in told["classes"])
     assert told["classes_from"] == "clusters of image embeddings of 96 public stimuli (train)"
     assert "accuracy" in told["scores"]["patterns"]["fmri"]["mean"]
-    with pytest.raises(LeakageError, match="12 public stimuli .* are of the test part"):
+    with pytest.raises(LeakageError, match=r"12 public stimuli .* are of the test part"):
         run(*words[:-1], tmp_path / "other", "--clusters", 5, "--public", "test")
     with pytest.raises(LeakageError, match="are of the test part"):
         run(*words[:-1], tmp_path / "other", "--clusters", 5, "--public", "all")
