@@ -89,3 +89,16 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(
         one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
     )
+
+
+def interrupting(monkeypatch, place, name: str, at: int) -> None:
+    """The call with this number is Ctrl-C."""
+    real, calls = getattr(place, name), []
+
+    def called(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(place, name, called)

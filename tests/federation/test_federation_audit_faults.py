@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from federation_sites import AGREEMENT, made_trials, settings
+from federation_sites import AGREEMENT, interrupting, made_trials, settings
 
 from phosphene.errors import InputError
 from phosphene.federation import Fault, RoundFailure, engine
@@ -57,16 +57,8 @@ def test_an_audit_goes_on_where_it_stopped_with_what_was_seen(tmp_path, monkeypa
     chosen = settings(server={"max_ratio": None})
     more = {"faults": [Fault("drop", "north", (2, 3))], "secure": secure, "pool": 5, "out": tmp_path / "audit"}
     whole = audit_run(four_sites(), chosen, 3, **{**more, "out": None})
-    real, rounds = engine.server_update_of_sum if secure else engine.server_update, []
-
-    def stopped(*given):
-        rounds.append(given)
-        if len(rounds) == 3:
-            raise KeyboardInterrupt
-        return real(*given)
-
     with monkeypatch.context() as patch:
-        patch.setattr(engine, real.__name__, stopped)
+        interrupting(patch, engine, "server_update_of_sum" if secure else "server_update", 3)
         with pytest.raises(KeyboardInterrupt):
             audit_run(four_sites(), chosen, 3, **more)
     for _ in range(2):  # the second time it is read back

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from federation_sites import made_sites, made_trials, run, same, settings
+from federation_sites import interrupting, made_sites, made_trials, run, same, settings
 
 from phosphene.errors import InputError
 from phosphene.federation import engine, run_state
@@ -50,19 +50,6 @@ def check_same(one, other) -> None:
         assert same(site.foretold, twin.foretold)
         assert site.round == twin.round
     assert told(one) == told(other)
-
-
-def interrupting(monkeypatch, place, name: str, at: int) -> None:
-    """The call with this number is Ctrl-C."""
-    real, calls = getattr(place, name), []
-
-    def called(*args, **kwargs):
-        calls.append(args)
-        if len(calls) == at:
-            raise KeyboardInterrupt
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(place, name, called)
 
 
 @pytest.fixture(scope="module")

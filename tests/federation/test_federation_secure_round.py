@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
-from federation_sites import made_sites, run, same, settings
+from federation_sites import interrupting, made_sites, run, same, settings
 
 from phosphene.errors import FederationError, InputError
 from phosphene.federation import engine, secure_round
@@ -94,16 +94,8 @@ def test_the_server_is_given_nothing_but_masked_numbers(monkeypatch):
 def test_a_secure_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     chosen = settings(**OPEN)
     whole = federate(sites(), chosen, 3, secure=True)
-    real, calls = engine.client_update, []
-
-    def interrupted(*given):
-        calls.append(given)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return real(*given)
-
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "client_update", interrupted)
+        interrupting(patch, engine, "client_update", 5)
         with pytest.raises(KeyboardInterrupt):
             federate(sites(), chosen, 3, secure=True, out=tmp_path)
     done = federate(sites(), chosen, 3, secure=True, out=tmp_path)

@@ -24,6 +24,7 @@ from phosphene.federation.trials import MODALITIES, Trials
 __all__ = [
     "check_together",
     "client_update",
+    "contribution_of",
     "local_library",
     "make_model",
     "make_optimiser",
@@ -71,19 +72,26 @@ def client_update(site: SiteState, shared: GlobalState, settings: FederationSett
         _restore(optimiser, model, site.optimiser)
     metrics = train_round(model, optimiser, trials, shared, settings, site.site, _anchors(site, shared, settings))
     library = local_library(model, trials, shared.library, settings)
-    contribution = Contribution(
-        site=site.site,
-        round=round_,
-        weights=model.shared_state(),
-        library=library,
-        n_trials=len(trials),
-        n_present=tuple(trials.present.sum(dim=0).tolist()),
-        agreement=shared.agreement,
-        metrics={**metrics, "complete": float(trials.complete.sum())},
-    )
+    contribution = contribution_of(model, site, shared, library, {**metrics, "complete": float(trials.complete.sum())})
     kept = _moments(optimiser, model) if settings.client.optimiser == "kept" else {}
     last = contribution.weights if settings.objective.model_contrast else {}
     return contribution, replace(site, private=model.private_state(), optimiser=kept, last=last, round=round_)
+
+
+def contribution_of(
+    model: PmcmModel, site: SiteState, shared: GlobalState, library: PrototypeLibrary, metrics: dict[str, float]
+) -> Contribution:
+    """What a site sends of a network it has trained: the shared part of it, and how many trials it has of what."""
+    return Contribution(
+        site=site.site,
+        round=shared.round + 1,
+        weights=model.shared_state(),
+        library=library,
+        n_trials=len(site.trials),
+        n_present=tuple(site.trials.present.sum(dim=0).tolist()),
+        agreement=shared.agreement,
+        metrics=metrics,
+    )
 
 
 def _anchors(site: SiteState, shared: GlobalState, settings: FederationSettings) -> Anchors | None:

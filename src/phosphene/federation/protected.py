@@ -16,7 +16,14 @@ from phosphene.errors import InputError, require
 from phosphene.federation.accounting import Release
 from phosphene.federation.adapter import adapted_trials, with_adapters
 from phosphene.federation.aggregation import added, difference
-from phosphene.federation.client import check_together, client_update, local_library, make_optimiser, site_model
+from phosphene.federation.client import (
+    check_together,
+    client_update,
+    contribution_of,
+    local_library,
+    make_optimiser,
+    site_model,
+)
 from phosphene.federation.library import PARTS, PrototypeLibrary
 from phosphene.federation.model import PmcmModel
 from phosphene.federation.noise import NoiseSource
@@ -204,7 +211,8 @@ def protected_update(
         check_together(site, shared)
         model = site_model(site, shared, settings)
         _train_privately(model, site, shared, settings, privacy.trial_sgd, privacy.seed)
-        made, after = _bare(model, site, shared), replace(site, private=model.private_state(), round=shared.round + 1)
+        made = contribution_of(model, site, shared, shared.library, {})  # the library is made below
+        after = replace(site, private=model.private_state(), round=shared.round + 1)
     library = made.library
     if privacy.feature_limit is not None or privacy.trial_sgd is not None:
         trials = adapted_trials(site, settings)
@@ -225,19 +233,6 @@ def _terms(settings: FederationSettings) -> list[str]:
     found = [f"contrast {part}" for part, weight in zip(PARTS, own.contrast, strict=True) if weight]
     found += ["retrieval"] if own.retrieval_weight and "retrieval" in settings.model.heads else []
     return [*found, "task"]
-
-
-def _bare(model: PmcmModel, site: SiteState, shared: GlobalState) -> Contribution:
-    trials = site.trials
-    return Contribution(
-        site=site.site,
-        round=shared.round + 1,
-        weights=model.shared_state(),
-        library=PrototypeLibrary.empty(len(shared.agreement.classes), model.config.width),
-        n_trials=len(trials),
-        n_present=tuple(trials.present.sum(dim=0).tolist()),
-        agreement=shared.agreement,
-    )
 
 
 def _train_privately(
