@@ -69,6 +69,29 @@ def test_clusters_of_public_stimuli_are_classes(study: Path, tmp_path: Path) -> 
         _run(study, *words)
 
 
+def test_sites_that_lack_something_are_compared_and_told(study: Path, tmp_path: Path) -> None:
+    words = [study, *BRIEF, "--out", tmp_path / "m", "--arms", "pmcmfl,dropout-token,fedavg-zero", "--rates", "0,0.5"]
+    said = _run(*words, "--holds", "site-2=fmri,text", "--public-site", "train")
+    assert "site-2: sub-02; 24 training trials" in said
+    assert "site-2 holds fmri, text\n" in said
+    assert "public: no brain; 48 training trials" in said
+    assert "public holds image, text: it is not scored" in said
+    assert "### study: nothing hidden of what sites hold" in said
+    assert "Realised: missing fmri 50.0%, missing image 25.0%, missing text 0.0%, complete 25.0%." in said
+    assert "never trained for absence" not in said  # nobody here was trained on complete trials alone
+    held = json.loads((tmp_path / "m" / "matrix.json").read_text())
+    assert held["holds"] == {
+        "site-1": ["fmri", "image", "text"],
+        "site-2": ["fmri", "text"],
+        "public": ["image", "text"],
+    }
+    record = json.loads((tmp_path / "m" / "records" / "study-site-0.5-seed0-pmcmfl.json").read_text())
+    assert set(record["patterns"]["image"]["sites"]) == {"site-1", "site-2"}
+    assert record["fractions"]["public"]["missing fmri"] == record["fractions"]["site-2"]["missing image"] == 1
+    with pytest.raises(InputError, match="made with other data"):
+        _run(*words)
+
+
 def test_tuning_is_written_down_before_the_comparison(study: Path, tmp_path: Path) -> None:
     words = [*BRIEF, "--out", tmp_path / "m", "--rates", "0.5", "--patterns", "instance"]
     said = _run(study, *words, "--arms", "dropout-token,no-contrast", "--tune")

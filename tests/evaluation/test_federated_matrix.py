@@ -14,8 +14,10 @@ from phosphene.evaluation import federated_matrix
 from phosphene.evaluation.federated_matrix import Plan, chosen_of, run_matrix, tune
 from phosphene.evaluation.federated_rivals import ABLATIONS, ARMS
 from phosphene.evaluation.hospitals import Cell, held_out, skewed
+from phosphene.federation.trials import Inputs, Trials
 
 CELL = Cell("made", "instance", 0.5, 0)
+FMRI = torch.tensor([True, False, False])
 SOME = {name: ARMS[name] for name in ("pmcmfl", "fedavg-zero")}
 
 
@@ -136,5 +138,61 @@ def test_hospitals_that_cannot_be_compared_are_refused(hospitals):
         replace(hospitals, test={**test, "site-0": test["site-0"].hiding(hidden)})
     with pytest.raises(InputError, match="no labels"):
         replace(hospitals, test={**test, "site-0": replace(test["site-0"], labels=None)})
+    with pytest.raises(InputError, match="in test: not alike"):
+        replace(hospitals, train={**train, "site-0": blind(train["site-0"])})
+    with pytest.raises(InputError, match="and none in test: not alike"):
+        replace(hospitals, test={})
     with pytest.raises(InputError, match="40 training trials, 50 are to be kept"):
         skewed(hospitals, 50, None, 0)
+    with pytest.raises(InputError, match="the trials of public have no people"):
+        skewed(replace(hospitals, train={**train, "public": blind(train["site-0"])}), 20, None, 0)
+
+
+# -- sites that lack something -------------------------------------------------------------------------------------
+
+
+def blind(trials):
+    """The same stimuli without anybody who saw them."""
+    inputs = Inputs(np.full(len(trials), ""), {}, trials.inputs.image, trials.inputs.text, trials.present & ~FMRI)
+    return Trials(inputs, trials.ids, trials.labels)
+
+
+def without(trials, modality):
+    return trials.hiding(trials.present & (torch.arange(3) != modality))
+
+
+@pytest.fixture(scope="module")
+def lacking(hospitals):
+    """Sites with all, without text, without a brain."""
+    train = {**hospitals.train, "site-1": without(hospitals.train["site-1"], 2)}
+    train["site-2"] = blind(train["site-2"])
+    return replace(hospitals, train=train, test={name: hospitals.test[name] for name in ("site-0", "site-1")})
+
+
+@pytest.mark.parametrize("kind", ["instance", "site"])
+def test_what_is_hidden_is_hidden_of_what_sites_hold(lacking, kind):
+    for rate in (0.0, 0.3):
+        cell = replace(CELL, kind=kind, rate=rate)
+        sites = lacking.sites(cell, plan().settings(ARMS["pmcmfl"], "ce", 0))
+        present = {name: site.trials.present for name, site in sites.items()}
+        assert not present["site-1"][:, 2].any()
+        assert not present["site-2"][:, 0].any()
+        assert all(each.any(dim=1).all() for each in present.values())
+        shares = sum(float(each.float().mean(dim=0).sum()) for each in present.values())
+        assert (shares == 7) if not rate else (5 <= shares < 7)
+
+
+def test_every_way_of_training_bears_sites_that_lack_something(lacking, tmp_path):
+    names = ("pmcmfl", "local", "fedproto", "moon", "central", "central-by-pattern")
+    records = run_matrix(lacking, plan({name: ARMS[name] for name in names}), [CELL], tmp_path, progress=False)
+    for record in records:
+        assert set(record["patterns"]["fmri"]["sites"]) == {"site-0", "site-1"}
+        assert record["fractions"]["site-2"]["missing fmri"] == 1
+
+
+def test_settings_are_chosen_where_a_site_holds_everything(lacking):
+    apart = held_out(lacking)
+    assert set(apart.test) == {"site-0"}
+    assert set(apart.train) == {"site-0", "site-1", "site-2"}
+    with pytest.raises(InputError, match="no site holds fmri, image and text"):
+        held_out(replace(lacking, train={**lacking.train, "site-0": without(lacking.train["site-0"], 1)}))

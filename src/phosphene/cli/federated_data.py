@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from phosphene.federation import Missing, SiteState, StudySites, Trials
     from phosphene.recordings import Study
 
-__all__ = ["Clusters", "Columns", "Data", "Public", "data_of", "sites_asked"]
+__all__ = ["Clusters", "Columns", "Data", "Holds", "Public", "PublicSite", "data_of", "sites_asked"]
 
 Columns = Annotated[
     list[str] | None,
@@ -29,6 +29,22 @@ Public = Annotated[
     typer.Option(
         "--public",
         help="Stimuli everybody may know: a role of the split, such as train, or SPLIT/ROLE; none of the test.",
+        metavar="[SPLIT/]ROLE",
+    ),
+]
+Holds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--holds",
+        help="All that a site has, such as site-2=fmri,image; other sites have fmri,image,text; may be repeated.",
+        metavar="SITE=MODALITIES",
+    ),
+]
+PublicSite = Annotated[
+    str | None,
+    typer.Option(
+        "--public-site",
+        help="One site more, public, of these stimuli without a brain: a role, such as train; none of the test.",
         metavar="[SPLIT/]ROLE",
     ),
 ]
@@ -50,15 +66,15 @@ def sites_asked(
     n_sites: int,
     encoders: tuple[str, str],
     classes_of: tuple[list[str] | None, int | None, str | None],
+    lacking: tuple[Sequence[str] | None, str | None],
     seed: int = 0,
-    holds: Sequence[str] = (),
-    public_site: str | None = None,
 ) -> tuple[StudySites, str]:
     """People dealt to sites under the classes that were asked for, and where these come from in words."""
     from phosphene.federation import StudySites, dealt
     from phosphene.federation.sites import classes_asked, held_at
 
-    places, held = dealt(study.split("train").subjects, n_sites), held_at(holds)
+    holds, public_site = lacking
+    places, held = dealt(study.split("train").subjects, n_sites), held_at(holds or ())
     image, text = (targets_of(name, study) for name in encoders)
     columns, clusters, public = classes_of
     classes, words = classes_asked(study, image, columns or (), clusters, public, seed)

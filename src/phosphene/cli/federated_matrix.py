@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phosphene.cli.federated_data import Clusters, Columns, Public, sites_asked
+from phosphene.cli.federated_data import Clusters, Columns, Holds, Public, PublicSite, sites_asked
 from phosphene.cli.options import (
     Config,
     ImageTargets,
@@ -41,6 +41,8 @@ def federate_matrix(
     clusters: Clusters = None,
     public: Public = None,
     sites: Annotated[int, typer.Option("--sites", help="How many; people are dealt to them in order.")] = 4,
+    holds: Holds = None,
+    public_site: PublicSite = None,
     rounds: Annotated[int, typer.Option("--rounds", help="Of every arm.")] = 15,
     arms: Annotated[
         str | None,
@@ -70,7 +72,8 @@ def federate_matrix(
     check_common(common)
     asked = _arms(arms)
     cells = _cells(_numbers(rates, "--rates", float), _words(patterns), _numbers(seeds, "--seeds", int))
-    hospitals, classes_from = _hospitals(study, split, sites, (targets, text), (classes, clusters, public))
+    classes_of, lacking = (classes, clusters, public), (holds, public_site)
+    hospitals, told = _hospitals(study, split, sites, (targets, text), classes_of, lacking)
     plan = Plan(asked, common=common, rounds=rounds)
     if tune:
         tuned = {arm.like or name: ARMS[arm.like or name] for name, arm in asked.items()}
@@ -83,7 +86,7 @@ def federate_matrix(
         "chosen": plan.chosen,
         "common": common,
     }
-    facts |= {"rounds": rounds, "classes": hospitals.classes, "classes_from": classes_from, "shares": hospitals.shares}
+    facts |= {"rounds": rounds, "classes": hospitals.classes, "shares": hospitals.shares, **told}
     write_json(out / "matrix.json", plain({**facts, "claims": claims(found), "rows": rows(found)}))
     write_text(out / "matrix.md", table + "\n")
     typer.echo(table)
@@ -98,20 +101,24 @@ def _hospitals(
     n_sites: int,
     encoders: tuple[str, str],
     classes_of: tuple[list[str] | None, int | None, str | None],
-) -> tuple[Hospitals, str]:
-    """Hospitals of the study, and where their classes come from."""
+    lacking: tuple[list[str] | None, str | None],
+) -> tuple[Hospitals, dict[str, Any]]:
+    """Hospitals of the study, and where their classes come from and what each holds, for JSON."""
     from phosphene.evaluation.hospitals import hospitals_of_sites
+    from phosphene.federation.trials import MODALITIES
     from phosphene.recordings import Study
 
     with Study.open(study) as opened:
         if split is not None:
             opened = opened.using(split)
-        dealt, words = sites_asked(opened, n_sites, encoders, classes_of)
+        dealt, words = sites_asked(opened, n_sites, encoders, classes_of, lacking)
         made = hospitals_of_sites(dealt)
     for name, people in dealt.people.items():
         shares = ", ".join(f"{each} {share:.2f}" for each, share in made.shares[name].items())
-        typer.echo(f"{name}: {', '.join(people)}; {len(made.train[name])} training trials ({shares})")
-    return made, words
+        typer.echo(f"{name}: {', '.join(people) or 'no brain'}; {len(made.train[name])} training trials ({shares})")
+        if len(held := dealt.held(name)) < len(MODALITIES):
+            typer.echo(f"{name} holds {', '.join(held)}" + ("" if people else ": it is not scored"))
+    return made, {"classes_from": words, "holds": {name: list(dealt.held(name)) for name in dealt.names}}
 
 
 def _tuned(hospitals: Hospitals, plan: Plan, out: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phosphene.cli.federated_data import Clusters, Columns, Data, Public, data_of, sites_asked
+from phosphene.cli.federated_data import Clusters, Columns, Data, Holds, Public, PublicSite, data_of, sites_asked
 from phosphene.cli.federated_words import lines
 from phosphene.cli.options import (
     Config,
@@ -46,22 +46,8 @@ def federate(
     clusters: Clusters = None,
     public: Public = None,
     sites: Annotated[int, typer.Option("--sites", help="How many; people are dealt to them in order.")] = 4,
-    holds: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--holds",
-            help="All that a site has, such as site-2=fmri,image; other sites have fmri,image,text; may be repeated.",
-            metavar="SITE=MODALITIES",
-        ),
-    ] = None,
-    public_site: Annotated[
-        str | None,
-        typer.Option(
-            "--public-site",
-            help="One site more, public, of these stimuli without a brain: a role, such as train; none of the test.",
-            metavar="[SPLIT/]ROLE",
-        ),
-    ] = None,
+    holds: Holds = None,
+    public_site: PublicSite = None,
     rounds: Annotated[int, typer.Option("--rounds", help="In all; a run in DIR may be given more.")] = 10,
     missing: Annotated[float, typer.Option("--missing", help="Rate of missing modalities, in [0, 1).")] = 0.0,
     pattern: Annotated[
@@ -135,7 +121,7 @@ def federate(
         if split is not None:
             opened = opened.using(split)
         encoders = (targets, text)
-        made, words = sites_asked(opened, sites, encoders, (classes, clusters, public), seed, holds or (), public_site)
+        made, words = sites_asked(opened, sites, encoders, (classes, clusters, public), (holds, public_site), seed)
         data = data_of(made, words, encoders, asked.settings.model.width, hidden)
     if compare and not data.tests:
         raise InputError(f"--compare has no use: {'; '.join(data.notes)}, so that there is no accuracy to compare")

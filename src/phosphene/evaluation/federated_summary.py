@@ -65,8 +65,9 @@ class Records:
         return self._of.get((*cell, arm, seed))
 
     def unimpaired(self, cell: Key) -> Key | None:
-        """The cell of the same data in whose training nothing was missing."""
-        return next((each for each in self.cells if each[0] == cell[0] and each[2] == 0), None)
+        """The cell of the same data in whose training nothing was missing; none where sites lack something anyway."""
+        whole = {(e["condition"], e["kind"], e["rate"]) for e in self.all if e["fractions"]["all"]["complete"] == 1}
+        return next((each for each in self.cells if each[0] == cell[0] and each[2] == 0 and each in whole), None)
 
 
 def _value(scores: Mapping[str, float], metric: str) -> float:

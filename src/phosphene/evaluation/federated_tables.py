@@ -31,8 +31,9 @@ def markdown(records: Records, ours: str = OURS) -> str:
 def _head(row: Row) -> list[str]:
     condition, kind, rate = row["condition"], row["kind"], row["rate"]
     shares = ", ".join(f"{name} {value:.1%}" for name, value in row["fractions"].items())
+    nothing = "nothing missing" if row["fractions"]["complete"] == 1 else "nothing hidden of what sites hold"
     return [
-        f"### {condition}: {rate:.0%} missing in training, by {kind}" if rate else f"### {condition}: nothing missing",
+        f"### {condition}: {rate:.0%} missing in training, by {kind}" if rate else f"### {condition}: {nothing}",
         "",
         f"Realised: {shares}. Seeds {', '.join(map(str, row['seeds']))}; mean over sites and seeds ± sd over seeds.",
     ]

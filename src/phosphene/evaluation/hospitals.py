@@ -54,12 +54,13 @@ class Cell:
 
 @dataclass(frozen=True, eq=False)
 class Hospitals:
-    """Trials of all sites, complete, before anything is hidden.
+    """Trials of all sites, with all that each holds, before anything is hidden.
 
     Attributes
     ----------
     train, test : dict of str to Trials
-        By site, labelled; the test's are complete, and no stimulus is in both.
+        By site, labelled; the test's are complete, and no stimulus is in both. A site without a brain is in training
+        alone; one that lacks pictures or words may be.
     image, text : tuple of int and str
         Width and identity of the frozen encoders' embeddings.
     classes : tuple of str
@@ -69,8 +70,8 @@ class Hospitals:
     Raises
     ------
     InputError
-        For other sites in test than in training, people who were never trained on, stimuli in both, and classes that
-        do not fit the labels.
+        For a site in test that has no brain or is not in training, one with complete trials that is not in test, people
+        who were never trained on, stimuli in both, and classes that do not fit the labels.
     """
 
     train: dict[str, Trials]
@@ -81,8 +82,12 @@ class Hospitals:
     units: dict[str, str]
 
     def __post_init__(self) -> None:
-        if not self.train or self.train.keys() != self.test.keys():
-            raise InputError(f"sites {', '.join(self.train)} in training and {', '.join(self.test)} in test: not alike")
+        brains = {name for name, trials in self.train.items() if trials.inputs.people}
+        whole = {name for name, trials in self.train.items() if bool(trials.complete.any())}
+        if not self.test or not whole <= self.test.keys() <= brains:
+            raise InputError(
+                f"sites {', '.join(self.train)} in training and {', '.join(self.test) or 'none'} in test: not alike"
+            )
         seen = {name for trials in self.train.values() for name in trials.ids.tolist()}
         for name, trials in self.test.items():
             if strangers := trials.inputs.people.keys() - self.train[name].inputs.people.keys():
@@ -122,8 +127,9 @@ class Hospitals:
         agreement = Agreement(
             self.classes, self.image[0], self.text[0], settings.model.width, self.image[1], self.text[1]
         )
-        names, missing = sorted(self.train), Missing(cell.rate, cell.kind, cell.seed)
-        return {name: first_state_of(name, self.train[name], agreement, missing, names) for name in names}
+        held = {name: self.train[name].present.any(dim=0).tolist() for name in sorted(self.train)}
+        missing = Missing(cell.rate, cell.kind, cell.seed)
+        return {name: first_state_of(name, self.train[name], agreement, missing, held) for name in held}
 
 
 def hospitals_of_study(
@@ -174,12 +180,13 @@ def skewed(hospitals: Hospitals, n: int, alpha: float | None, seed: int) -> Hosp
     Raises
     ------
     InputError
-        For somebody with fewer trials, and trials without labels.
+        For somebody with fewer trials, trials without labels, and a site without people.
     """
     kept = {}
     for name, trials in hospitals.train.items():
-        if trials.labels is None:
-            raise InputError(f"the trials of {name} have no labels: classes cannot be dealt")
+        if trials.labels is None or not trials.inputs.people:
+            lacks = "labels: classes" if trials.labels is None else "people: trials of theirs"
+            raise InputError(f"the trials of {name} have no {lacks} cannot be dealt")
         rng = np.random.default_rng(seed_of(seed, "classes", name))
         labels = trials.labels.numpy().astype(np.float64)
         shares = np.ones(labels.shape[1]) if alpha is None else rng.dirichlet(np.full(labels.shape[1], alpha))
@@ -198,10 +205,13 @@ def skewed(hospitals: Hospitals, n: int, alpha: float | None, seed: int) -> Hosp
 def held_out(hospitals: Hospitals, share: float = 0.2, seed: int = 0) -> Hospitals:
     """The training part alone, a share of its units in the place of the test: for choosing settings.
 
+    What is held out is out of training everywhere. It is scored at sites that hold everything: another one has no
+    complete trial that is its own.
+
     Raises
     ------
     InputError
-        For a share that leaves a person without training or validation trials.
+        For a share that leaves a person without training or validation trials, and where no site holds everything.
     """
     units = np.array(sorted({name for trials in hospitals.train.values() for name in trials.units.tolist()}))
     chosen = np.random.default_rng(seed).permutation(units)[: max(2, round(share * len(units)))]
@@ -209,8 +219,13 @@ def held_out(hospitals: Hospitals, share: float = 0.2, seed: int = 0) -> Hospita
     for name, trials in hospitals.train.items():
         out = torch.from_numpy(np.isin(trials.units, chosen))
         complete = trials.complete
-        train_[name], test[name] = (trials.select(rows.nonzero().flatten()) for rows in (~out, out & complete))
+        train_[name] = trials.select((~out).nonzero().flatten())
+        if not bool(complete.any()):
+            continue
+        test[name] = trials.select((out & complete).nonzero().flatten())
         if trials.inputs.people.keys() - test[name].inputs.people.keys():
             raise InputError(f"{share:g} of the training stimuli leave somebody at {name} without a validation trial")
+    if not test:
+        raise InputError("no site holds fmri, image and text: settings cannot be chosen on training stimuli held out")
     unit_of = {name: unit for each in test.values() for name, unit in zip(each.ids, each.units, strict=True)}
     return replace(hospitals, train=train_, test=test, units=unit_of)
