@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from federate_runs import BRIEF, DATA, run
 
+from phosphene import encoders
 from phosphene.errors import InputError, LeakageError
 
 HOLDS = ["--holds", "site-1=fmri,image", "--holds", "site-2=fmri,text", "--holds", "site-3=image,text"]
@@ -20,6 +21,16 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 @pytest.fixture(scope="module")
 def study(virtual_people: Callable[..., Path]) -> Path:
     return virtual_people(test=8)
+
+
+@pytest.fixture
+def unencoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing may be encoded."""
+
+    def encoded(name: str, *asked: object, **others: object) -> None:
+        raise AssertionError(f"{name} is encoded")
+
+    monkeypatch.setattr(encoders, "targets_named", encoded)
 
 
 def test_sites_that_lack_something_train_and_are_told(study: Path, tmp_path: Path) -> None:
@@ -76,17 +87,48 @@ def test_a_federation_without_any_brain_is_trained_and_not_scored(study: Path, t
         (["--holds", "public=fmri", "--public-site", "train"], InputError, "it holds image, text or one of them"),
         (["--public-site", "test"], LeakageError, "are of the test part"),
         (["--public-site", "tran"], InputError, "did you mean 'train'"),
+        (["--public-site", "fold-7/train"], InputError, "unknown split 'fold-7'"),
+        (["--sites", 5], InputError, "--sites lies in 1 to 4"),
+        (["--public", "train"], InputError, "--public has no use without --clusters"),
     ],
 )
-def test_what_is_refused_leaves_nothing(
-    study: Path, tmp_path: Path, words: list, kind: type[Exception], message: str
+@pytest.mark.parametrize("command", ["federate", "federate-matrix"])
+def test_what_is_refused_is_refused_before_anything_is_encoded(
+    study: Path, tmp_path: Path, unencoded: None, command: str, words: list, kind: type[Exception], message: str
 ) -> None:
     with pytest.raises(kind, match=message):
-        run(study, *BRIEF, "--rounds", 1, "--out", tmp_path / "run", *words)
+        run(study, *BRIEF, "--rounds", 1, "--out", tmp_path / "run", *words, command=command)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_site_without_pictures_has_no_clusters(study: Path, tmp_path: Path) -> None:
-    words = ["--clusters", 4, "--public", "train", "--holds", "site-2=fmri,text", "--out", tmp_path / "run"]
+CLUSTERS = ["--clusters", 4, "--public", "train"]
+
+
+@pytest.mark.parametrize("command", ["federate", "federate-matrix"])
+def test_clusters_that_cannot_be_are_refused_before_anything_is_encoded(
+    study: Path, tmp_path: Path, unencoded: None, command: str
+) -> None:
+    words = [study, *DATA, "--out", tmp_path / "run"]
     with pytest.raises(InputError, match="site-2 holds no image, and clusters are of image embeddings"):
-        run(study, *DATA, *words)
+        run(*words, *CLUSTERS, "--holds", "site-2=fmri,text", command=command)
+    with pytest.raises(InputError, match="public holds no image, and clusters are of image embeddings"):
+        run(*words, *CLUSTERS, "--public-site", "train", "--holds", "public=text", command=command)
+    with pytest.raises(LeakageError, match=r"8 public stimuli \(test\) are of the test part"):
+        run(*words, "--clusters", 4, "--public", "test", command=command)
+
+
+def test_a_matrix_in_which_nothing_could_be_scored_is_refused_before_anything_is_encoded(
+    study: Path, tmp_path: Path, unencoded: None
+) -> None:
+    words = [study, *BRIEF, "--sites", 2, "--out", tmp_path / "m"]
+    blind = [f"--holds=site-{number}=image,text" for number in (1, 2)]
+    with pytest.raises(InputError, match="no site holds fmri: nothing would be scored"):
+        run(*words, *blind, command="federate-matrix")
+    lacking = [f"--holds=site-{number}=fmri,text" for number in (1, 2)]
+    with pytest.raises(InputError, match="--tune chooses where a site holds fmri, image, text, and none does"):
+        run(*words, *lacking, "--tune", command="federate-matrix")
+
+
+def test_the_check_that_nothing_is_encoded_would_notice(study: Path, tmp_path: Path, unencoded: None) -> None:
+    with pytest.raises(AssertionError, match="z:pixels is encoded"):
+        run(study, *BRIEF, "--rounds", 1, "--out", tmp_path / "run")

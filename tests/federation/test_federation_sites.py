@@ -13,7 +13,8 @@ from phosphene.encoders import Targets
 from phosphene.encoders.pixels import PixelGridEncoder
 from phosphene.errors import InputError, LeakageError
 from phosphene.federation import ClusterClasses, FederationSettings, LabelClasses, Missing, StudySites, dealt, federate
-from phosphene.federation.sites import PUBLIC, classes_asked, held_at, held_words
+from phosphene.federation.holdings import PUBLIC, held_at, held_words
+from phosphene.federation.sites import classes_asked
 from phosphene.recordings import Study
 
 HOLDS = {"site-1": ("fmri", "image"), "site-2": ("fmri", "text"), "site-3": ("image", "text")}

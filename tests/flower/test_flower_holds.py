@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from phosphene.encoders import targets_named
 from phosphene.errors import FederationError, InputError, LeakageError
 from phosphene.federation import ClusterClasses, Federated, LabelClasses, StudySites, federate
-from phosphene.federation.flower import RunSettings, federate_over
+from phosphene.federation.flower import RunSettings, federate_over, site
 from phosphene.federation.flower.__main__ import app
 from phosphene.recordings import Study
 from phosphene.stimuli import StimulusSet
@@ -138,6 +138,23 @@ def test_sites_with_other_clusters_or_other_targets_are_refused(study: Path, clu
         over(both, tmp_path, alike, **CLUSTERS, clusters=digest)
     assert "cannot be looked up with embeddings of" in caplog.text
     assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_be_is_refused_before_anything_is_encoded(
+    study: Path, clusters, tmp_path: Path, caplog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = []
+    monkeypatch.setattr(site, "targets_named", lambda name, *rest, **others: encoded.append(name))
+    path, digest = clusters[3]
+    own = {"south": {"people": "sub-02", "clusters": str(path), "holds": "fmri,text"}}
+    with pytest.raises(FederationError, match="its data or settings were refused there"):
+        over({"south": study}, tmp_path, own, **CLUSTERS, clusters=digest)
+    assert "south holds no image, and clusters are of image embeddings" in caplog.text
+    given = run_config(study, tmp_path / "dealt", holds="site-9=fmri")
+    with pytest.raises(FederationError, match="its data or settings were refused there"):
+        federate_over(LoopbackGrid(partitions(2), given), RunSettings.of_config({**given, "wait": 0.05}), pause=0.01)
+    assert "unknown site 'site-9'" in caplog.text
+    assert not encoded
 
 
 def test_clusters_of_test_stimuli_are_refused(study: Path, tmp_path: Path) -> None:

@@ -71,12 +71,14 @@ def sites_asked(
 ) -> tuple[StudySites, str]:
     """People dealt to sites under the classes that were asked for, and where these come from in words."""
     from phosphene.federation import StudySites, dealt
-    from phosphene.federation.sites import classes_asked, held_at
+    from phosphene.federation.holdings import check_classes, check_places, held_at
+    from phosphene.federation.sites import classes_asked
 
-    holds, public_site = lacking
+    (columns, clusters, public), (holds, public_site) = classes_of, lacking
     places, held = dealt(study.split("train").subjects, n_sites), held_at(holds or ())
-    image, text = (targets_of(name, study) for name in encoders)
-    columns, clusters, public = classes_of
+    check_places(study, places, held, public_site, clusters is not None)
+    check_classes(study, columns or (), clusters, public)
+    image, text = (targets_of(name, study) for name in encoders)  # all that can be refused without them has been
     classes, words = classes_asked(study, image, columns or (), clusters, public, seed)
     return StudySites(study, places, classes, image, text, held, public_site), words
 

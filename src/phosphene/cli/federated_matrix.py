@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from phosphene.evaluation.federated_matrix import Plan
     from phosphene.evaluation.federated_rivals import Arm
     from phosphene.evaluation.hospitals import Cell, Hospitals
+    from phosphene.recordings import Study
 
 __all__ = ["federate_matrix"]
 
@@ -73,7 +75,7 @@ def federate_matrix(
     asked = _arms(arms)
     cells = _cells(_numbers(rates, "--rates", float), _words(patterns), _numbers(seeds, "--seeds", int))
     classes_of, lacking = (classes, clusters, public), (holds, public_site)
-    hospitals, told = _hospitals(study, split, sites, (targets, text), classes_of, lacking)
+    hospitals, told = _hospitals(study, split, sites, (targets, text), classes_of, lacking, tune)
     plan = Plan(asked, common=common, rounds=rounds)
     if tune:
         tuned = {arm.like or name: ARMS[arm.like or name] for name, arm in asked.items()}
@@ -102,6 +104,7 @@ def _hospitals(
     encoders: tuple[str, str],
     classes_of: tuple[list[str] | None, int | None, str | None],
     lacking: tuple[list[str] | None, str | None],
+    tune: bool,
 ) -> tuple[Hospitals, dict[str, Any]]:
     """Hospitals of the study, and where their classes come from and what each holds, for JSON."""
     from phosphene.evaluation.hospitals import hospitals_of_sites
@@ -111,6 +114,7 @@ def _hospitals(
     with Study.open(study) as opened:
         if split is not None:
             opened = opened.using(split)
+        _check_scored(opened, n_sites, lacking[0] or (), tune)
         dealt, words = sites_asked(opened, n_sites, encoders, classes_of, lacking)
         made = hospitals_of_sites(dealt)
     for name, people in dealt.people.items():
@@ -119,6 +123,21 @@ def _hospitals(
         if len(held := dealt.held(name)) < len(MODALITIES):
             typer.echo(f"{name} holds {', '.join(held)}" + ("" if people else ": it is not scored"))
     return made, {"classes_from": words, "holds": {name: list(dealt.held(name)) for name in dealt.names}}
+
+
+def _check_scored(study: Study, n_sites: int, holds: Sequence[str], tune: bool) -> None:
+    """Refuse a matrix in which nothing could be scored, or chosen, before anything is encoded."""
+    from phosphene.federation import dealt
+    from phosphene.federation.holdings import held_at
+    from phosphene.federation.trials import FMRI, MODALITIES
+
+    study.split("test")
+    given = held_at(holds)
+    held = [given.get(name, MODALITIES) for name in dealt(study.split("train").subjects, n_sites)]
+    if not any(MODALITIES[FMRI] in each for each in held):
+        raise InputError("no site holds fmri: nothing would be scored")
+    if tune and not any(len(each) == len(MODALITIES) for each in held):
+        raise InputError(f"--tune chooses where a site holds {', '.join(MODALITIES)}, and none does")
 
 
 def _tuned(hospitals: Hospitals, plan: Plan, out: Path) -> dict[str, Any]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from phosphene.errors import InputError, LeakageError, unknown
+from phosphene.errors import InputError
 from phosphene.federation.classes import ClusterClasses, LabelClasses
+from phosphene.federation.holdings import PUBLIC, check_classes, check_places, held_by, public_view
 from phosphene.federation.missing import Missing, missing_pattern
 from phosphene.federation.state import Agreement, SiteState
 from phosphene.federation.trials import MODALITIES, Trials
@@ -18,10 +19,7 @@ if TYPE_CHECKING:
     from phosphene.encoders import Targets
     from phosphene.recordings import Study, StudyView
 
-__all__ = ["PUBLIC", "StudySites", "classes_asked", "dealt", "first_state_of", "held_at", "held_words", "public_view"]
-
-PUBLIC = "public"
-"""Name of the site that has public stimuli alone."""
+__all__ = ["StudySites", "classes_asked", "dealt", "first_state_of"]
 
 _BRAIN, _PICTURE, _WORDS = MODALITIES
 
@@ -44,84 +42,6 @@ def dealt(people: Sequence[str], n_sites: int) -> dict[str, list[str]]:
     each, more = divmod(len(people), n_sites)
     starts = [number * each + min(number, more) for number in range(n_sites + 1)]
     return {f"site-{number + 1}": list(people[starts[number] : starts[number + 1]]) for number in range(n_sites)}
-
-
-# -- what is asked for, in words ------------------------------------------------------------------------------------
-
-
-def held_words(words: str) -> tuple[str, ...]:
-    """Modalities that a site holds, from words with commas; all of them from empty text.
-
-    Raises
-    ------
-    InputError
-        For unknown modalities, one named twice, and commas without any.
-
-    Examples
-    --------
-    >>> held_words("text,fmri")
-    ('fmri', 'text')
-    """
-    if not words:
-        return MODALITIES
-    found = [word.strip() for word in words.split(",") if word.strip()]
-    for word in found:
-        if word not in MODALITIES:
-            raise unknown("modality", word, MODALITIES)
-    if not found or len(set(found)) < len(found):
-        raise InputError(f"what a site holds is some of {', '.join(MODALITIES)}, each named once; found {words!r}")
-    return tuple(name for name in MODALITIES if name in found)
-
-
-def held_at(given: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """What sites hold, from words such as ``site-1=fmri,image``.
-
-    Raises
-    ------
-    InputError
-        For words of another form, a site named twice, and as of `held_words`.
-
-    Examples
-    --------
-    >>> held_at(["site-2=fmri,image", "site-3=image,text"])
-    {'site-2': ('fmri', 'image'), 'site-3': ('image', 'text')}
-    """
-    found: dict[str, tuple[str, ...]] = {}
-    for words in given:
-        name, _, held = words.partition("=")
-        if not name or not held:
-            raise InputError(
-                f"what a site holds is SITE=MODALITIES, such as site-1={_BRAIN},{_PICTURE}; found {words!r}"
-            )
-        if name in found:
-            raise InputError(f"what {name} holds is said twice")
-        found[name] = held_words(held)
-    return found
-
-
-def public_view(study: Study, words: str) -> StudyView:
-    """Public stimuli: a role of the study's split, such as ``train``, or ``SPLIT/ROLE`` of another one.
-
-    Raises
-    ------
-    InputError
-        For an unknown split or role.
-    """
-    split, _, role = words.rpartition("/")
-    return (study.using(split) if split else study).split(role)
-
-
-def _apart(study: Study, words: str) -> StudyView:
-    """Public stimuli, none of which is of one unit with a stimulus of the test part."""
-    view = public_view(study, words)
-    if "test" in study.roles():
-        tested = np.isin(view.units, study.split("test").units)
-        if tested.any():
-            raise LeakageError(
-                f"{tested.sum()} public stimuli ({words}) are of the test part, or of one unit with its stimuli, such "
-                f"as {view.stimulus_ids[tested][0]}"
-            )
-    return view
 
 
 def classes_asked(
@@ -150,22 +70,13 @@ def classes_asked(
 
     Raises
     ------
-    LeakageError
-        Where a public stimulus is of the test part, or of one unit with its stimuli.
     InputError
-        For both or none of the two ways, and as of `ClusterClasses.fit` and `public_view`.
+        As of `check_classes`, which can be asked before the image embeddings are made, and `ClusterClasses.fit`.
     """
-    if bool(columns) == (clusters is not None):
-        raise InputError("classes come from label columns (--classes) or from clusters (--clusters): give one of them")
-    if clusters is None:
-        if public is not None:
-            raise InputError("--public has no use without --clusters")
+    check_classes(study, columns, clusters, public)
+    if clusters is None or public is None:
         return LabelClasses.found(study.split("train").stimuli.labels, columns), f"label columns {', '.join(columns)}"
-    if public is None:
-        raise InputError(
-            "--clusters needs --public: the stimuli to fit them on, such as train; never those of the test"
-        )
-    fitted = ClusterClasses.fit(image, _apart(study, public).stimulus_ids, clusters, seed)
+    fitted = ClusterClasses.fit(image, public_view(study, public).stimulus_ids, clusters, seed)
     return fitted, f"clusters of image embeddings of {len(fitted.fitted_on)} public stimuli ({public})"
 
 
@@ -195,9 +106,9 @@ class StudySites:
     Raises
     ------
     LeakageError
-        For clusters fitted on stimuli of the test part, and public stimuli that are of it or of one unit with one.
+        For clusters fitted on stimuli of the test part.
     InputError
-        For unknown sites, public stimuli that hold a brain, and clusters where a site has no pictures.
+        As of `check_places`, which can be asked before the embeddings are made.
     """
 
     study: Study
@@ -209,27 +120,14 @@ class StudySites:
     public: str | None = None
 
     def __post_init__(self) -> None:
-        for name in self.holds:
-            if name not in self.names:
-                raise unknown("site", name, self.names)
-        if self.public is not None:
-            self._check_public(self.public)
+        check_places(self.study, self.places, self.holds, self.public, isinstance(self.classes, ClusterClasses))
         if isinstance(self.classes, ClusterClasses):
             self.classes.check_apart(self.study.roles().get("test", []))
-            if blind := [name for name in self.names if _PICTURE not in self.held(name)]:
-                raise InputError(
-                    f"{', '.join(blind)} holds no image, and clusters are of image embeddings: take label columns"
-                )
-
-    def _check_public(self, words: str) -> None:
-        if _BRAIN in self.holds.get(PUBLIC, ()):
-            raise InputError(f"{PUBLIC} has stimuli without a brain: it holds {_PICTURE}, {_WORDS} or one of them")
-        _apart(self.study, words)
 
     @property
     def names(self) -> list[str]:
         """All sites."""
-        return [*self.places, *([] if self.public is None else [PUBLIC])]
+        return list(held_by(self.places, self.holds, self.public))
 
     @property
     def people(self) -> dict[str, list[str]]:
@@ -238,7 +136,7 @@ class StudySites:
 
     def held(self, name: str) -> tuple[str, ...]:
         """Modalities of a site."""
-        return self.holds.get(name, (_PICTURE, _WORDS) if name == PUBLIC else MODALITIES)
+        return held_by(self.places, self.holds, self.public)[name]
 
     def agreement(self, width: int) -> Agreement:
         """What sites have alike, with a network of this width."""

@@ -26,7 +26,8 @@ from phosphene.federation.flower.certificates import (
     make_server_files,
 )
 from phosphene.federation.flower.config import check_privacy
-from phosphene.federation.sites import classes_asked, held_words
+from phosphene.federation.holdings import check_classes, held_words
+from phosphene.federation.sites import classes_asked
 from phosphene.recordings import Study
 
 __all__ = ["QUIET", "main"]
@@ -95,6 +96,7 @@ def clusters(
     """Fit clusters on public stimuli, as classes for runs without label columns; tells the digest a run is given."""
     with Study.open(study, stimuli_alone=True) as opened:
         used = opened.using(split) if split else opened
+        check_classes(used, clusters=number, public=public)
         found, words = classes_asked(used, targets_named(targets, used), clusters=number, public=public, seed=seed)
     assert isinstance(found, ClusterClasses)
     found.save(file)

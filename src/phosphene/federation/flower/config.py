@@ -10,10 +10,10 @@ from typing import Any, Literal, Self
 from pydantic import Field as Option
 
 from phosphene.errors import InputError
+from phosphene.federation.holdings import held_at, held_words
 from phosphene.federation.privacy import PrivacySettings
 from phosphene.federation.protected import readable
 from phosphene.federation.settings import FederationSettings
-from phosphene.federation.sites import held_at, held_words
 from phosphene.settings import Settings, parse_assignments
 
 __all__ = ["RunSettings", "SiteSettings", "check_privacy"]

@@ -25,11 +25,12 @@ from phosphene.federation.flower.exchange import OTHER_PRIVACY
 from phosphene.federation.flower.keeping import SiteFolder
 from phosphene.federation.flower.messages import packed, unpacked
 from phosphene.federation.flower.telling import show_log
+from phosphene.federation.holdings import check_places, held_at, held_words
 from phosphene.federation.missing import Missing
 from phosphene.federation.privacy import PrivacySettings
 from phosphene.federation.protected import planned_releases, protected_update
 from phosphene.federation.settings import FederationSettings
-from phosphene.federation.sites import StudySites, dealt, held_at, held_words
+from phosphene.federation.sites import StudySites, dealt
 from phosphene.federation.state import GlobalState, SiteState
 from phosphene.federation.trials import FMRI, IMAGE, MODALITIES
 from phosphene.recordings import Study
@@ -50,14 +51,14 @@ def first_site(own: SiteSettings, run: RunSettings) -> SiteState:
         if own.partition_id is not None and own.num_partitions is not None:
             places, holds = dealt(everybody, own.num_partitions), held_at(run.holds.split())
             name, missing = list(places)[own.partition_id], Missing(run.missing, run.pattern, run.seed)
-            image, text = (targets_named(each, study, progress=False) for each in (own.targets, own.text))
         else:
             places = {name: own.person_names or (everybody if MODALITIES[FMRI] in held else [])}
             holds = {name: held}
-            image, text = (
-                targets_named(each, study, progress=False) if modality in held else targets_of_nothing(each)
-                for modality, each in zip(MODALITIES[IMAGE:], (own.targets, own.text), strict=True)
-            )
+        check_places(study, places, holds, clusters=bool(run.clusters))
+        image, text = (
+            targets_named(each, study, progress=False) if modality in held else targets_of_nothing(each)
+            for modality, each in zip(MODALITIES[IMAGE:], (own.targets, own.text), strict=True)
+        )
         classes: LabelClasses | ClusterClasses
         if run.clusters:
             classes = ClusterClasses.open(own.clusters)
