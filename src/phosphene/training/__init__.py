@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from phosphene.training.adapt import ARMS, adapt
+from phosphene.training.alike import fit_alike
 from phosphene.training.estimator import DecoderRegressor
 from phosphene.training.fit import fit
 from phosphene.training.loop import TrainingError, TrainingInterrupted
@@ -18,5 +19,6 @@ __all__ = [
     "TrainingInterrupted",
     "adapt",
     "fit",
+    "fit_alike",
     "fit_pivot",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from phosphene.decoders.adaptable import ADAPTER_ARMS, AdaptableDecoder, Adapter
 from phosphene.decoders.base import Decoder
 from phosphene.decoders.seen import seen_together
 from phosphene.errors import InputError, unknown
+from phosphene.files import digest
 from phosphene.nn.freezing import adapter_names, frozen, train_only, trainable, twin
 from phosphene.settings import load_preset, merge, presets
 from phosphene.training.bench import (
@@ -26,6 +27,7 @@ from phosphene.training.bench import (
     prepare,
     refuse_leakage,
     shown_stimuli,
+    some_of,
     train_on,
     training_content,
 )
@@ -65,6 +67,7 @@ def adapt(
     seed: int = 0,
     preset: str | None = None,
     aligner: Aligner | None = None,
+    stimuli: Sequence[str] | np.ndarray | None = None,
     progress: bool = True,
     training: Mapping[str, Any] | None = None,
     **adapter: Any,
@@ -104,6 +107,8 @@ def adapt(
         Brings the responses of people of the decoder who are in the study to those of the person: their training
         trials say where the input layer starts (`phosphene.decoders.borrowed`). Responses stay in native voxels. The
         person is added to a copy where the aligner does not know them.
+    stimuli : sequence of str, optional
+        Of the training part, those to train on (default: all); z-scoring still rests on all trials of the sessions.
     progress : bool
         Show a progress bar, on terminals.
     training : mapping, optional
@@ -137,7 +142,7 @@ def adapt(
             f"arm {arm!r} makes a model of {subject} alone, which is no part of {home}: name a run folder (out)"
         )
     base = _adaptable(decoder if isinstance(decoder, Decoder) else Decoder.load(decoder, without=[subject]), targets)
-    view = _scarce(base, study, targets, subject, sessions)
+    view = _scarce(base, study, targets, subject, sessions, stimuli)
     borrowed = None if aligner is None else _lenders(base, study, targets, view, subject, aligner, arm)
     aligner, alignment = base.aligner, {}
     if borrowed is not None:
@@ -154,6 +159,8 @@ def adapt(
     config, settings = _settings(base, arm, preset, training or {}, adapter)
     plan = _Plan(subject, arm, seed, view, targets, config, settings, borrowed)
     facts = plan.facts(base, study)
+    if stimuli is not None:
+        facts["training_stimuli"] = digest(*sorted(view.stimulus_ids.tolist()))
     if aligner is not None:
         facts["aligner"] = aligner.identity_of([*(each for each in base.subjects if each not in base.apart), subject])
     run = _run_folder(home, out, subject, {**facts, "training": config.model_dump(mode="json")})
@@ -239,26 +246,40 @@ def _adaptable(decoder: Decoder, targets: Targets) -> AdaptableDecoder:
     return decoder
 
 
-def _scarce(base: AdaptableDecoder, study: Study, targets: Targets, subject: str, sessions: float | None) -> StudyView:
+def _scarce(
+    base: AdaptableDecoder,
+    study: Study,
+    targets: Targets,
+    subject: str,
+    sessions: float | None,
+    stimuli: Sequence[str] | np.ndarray | None,
+) -> StudyView:
     """The person's part of the training data, in native voxels: some sessions, and the stimuli shown in them."""
     base.refuse_known(subject)
     refuse_leakage(study, study.split("train"), targets)
-    view = scarce_view(study, subject, sessions)
+    view = scarce_view(study, subject, sessions, stimuli)
     targets.rows(view.stimulus_ids)
     return view
 
 
-def scarce_view(study: Study, subject: str, sessions: float | None = None) -> StudyView:
-    """The training trials of one person, of the first sessions alone where these are named.
+def scarce_view(
+    study: Study,
+    subject: str,
+    sessions: float | None = None,
+    stimuli: Sequence[str] | np.ndarray | None = None,
+) -> StudyView:
+    """The training trials of one person, of the first sessions or of some stimuli alone where these are named.
 
     Raises
     ------
     InputError
-        For an unknown person, more sessions than there are, or no trials at all.
+        For an unknown person, more sessions than there are, stimuli outside of the training part, no trials at all.
     """
     if subject not in study.subjects:
         raise unknown(f"subject of study {study.name!r}:", subject, study.subjects)
     view = study.split("train").subset([subject])
+    if stimuli is not None:
+        view = some_of(view, stimuli)
     if sessions is not None:
         view = view.first_sessions(sessions)
     if view.n_trials(subject) == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,6 +36,7 @@ __all__ = [
     "refuse_leakage",
     "set_aside",
     "shown_stimuli",
+    "some_of",
     "train_on",
     "training_content",
 ]
@@ -60,6 +61,19 @@ def refuse_leakage(study: Study, view: StudyView, targets: Targets) -> None:
             f"the training part of split {view.split_name!r}, such as {', '.join(outside[:5])}; fit it (or pretrain "
             "its model) on that part: fit_on=study.split('train').stimulus_ids"
         )
+
+
+def some_of(view: StudyView, stimuli: Sequence[str] | np.ndarray) -> StudyView:
+    """The view of some of its stimuli, in its own order.
+
+    Raises
+    ------
+    InputError
+        For ids outside of the view.
+    """
+    wanted = np.asarray(stimuli, dtype=str)
+    view.restrict(np.unique(wanted))  # refuses those outside
+    return view.restrict(view.stimulus_ids[np.isin(view.stimulus_ids, wanted)])
 
 
 def check_classes(decoder: Decoder, weight: float) -> None:

@@ -24,6 +24,7 @@ from phosphene.training.bench import (
     refuse_leakage,
     set_aside,
     shown_stimuli,
+    some_of,
     train_on,
     training_content,
 )
@@ -61,6 +62,7 @@ def fit(
     out: str | Path | None = None,
     kind: str | None = None,
     aligner: Aligner | None = None,
+    stimuli: Sequence[str] | np.ndarray | None = None,
     progress: bool = True,
     training: Mapping[str, Any] | None = None,
     **settings: Any,
@@ -90,6 +92,8 @@ def fit(
     aligner : Aligner, optional
         Takes everybody's responses into a common space first; it goes with the decoder. Such a decoder has one input
         for all (``pool_subjects``) unless the settings say otherwise.
+    stimuli : sequence of str, optional
+        Of the training part, those to train on (default: all); z-scoring still rests on all of it.
     progress : bool
         Show a progress bar, on terminals.
     training : mapping, optional
@@ -118,6 +122,8 @@ def fit(
     if subjects is not None:
         view = view.subset(list(subjects))
     refuse_leakage(study, view, targets)
+    if stimuli is not None:
+        view = some_of(view, stimuli)
     native = view
     if aligner is not None:
         check_aligner(aligner, study)
