@@ -24,6 +24,7 @@ from phosphene.cli import (
     federating,
     importing,
     merging,
+    pivoting,
     pretraining,
 )
 from phosphene.errors import PhospheneError
@@ -48,6 +49,7 @@ app.command()(pretraining.pretrain)
 app.command()(decoding.fit)
 app.command()(adapting.adapt)
 app.command()(efficiency.efficiency)
+app.command()(pivoting.pivot)
 app.command()(federating.federate)
 app.command()(federated_matrix.federate_matrix)
 app.command()(decoding.evaluate)

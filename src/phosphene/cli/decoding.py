@@ -30,7 +30,18 @@ if TYPE_CHECKING:
     from phosphene.evaluation import Scorecard
     from phosphene.recordings import Study
 
-__all__ = ["aligner_named", "compare", "decode", "evaluate", "fit", "report", "targets_of"]
+__all__ = [
+    "Role",
+    "Run",
+    "aligner_named",
+    "compare",
+    "decode",
+    "evaluate",
+    "fit",
+    "fitted_one",
+    "report",
+    "targets_of",
+]
 
 Run = Annotated[Path, typer.Argument(help="A run folder (or folder of folds) written by fit.", metavar="RUN")]
 
@@ -108,6 +119,17 @@ def _fitted(run: Path, pattern: str | None) -> dict[str, Decoder]:
     if not wanted:
         raise unknown(f"split of {run}:", pattern, runs)
     return {name: runs[name] for name in wanted}
+
+
+def fitted_one(run: Path, pattern: str | None) -> tuple[Decoder, str]:
+    """The one decoder of a run, and the name of the split it was fitted on; several are an error."""
+    from phosphene.errors import InputError
+
+    decoders = _fitted(run, pattern)
+    if len(decoders) > 1:
+        raise InputError(f"{run} holds {len(decoders)} decoders; choose one with --split: {', '.join(decoders)}")
+    ((name, decoder),) = decoders.items()
+    return decoder, name
 
 
 def _evaluated(
@@ -311,10 +333,7 @@ def decode(
     from phosphene.rendering import Gallery
     from phosphene.rendering import decode as run
 
-    decoders = _fitted(decoder, split)
-    if len(decoders) > 1:
-        raise InputError(f"{decoder} holds {len(decoders)} decoders; choose one with --split: {', '.join(decoders)}")
-    fitted = next(iter(decoders.values()))
+    fitted, _ = fitted_one(decoder, split)
     if fitted.encoder is None:
         raise InputError(f"{decoder} was saved without its encoder; a gallery cannot be encoded like its targets")
     wanted = progress_wanted()

@@ -7,6 +7,7 @@ from phosphene.evaluation.compare import Comparison, compare
 from phosphene.evaluation.evaluate import evaluate
 from phosphene.evaluation.multilabel import LabelCard, evaluate_labels
 from phosphene.evaluation.scorecard import Score, Scorecard
+from phosphene.evaluation.text_comparison import TextComparison, compare_text
 from phosphene.evaluation.text_retrieval import TextCard, text_retrieval
 
 __all__ = [
@@ -15,7 +16,9 @@ __all__ = [
     "Score",
     "Scorecard",
     "TextCard",
+    "TextComparison",
     "compare",
+    "compare_text",
     "evaluate",
     "evaluate_labels",
     "leave_cluster_out",

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from scipy import sparse
 
 from phosphene.errors import InputError, LeakageError
 from phosphene.evaluation.leakage import refuse_leakage
-from phosphene.evaluation.metrics import count_true, metric, similarity
+from phosphene.evaluation.metrics import Counts, Metric, count_true, metric, similarity
 from phosphene.evaluation.scoring import Fold
+from phosphene.evaluation.statistics import Resampler, bootstrap_people, percentile_interval, weighted_summary
 from phosphene.training.pivot import Pivot, caption_items
 
 if TYPE_CHECKING:
@@ -19,9 +21,10 @@ if TYPE_CHECKING:
     from phosphene.encoders import Targets
     from phosphene.recordings import Study, StudyView
 
-__all__ = ["TextCard", "TextScore", "text_retrieval"]
+__all__ = ["TextCard", "TextQueries", "TextScore", "text_retrieval"]
 
 METRICS = ("top-1", "top-5", "top-10", "two-way", "median-rank")
+POOL = 300
 DIRECTIONS = ("brain_to_text", "text_to_brain")
 _MEAN = "mean"
 
@@ -33,9 +36,10 @@ class TextScore:
     Attributes
     ----------
     subject, direction, metric : str
+        ``"top-1 of 300"`` is the expected hit in a gallery of 300 drawn at random.
     value, chance : float
     interval : (float, float) or None
-        Percentile interval over distinct captions.
+        Percentile interval over distinct captions (over units, where the study names one).
     gallery : int
         Distinct captions among which (or among whose mean predictions) is searched; the largest of several people.
     queries : int
@@ -52,6 +56,34 @@ class TextScore:
 
 
 @dataclass(frozen=True)
+class TextQueries:
+    """What every query of one person in one direction found.
+
+    Attributes
+    ----------
+    subject, direction : str
+    names : (n,) ndarray of str
+        The stimulus that was seen; of a caption, the first stimulus of the scored part that has it.
+    units : (n,) ndarray of int
+        Captions of one number are resampled together.
+    counts : Counts
+        Candidates more and equally similar than the true one, and how many candidates there are.
+    """
+
+    subject: str
+    direction: str
+    names: np.ndarray
+    units: np.ndarray
+    counts: Counts
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        greater, ties, gallery = self.counts
+        found = {"greater": greater.tolist(), "ties": ties.tolist(), "gallery": gallery}
+        return {"subject": self.subject, "direction": self.direction, "names": self.names.tolist(), **found}
+
+
+@dataclass(frozen=True)
 class TextCard:
     """All figures of one method.
 
@@ -61,11 +93,14 @@ class TextCard:
     scores : list of TextScore
     facts : dict
         Role, split, encoder of the text, pairs the pivot was fitted on.
+    queries : list of TextQueries
+        From which they were made, and from which methods are compared in pairs.
     """
 
     method: str
     scores: list[TextScore]
     facts: dict[str, Any] = field(default_factory=dict)
+    queries: list[TextQueries] = field(default_factory=list)
 
     def get(self, metric: str, direction: str, subject: str = _MEAN) -> TextScore:
         """One figure; an unknown one is an error that lists the known."""
@@ -77,7 +112,8 @@ class TextCard:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {"method": self.method, **self.facts, "scores": [vars(score) for score in self.scores]}
+        scores, queries = [vars(score) for score in self.scores], [each.to_dict() for each in self.queries]
+        return {"method": self.method, **self.facts, "scores": scores, "queries": queries}
 
     def table(self) -> str:
         """The means over people, as lines of text."""
@@ -108,7 +144,8 @@ def text_retrieval(
     """Score brain to text and text to brain on held-out stimuli.
 
     Stimuli with equal captions are one item: the gallery holds every caption once, a response finds its caption
-    whichever stimulus showed it, and a caption looks for the mean prediction of its stimuli. Ties share the hit.
+    whichever stimulus showed it, and a caption looks for the mean prediction of its stimuli. Ties share the hit. Where
+    everybody's gallery is larger than 300, top-1 and top-5 of 300 stand beside those of the whole.
 
     Parameters
     ----------
@@ -128,7 +165,7 @@ def text_retrieval(
     name : str, optional
         Of the method.
     n_boot, seed : int
-        Resamples of captions, the same ones for everybody.
+        Resamples of captions (of units, where the study names one), the same ones for everybody.
 
     Returns
     -------
@@ -158,19 +195,21 @@ def text_retrieval(
     people = [each for each in study.subjects if each in decoder.subjects] if subjects is None else list(subjects)
     if not people:
         raise InputError(f"nobody of study {study.name!r} is known to this {decoder.name} decoder")
-    items = dict(zip(view.stimulus_ids.tolist(), caption_items(view.stimuli.captions).tolist(), strict=True))
-    draws = np.random.default_rng(seed).poisson(1.0, (n_boot, 1 + max(items.values()))) if n_boot else None
-    found = {person: _person(decoder, view, texts, pivot, person, what, items) for person in people}
-    scores = [score for person in people for score in _scores(person, {person: found[person]}, draws)]
-    scores += _scores(_MEAN, found, draws)
+    items = caption_items(view.stimuli.captions)
+    groups = _Groups(dict(zip(view.stimulus_ids.tolist(), items.tolist(), strict=True)), _units(view, items))
+    queries = [each for person in people for each in _person(decoder, view, texts, pivot, person, what, groups)]
+    resampler = Resampler({role: groups.units}, n_boot, seed) if n_boot else None
+    weights = None if resampler is None else [resampler.weights(role, each.units) for each in queries]
+    scores = [row for person in people for row in _scores(person, queries, weights)] + _scores(_MEAN, queries, weights)
     facts = {
         "role": role,
         "split": study.current_split,
         "texts": texts.encoder.label,
+        "text_identity": texts.identity,
         "pivot_pairs": None if pivot is None else pivot.provenance["n_pairs"],
         "subjects": people,
     }
-    return TextCard(name or (decoder.name if pivot is None else f"{decoder.name} by pivot"), scores, facts)
+    return TextCard(name or (decoder.name if pivot is None else f"{decoder.name} by pivot"), scores, facts, queries)
 
 
 def _check_pivot(pivot: Pivot, decoder: Decoder, texts: Targets, view: StudyView) -> None:
@@ -188,12 +227,20 @@ def _check_pivot(pivot: Pivot, decoder: Decoder, texts: Targets, view: StudyView
 
 
 @dataclass(frozen=True)
-class _Found:
-    """Values of one person: by direction and metric one a query, and the item of each query."""
+class _Groups:
+    """The caption of each stimulus by id, as a number, and the unit of each caption."""
 
-    values: dict[tuple[str, str], np.ndarray]
-    items: dict[str, np.ndarray]
-    gallery: int
+    item: dict[str, int]
+    units: np.ndarray
+
+
+def _units(view: StudyView, items: np.ndarray) -> np.ndarray:
+    """What each caption is resampled with, ``(captions,)``: all that share a unit of the study, by any stimulus."""
+    _, codes = np.unique(view.units, return_inverse=True)
+    n_items, n_units = int(items.max()) + 1, int(codes.max()) + 1
+    pairs = sparse.coo_array((np.ones(len(items)), (items, codes)), shape=(n_items, n_units))
+    both: np.ndarray = sparse.csgraph.connected_components(sparse.block_array([[None, pairs], [pairs.T, None]]))[1]
+    return both[:n_items]
 
 
 def _person(
@@ -203,10 +250,11 @@ def _person(
     pivot: Pivot | None,
     person: str,
     what: Any,
-    items: dict[str, int],
-) -> _Found:
+    groups: _Groups,
+) -> list[TextQueries]:
+    """What one person's responses and their captions find, direction by direction."""
     ids, responses = view.averaged(person)
-    item = np.array([items[name] for name in ids.tolist()], dtype=np.int64)
+    item = np.array([groups.item[name] for name in ids.tolist()], dtype=np.int64)
     distinct, first, which = np.unique(item, return_index=True, return_inverse=True)
     if len(distinct) < 2:
         raise InputError(f"{person} saw {len(distinct)} different captions in the {view.role} part; two are needed")
@@ -216,48 +264,39 @@ def _person(
     mean = np.zeros((len(distinct), said.shape[1]))
     np.add.at(mean, which, said)
     mean /= np.bincount(which)[:, None]
-    counts = {
-        "brain_to_text": count_true(similarity(said, gallery), which),
-        "text_to_brain": count_true(similarity(gallery, mean), np.arange(len(distinct))),
-    }
-    values = {(direction, name): metric(name).values(counts[direction]) for direction in DIRECTIONS for name in METRICS}
-    return _Found(values, {"brain_to_text": item, "text_to_brain": distinct}, len(distinct))
+    forth = count_true(similarity(said, gallery), which)
+    back = count_true(similarity(gallery, mean), np.arange(len(distinct)))
+    return [
+        TextQueries(person, "brain_to_text", ids, groups.units[item], forth),
+        TextQueries(person, "text_to_brain", ids[first], groups.units[distinct], back),
+    ]
 
 
-def _scores(who: str, found: dict[str, _Found], draws: np.ndarray | None) -> list[TextScore]:
+def rules_for(queries: Sequence[TextQueries]) -> dict[str, Metric]:
+    """The metrics by name; pools only where they are smaller than everybody's gallery."""
+    rules = {name: metric(name) for name in METRICS}
+    if min(each.counts.size for each in queries) > POOL:
+        rules |= {f"{name} of {POOL}": metric(name, POOL) for name in ("top-1", "top-5")}
+    return rules
+
+
+def _scores(who: str, queries: Sequence[TextQueries], weights: Sequence[np.ndarray] | None) -> list[TextScore]:
     """Figures of one person, or the mean over several: each first summarised for itself."""
     scores = []
     for direction in DIRECTIONS:
-        for name in METRICS:
-            rule = metric(name)
-            summary = np.median if rule.summary == "median" else np.mean
-            values = [each.values[direction, name] for each in found.values()]
+        rows = [n for n, each in enumerate(queries) if each.direction == direction and who in (_MEAN, each.subject)]
+        counts = [queries[n].counts for n in rows]
+        sizes = np.array([each.size for each in counts])
+        for name, rule in rules_for(queries).items():
+            values = [rule.values(each) for each in counts]
             interval = None
-            if draws is not None:
-                resampled = [
-                    _resampled(each.values[direction, name], draws[:, each.items[direction]], rule.summary)
-                    for each in found.values()
-                ]
-                low, high = np.nanpercentile(np.mean(resampled, axis=0), [2.5, 97.5])
-                interval = float(low), float(high)
-            sizes = np.array([each.gallery for each in found.values()])
-            scores.append(
-                TextScore(
-                    who,
-                    direction,
-                    name,
-                    float(np.mean([summary(each) for each in values])),
-                    float(np.mean([rule.chance(np.array([size])) for size in sizes])),
-                    interval,
-                    int(sizes.max()),
-                    sum(len(each) for each in values),
-                )
-            )
+            if weights is not None:
+                boots = [weighted_summary(v, weights[n], rule.summary) for v, n in zip(values, rows, strict=True)]
+                interval = percentile_interval(bootstrap_people(np.stack(boots)))
+            summary = np.median if rule.summary == "median" else np.mean
+            value = float(np.mean([summary(each) for each in values]))
+            chance = float(np.mean([rule.chance(np.array([size])) for size in sizes]))
+            gallery = POOL if name.endswith(f" of {POOL}") else int(sizes.max())
+            n_queries = sum(len(each) for each in values)
+            scores.append(TextScore(who, direction, name, value, chance, interval, gallery, n_queries))
     return scores
-
-
-def _resampled(values: np.ndarray, weights: np.ndarray, summary: str) -> np.ndarray:
-    """Weighted mean (or median) of the values under each resample, ``(n_boot,)``."""
-    if summary == "mean":
-        return (weights @ values) / np.maximum(weights.sum(axis=1), 1)
-    return np.array([np.median(np.repeat(values, each)) if each.any() else np.nan for each in weights])
