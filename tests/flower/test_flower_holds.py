@@ -11,7 +11,7 @@ pytest.importorskip("flwr", reason="the Flower app needs phosphene[federated]: r
 from loopback_grid import SETTINGS, LoopbackGrid, made_sites, partitions, run_config, same
 from typer.testing import CliRunner
 
-from phosphene.encoders import targets_named
+from phosphene.encoders import targets_named, targets_of_nothing
 from phosphene.errors import FederationError, InputError, LeakageError
 from phosphene.federation import ClusterClasses, Federated, LabelClasses, StudySites, federate
 from phosphene.federation.flower import RunSettings, federate_over, site
@@ -122,7 +122,7 @@ def test_clusters_are_classes_as_in_process(study: Path, clusters, tmp_path: Pat
     assert dealt.shared.agreement.classes == there.shared.agreement.classes
 
 
-def test_sites_with_other_clusters_or_other_targets_are_refused(study: Path, clusters, tmp_path: Path, caplog) -> None:
+def test_sites_with_other_clusters_are_refused(study: Path, clusters, tmp_path: Path) -> None:
     (path, digest), (other, _) = clusters[3], clusters[4]
     both = dict.fromkeys(("north", "south"), study)
     own = {"north": {"people": "sub-01", "clusters": str(path)}, "south": {"people": "sub-02", "clusters": str(other)}}
@@ -131,12 +131,27 @@ def test_sites_with_other_clusters_or_other_targets_are_refused(study: Path, clu
     ):
         over(both, tmp_path, own, **CLUSTERS, clusters=digest)
     alike = {name: {**each, "clusters": str(other)} for name, each in own.items()}
-    with pytest.raises(InputError, match=f"clusters that are not the run's, {digest}"):
+    with pytest.raises(InputError, match=f"that are not the run's, {digest}: give them its file"):
         over(both, tmp_path, alike, **CLUSTERS, clusters=digest)
-    alike = {name: {**each, "clusters": str(path), "targets": "pixels"} for name, each in own.items()}
-    with pytest.raises(FederationError, match="its data or settings were refused there"):
-        over(both, tmp_path, alike, **CLUSTERS, clusters=digest)
-    assert "cannot be looked up with embeddings of" in caplog.text
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_site_with_other_targets_than_the_clusters_is_named(study: Path, clusters, tmp_path: Path, caplog) -> None:
+    path, digest = clusters[3]
+    own = {name: {"people": who, "clusters": str(path)} for name, who in (("north", "sub-01"), ("south", "sub-02"))}
+    own |= {"east": {"people": "sub-03", "clusters": str(path), "targets": "pixels"}}
+    pocket, pixels = (targets_of_nothing(name).identity for name in ("pocket", "pixels"))
+    with pytest.raises(InputError) as told:
+        over(dict.fromkeys(own, study), tmp_path, own, **CLUSTERS, clusters=digest)
+    assert "sites disagree with the others (2 of 3). east: image width 768 instead of 128; " in str(told.value)
+    assert f"image encoder '{pixels[:20]}" in str(told.value)
+    assert "north:" not in str(told.value)
+    assert f"clusters of {pocket}, and image targets of {pixels} here" in caplog.text  # in the site's own log
+    assert str(path) not in str(told.value)
+    for each in own.values():
+        each["targets"] = "pixels"
+    with pytest.raises(InputError, match=f"clusters, or image targets, that are not the run's, {digest}: give them"):
+        over(dict.fromkeys(own, study), tmp_path, own, **CLUSTERS, clusters=digest)
     assert not (tmp_path / "run").exists()
 
 

@@ -86,7 +86,8 @@ def federate_over(grid: Grid, run: RunSettings, pause: float = 1.0) -> Federated
     agreement = members.gather(run.sites, settings.server.quorum, run.wait, pause)
     if run.clusters and clusters_digest(agreement.classes, agreement.image_encoder) != run.clusters:
         raise InputError(
-            f"the sites agree on clusters that are not the run's, {run.clusters}: give them its file, or the run theirs"
+            f"the sites agree on clusters, or image targets, that are not the run's, {run.clusters}: give them its "
+            f"file and targets of its encoder, or the run theirs"
         )
     accountant = None if privacy is None else Accountant(privacy.delta)
     start = Federated(first_state(agreement, settings).in_order(), {}, (), accountant)

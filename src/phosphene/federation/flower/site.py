@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, get_args
 
 from flwr.app import Context, Message, RecordDict
@@ -44,6 +45,13 @@ Answer = tuple[dict[str, Any], dict[str, Tensor] | None]
 
 def first_site(own: SiteSettings, run: RunSettings) -> SiteState:
     """The site before its first round, from its study; what it does not hold is not read."""
+    with _place(own, run) as (made, name, missing):
+        return made.site(name, run.federation().model.width, missing)
+
+
+@contextmanager
+def _place(own: SiteSettings, run: RunSettings) -> Iterator[tuple[StudySites, str, Missing | None]]:
+    """The sites of the study that is here, which of them this one is, and what is hidden on purpose."""
     held = held_words(own.holds)
     with Study.open(own.study, stimuli_alone=MODALITIES[FMRI] not in held) as opened:
         study = opened.using(run.split) if run.split else opened
@@ -65,8 +73,7 @@ def first_site(own: SiteSettings, run: RunSettings) -> SiteState:
         else:
             names = run.names or LabelClasses.found(study.split("train").stimuli.labels, run.columns).names
             classes = LabelClasses(names, tuple(run.columns))
-        made = StudySites(study, places, classes, image, text, holds)
-        return made.site(name, run.federation().model.width, missing)
+        yield StudySites(study, places, classes, image, text, holds), name, missing
 
 
 def client_app() -> ClientApp:
@@ -102,8 +109,14 @@ def _answered(
 
 
 def _introduced(content: RecordDict, own: SiteSettings, run: RunSettings) -> Answer:
-    site = first_site(own, run)
-    return {"site": site.site, "agreement": site.agreement.facts}, None
+    """Who it is. What it cannot use fails here; targets that are not the clusters' are for the server to name."""
+    with _place(own, run) as (made, name, missing):
+        agreement, classes = made.agreement(run.federation().model.width), made.classes
+        if isinstance(classes, ClusterClasses) and classes.encoder != agreement.image_encoder:
+            log.error("clusters of %s, and image targets of %s here", classes.encoder, agreement.image_encoder)
+        else:
+            made.site(name, agreement.width, missing)
+    return {"site": name, "agreement": agreement.facts}, None
 
 
 def _trained(content: RecordDict, own: SiteSettings, run: RunSettings) -> Answer:
