@@ -80,6 +80,20 @@ def test_every_arm_gets_the_settings_of_the_adapters_it_has(made: tuple[Study, T
         assert (used["skip_rank"] == 2) == (arm == "skip-lora")
 
 
+def test_an_arm_may_have_settings_of_its_own(made: tuple[Study, Targets], tmp_path: Path) -> None:
+    adapting = {**BRIEF, "learning_rate": 1e-3, "full": {"learning_rate": 1e-5}}
+    words = {"adapting": adapting, "adapter": {"voxel_dropout": 0.2, "full": {"voxel_dropout": 0.4}}}
+    found = _run(made, tmp_path, sessions=[2], people=[1], arms=["lora", "full"], preset="few", **words)
+    used = {
+        p.arm: read_json(tmp_path / "seed-0" / f"{p.arm}-people-1-sessions-2" / "config.json") for p in found.points
+    }
+    assert {arm: config["training"]["learning_rate"] for arm, config in used.items()} == {"lora": 1e-3, "full": 1e-5}
+    assert {arm: config["adapter"]["voxel_dropout"] for arm, config in used.items()} == {"lora": 0.2, "full": 0.4}
+    assert {config["training"]["epochs"] for config in used.values()} == {2}
+    # what was not given is the preset's that was named, for the adaptation too: "few" sets nothing aside
+    assert {config["training"]["validation_fraction"] for config in used.values()} == {0.0}
+
+
 def test_alone_nobody_is_trained_on_for_nothing(made: tuple[Study, Targets], tmp_path: Path) -> None:
     found = _run(made, tmp_path, sessions=[2], people=[1, 2], arms=["from-scratch"])
     assert len(found.points) == 1
@@ -98,6 +112,14 @@ def test_alone_nobody_is_trained_on_for_nothing(made: tuple[Study, Targets], tmp
             "skip_rank = 2 is a setting of the arms skip-lora and b",
         ),
         ({"adapter": {"skip_rnk": 2}}, "unknown setting of AdapterConfig: 'skip_rnk'"),
+        (
+            {"adapting": {"full": {"epochs": 2}}},
+            "unknown arm with settings of its own, among those .* 'full'. Known: bo",
+        ),
+        (
+            {"adapter": {"from-scratch": {"rank": 2}}},
+            "rank = 2 is a setting of the arms lora and both, found arm 'from",
+        ),
         ({"decoder": "lite-mind"}, "lite-mind has no shared weights to which a person could be adapted"),
     ],
 )

@@ -331,6 +331,18 @@ def test_settings_that_the_arm_has_no_use_for_are_refused(arm, words, message, b
     assert run(base, study, targets, arm, voxel_dropout=0.1, training={**QUICK, "epochs": 1}).voxel_dropout.p == 0.1
 
 
+def test_a_preset_may_hold_settings_of_single_arms(base, study, targets, monkeypatch):
+    table = {"adapting": {**QUICK, "full": {"epochs": 1}}, "adapter": {"rank": 3, "lora": {"rank": 1}}}
+    monkeypatch.setattr("phosphene.training.adapt.load_preset", lambda *_: table)
+    words = {"sessions": 1, "progress": False, "preset": "by-arm"}
+    assert adapt(base, study, targets, NEW, arm="full", **words).provenance["training"]["epochs"] == 1
+    lora = adapt(base, study, targets, NEW, arm="lora", **words).apart[NEW]
+    assert (lora["training"]["epochs"], lora["adapter"]["rank"]) == (3, 1)
+    table["adapting"]["fulll"] = {}
+    with pytest.raises(InputError, match="unknown arm with settings of its own: 'fulll'; did you mean 'full'"):
+        adapt(base, study, targets, NEW, arm="full", **words)
+
+
 def test_input_layers_may_learn_at_a_rate_of_their_own(base, study, targets):
     training = {**QUICK, "validation_fraction": 0.0, "patience": 0, "monitor": "loss"}
     moved = {}

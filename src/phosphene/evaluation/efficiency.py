@@ -17,7 +17,7 @@ from phosphene.errors import InputError, unknown
 from phosphene.evaluation.evaluate import evaluate
 from phosphene.files import atomic_path, read_json, write_json
 from phosphene.training import fit
-from phosphene.training.adapt import ARMS, WHOLE_ARMS, adapt
+from phosphene.training.adapt import ARMS, WHOLE_ARMS, adapt, settings_for
 
 if TYPE_CHECKING:
     from phosphene.encoders import Targets
@@ -166,7 +166,7 @@ def efficiency(
     out : path
         Folder of all runs, ``efficiency.json`` and ``efficiency.png``.
     decoder, preset, kind, settings
-        As of `phosphene.fit`.
+        As of `phosphene.fit`; the preset is that of the adaptation too.
     sessions : sequence of float
         Of the new person; 0.5 is the first half of the first session.
     people : sequence of int
@@ -176,7 +176,8 @@ def efficiency(
     seeds : sequence of int
     training, adapting, adapter : mapping, optional
         Settings of both trainings, and of the adapters, over those of the presets. Every arm gets those of the
-        adapters it has; one that none of the arms has is refused.
+        adapters it has; one that none of the arms has is refused. In `adapting` and `adapter` a table under the name of
+        an arm holds settings of that arm alone: ``{"learning_rate": 5e-4, "full": {"learning_rate": 1e-4}}``.
     report : callable
         Told of every finished point.
     progress : bool
@@ -192,9 +193,7 @@ def efficiency(
         raise unknown("arm", wrong[0], ARMS)
     if not arms or not seeds:
         raise InputError(f"one arm and one seed are needed at least, found {len(arms)} and {len(seeds)}")
-    adapter = AdapterConfig.build(adapter).model_dump(include=set(adapter or {}))
-    if idle := [name for name in adapter if not any(name in settings_of_arm(arm) for arm in arms)]:
-        check_of_arm(arms[0], {idle[0]: adapter[idle[0]]})
+    of_arms = _of_arms(arms, adapting or {}, adapter or {})
     check_adaptable(decoder_class(decoder))
     others = [name for name in study.subjects if name != subject]
     recorded = len(np.unique(study.recordings[subject].trials["session"]))
@@ -232,9 +231,10 @@ def efficiency(
                 arm=arm,
                 out=folder,
                 seed=seed,
+                preset=preset,
                 progress=progress,
-                training=adapting,
-                **{name: value for name, value in adapter.items() if name in settings_of_arm(arm)},
+                training=of_arms[arm][0],
+                **of_arms[arm][1],
             )
             if not (folder / "point.json").exists():
                 before = 0 if alone else size
@@ -244,6 +244,26 @@ def efficiency(
     facts = {"study": study.name, "split": study.current_split, "targets": targets.encoder.label, "people": others}
     found = Efficiency(subject, decoder, facts, points)
     found.save(out)
+    return found
+
+
+def _of_arms(
+    arms: Sequence[str], adapting: Mapping[str, Any], adapter: Mapping[str, Any]
+) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Settings of training and of adapters of every arm; what no arm has a use for is refused."""
+    for table in (adapting, adapter):
+        if idle := [name for name, own in table.items() if isinstance(own, Mapping) and name not in arms]:
+            raise unknown("arm with settings of its own, among those that are run:", idle[0], arms)
+    common = {name: value for name, value in adapter.items() if not isinstance(value, Mapping)}
+    AdapterConfig.build(common)
+    if idle := [name for name in common if not any(name in settings_of_arm(arm) for arm in arms)]:
+        check_of_arm(arms[0], {idle[0]: common[idle[0]]})
+    found = {}
+    for arm in arms:
+        check_of_arm(arm, own := dict(adapter.get(arm, {})))
+        known = {name: value for name, value in common.items() if name in settings_of_arm(arm)} | own
+        AdapterConfig.build(known)
+        found[arm] = (settings_for(arm, adapting), known)
     return found
 
 

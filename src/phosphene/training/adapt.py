@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from phosphene.encoders import Targets
     from phosphene.recordings import Study, StudyView
 
-__all__ = ["ARMS", "WHOLE_ARMS", "adapt", "parameter_table", "scarce_view"]
+__all__ = ["ARMS", "WHOLE_ARMS", "adapt", "parameter_table", "scarce_view", "settings_for"]
 
 log = logging.getLogger(__name__)
 
@@ -291,6 +291,25 @@ def scarce_view(
     return view.restrict(view.stimulus_ids[shown_stimuli(view)])
 
 
+def settings_for(arm: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of one arm out of those of several: what all have, and over it the table under the arm's own name.
+
+    Raises
+    ------
+    InputError
+        For a table under a name that is no arm.
+
+    Examples
+    --------
+    >>> settings_for("full", {"epochs": 30, "learning_rate": 5e-4, "full": {"learning_rate": 1e-4}})
+    {'epochs': 30, 'learning_rate': 0.0001}
+    """
+    own = {name: each for name, each in table.items() if isinstance(each, Mapping)}
+    if strange := [name for name in own if name not in ARMS]:
+        raise unknown("arm with settings of its own:", strange[0], ARMS)
+    return merge({name: each for name, each in table.items() if name not in own}, own.get(arm, {}))
+
+
 def _settings(
     base: AdaptableDecoder, arm: str, preset: str | None, training: Mapping[str, Any], adapter: Mapping[str, Any]
 ) -> tuple[TrainingConfig, AdapterConfig]:
@@ -299,11 +318,9 @@ def _settings(
         wanted = "nsd" if int(np.prod(base.target_shape)) >= _LARGE_TARGET else "small"
         preset = wanted if wanted in presets("decoders", base.name) else None
     layers = load_preset("decoders", base.name, preset) if preset else {}
-    table = layers.get("adapting", {})
-    plain = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
-    config = TrainingConfig.build(merge(plain, table.get(arm, {})), training)
+    config = TrainingConfig.build(settings_for(arm, layers.get("adapting", {})), training)
     check_classes(base, float(training.get("class_weight", 0.0)))
-    settings = AdapterConfig.build(layers.get("adapter", {}), adapter)
+    settings = AdapterConfig.build(settings_for(arm, layers.get("adapter", {})), adapter)
     check_of_arm(arm, adapter)
     return config, settings
 
