@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -333,7 +334,7 @@ def test_settings_that_the_arm_has_no_use_for_are_refused(arm, words, message, b
 
 def test_a_preset_may_hold_settings_of_single_arms(base, study, targets, monkeypatch):
     table = {"adapting": {**QUICK, "full": {"epochs": 1}}, "adapter": {"rank": 3, "lora": {"rank": 1}}}
-    monkeypatch.setattr("phosphene.training.adapt.load_preset", lambda *_: table)
+    monkeypatch.setattr(sys.modules[adapt.__module__], "load_preset", lambda *_: table)
     words = {"sessions": 1, "progress": False, "preset": "by-arm"}
     assert adapt(base, study, targets, NEW, arm="full", **words).provenance["training"]["epochs"] == 1
     lora = adapt(base, study, targets, NEW, arm="lora", **words).apart[NEW]
