@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 from scipy import sparse
+from scipy.sparse import linalg
 
-__all__ = ["Factored", "Matrix", "factored", "onto", "parts_of", "reached"]
+__all__ = ["Damped", "Factored", "Matrix", "factored", "onto", "parts_of", "reached"]
 
 Matrix = Any  # scipy.sparse.csr_array, ndarray or Factored: scipy has no types
 
@@ -59,16 +60,60 @@ class Factored:
     def pinv(self, rcond: float) -> Matrix:
         """Pseudo-inverse ``(V, V_s)``, without singular values below `rcond` of the largest.
 
-        From the small product of both triangles, ``left = Q_1 R_1`` and ``right.T = Q_2 R_2``; with a rest only by the
-        whole matrix.
+        From the small product of both triangles, ``left = Q_1 R_1`` and ``right.T = Q_2 R_2``. Beside a rest there is
+        no such product, and singular values are damped instead of cut off (`Damped`).
         """
         if self.rest is not None:
-            return np.linalg.pinv(np.asarray(self), rcond=rcond)
+            return Damped.of(self, rcond)
         (first, one), (second, two) = (np.linalg.qr(each.astype(np.float64)) for each in (self.left, self.right.T))
         u, values, vt = np.linalg.svd(one @ two.T, full_matrices=False)
         kept = values > rcond * values.max(initial=0.0)
         back = Factored(second @ vt[kept].T / values[kept], (first @ u[:, kept]).T)
         return back.astype(self.left.dtype)
+
+
+@dataclass(frozen=True)
+class Damped:
+    r"""What :math:`(M M^T + d^2 I)^{-1}` makes of the rows of a product with :math:`M^T`, without a whole matrix.
+
+    A row y becomes the x with the least :math:`|x M - y|^2 + d^2 |x|^2`, by LSMR (Fong & Saunders, 2011): singular
+    values far above the damping d are inverted, those far below are left out.
+
+    Attributes
+    ----------
+    matrix : Factored
+        M, of shape (V_s, V).
+    damping : float
+        d.
+    """
+
+    matrix: Factored
+    damping: float
+
+    __array_ufunc__ = None  # as of `Factored`
+
+    @classmethod
+    def of(cls, matrix: Factored, share: float) -> Damped:
+        """Damped by a share of the largest singular value."""
+        start = np.ones(min(matrix.shape))
+        largest = linalg.svds(_operator(matrix), k=1, v0=start, return_singular_vectors=False)
+        return cls(matrix, share * float(largest[0]))
+
+    def __rmatmul__(self, rows: np.ndarray) -> np.ndarray:
+        operator, rows = _operator(self.matrix), np.asarray(rows, dtype=np.float64)
+        words = {"damp": self.damping, "atol": 1e-8, "btol": 1e-8, "maxiter": 2000}
+        found = [linalg.lsmr(operator, row, **words)[0] for row in np.atleast_2d(rows)]
+        return np.stack(found).reshape(*rows.shape[:-1], -1)
+
+
+def _operator(matrix: Factored) -> Any:
+    """The transposed of a map, ``(V, V_s)``, as what can be applied."""
+    return linalg.LinearOperator(
+        shape=matrix.shape[::-1],
+        matvec=lambda x: np.ravel(x) @ matrix,
+        rmatvec=lambda y: matrix.left @ (matrix.right @ np.ravel(y)) + matrix.rest @ np.ravel(y),
+        dtype=np.float64,
+    )
 
 
 def factored(left: np.ndarray, right: np.ndarray, rest: Any = None) -> Matrix:
