@@ -32,6 +32,20 @@ def start():
     return chosen, made_sites()[1], first_state(AGREEMENT, chosen)
 
 
+@pytest.mark.parametrize("changes", [{}, {"model": {"adapter": "ridge"}}, {"objective": {"model_contrast": 0.1}}])
+def test_where_weights_alone_are_limited_the_rest_is_that_of_an_unprotected_round_to_the_bit(changes):
+    chosen = settings(**changes)
+    site, shared = made_sites()[1], first_state(AGREEMENT, chosen)
+    plain, kept = client_update(site, shared, chosen)
+    sent, also = protected_update(site, shared, chosen, PrivacySettings(update_limit=0.05, update_noise=1.0, seed=0))
+    assert same(sent.library.to_tensors(), plain.library.to_tensors())
+    assert same(also.private, kept.private)
+    assert same(also.last, kept.last)
+    assert sent.n_present == plain.n_present
+    assert not same(sent.weights, plain.weights)
+    assert sent.metrics == {}
+
+
 def test_without_noise_worth_the_name_it_is_the_clipped_update_and_the_library_of_received_weights(start):
     chosen, site, shared = start
     plain, kept = client_update(site, shared, chosen)

@@ -30,6 +30,7 @@ __all__ = [
     "make_optimiser",
     "site_model",
     "train_round",
+    "trained_at",
 ]
 
 log = logging.getLogger(__name__)
@@ -63,19 +64,35 @@ def client_update(site: SiteState, shared: GlobalState, settings: FederationSett
     FederationError
         When the loss is not finite.
     """
+    model, after, metrics = trained_at(site, shared, settings)
+    trials = adapted_trials(after, settings)
+    library = local_library(model, trials, shared.library, settings)
+    metrics["complete"] = float(trials.complete.sum())
+    return contribution_of(model, site, shared, library, metrics), after
+
+
+def trained_at(
+    site: SiteState, shared: GlobalState, settings: FederationSettings
+) -> tuple[PmcmModel, SiteState, dict[str, float]]:
+    """The network after a site's training, what the site keeps, and its losses: `client_update`, but for what is sent.
+
+    Raises
+    ------
+    InputError, FederationError
+        As of `client_update`.
+    """
     check_together(site, shared)
     site = with_adapters(site, settings)
-    round_, trials = shared.round + 1, adapted_trials(site, settings)
     model = site_model(site, shared, settings)
     optimiser = make_optimiser(model, settings)
     if settings.client.optimiser == "kept":
         _restore(optimiser, model, site.optimiser)
-    metrics = train_round(model, optimiser, trials, shared, settings, site.site, _anchors(site, shared, settings))
-    library = local_library(model, trials, shared.library, settings)
-    contribution = contribution_of(model, site, shared, library, {**metrics, "complete": float(trials.complete.sum())})
+    trials, anchors = adapted_trials(site, settings), _anchors(site, shared, settings)
+    metrics = train_round(model, optimiser, trials, shared, settings, site.site, anchors)
     kept = _moments(optimiser, model) if settings.client.optimiser == "kept" else {}
-    last = contribution.weights if settings.objective.model_contrast else {}
-    return contribution, replace(site, private=model.private_state(), optimiser=kept, last=last, round=round_)
+    last = model.shared_state() if settings.objective.model_contrast else {}
+    after = replace(site, private=model.private_state(), optimiser=kept, last=last, round=shared.round + 1)
+    return model, after, metrics
 
 
 def contribution_of(

@@ -18,11 +18,11 @@ from phosphene.federation.adapter import adapted_trials, with_adapters
 from phosphene.federation.aggregation import added, difference
 from phosphene.federation.client import (
     check_together,
-    client_update,
     contribution_of,
     local_library,
     make_optimiser,
     site_model,
+    trained_at,
 )
 from phosphene.federation.library import PARTS, PrototypeLibrary
 from phosphene.federation.model import PmcmModel
@@ -200,31 +200,35 @@ def protected_update(
     check_private(settings, privacy)
     protection = Protection(privacy, settings.model.width, len(PARTS))
     source = NoiseSource(privacy.seed, site.site, shared.round + 1)
-    plain = settings.model_copy(
-        update={"library": settings.library.model_copy(update={"feature_limit": privacy.feature_limit})}
-    )
     site = with_adapters(site, settings)
     if privacy.trial_sgd is None:
-        made, after = client_update(site, shared, settings)
-        model = site_model(after, shared, settings)  # the weights that were received
+        trained, after, _ = trained_at(site, shared, settings)
+        model = trained if privacy.feature_limit is None else site_model(after, shared, settings)  # what was received
     else:
         check_together(site, shared)
-        model = site_model(site, shared, settings)
+        trained = model = site_model(site, shared, settings)
         _train_privately(model, site, shared, settings, privacy.trial_sgd, privacy.seed)
-        made = contribution_of(model, site, shared, shared.library, {})  # the library is made below
         after = replace(site, private=model.private_state(), round=shared.round + 1)
-    library = made.library
-    if privacy.feature_limit is not None or privacy.trial_sgd is not None:
-        trials = adapted_trials(site, settings)
-        if trials.labels is not None and privacy.feature_limit is not None:
-            trials = replace(trials, labels=clip_labels(trials.labels, privacy.classes_per_trial))
-        limits = plain if privacy.feature_limit is not None else settings
-        library = local_library(model, trials, shared.library, limits)
+    library = _limited_library(model, site, shared, settings, privacy)
     if privacy.feature_limit is not None:
         sums, counts = protection.library(library.sums, library.counts, source)
         library = PrototypeLibrary(sums, counts, torch.zeros_like(library.age))  # every cell is sent
+    made = contribution_of(trained, site, shared, library, {})
     update, _ = protection.update(difference(made.weights, shared.weights), source)
-    return replace(made, weights=added(shared.weights, update), library=library, metrics={}), after
+    return replace(made, weights=added(shared.weights, update)), after
+
+
+def _limited_library(
+    model: PmcmModel, site: SiteState, shared: GlobalState, settings: FederationSettings, privacy: PrivacySettings
+) -> PrototypeLibrary:
+    """Sums and counts under a network, with features and labels clipped where privacy limits them; without noise."""
+    trials, limit = adapted_trials(site, settings), privacy.feature_limit
+    if limit is not None:
+        library = settings.library.model_copy(update={"feature_limit": limit})
+        settings = settings.model_copy(update={"library": library})
+        if trials.labels is not None:
+            trials = replace(trials, labels=clip_labels(trials.labels, privacy.classes_per_trial))
+    return local_library(model, trials, shared.library, settings)
 
 
 def _terms(settings: FederationSettings) -> list[str]:
