@@ -46,6 +46,25 @@ def test_folders_are_replaced_whole(tmp_path):
     assert [p.name for p in (tmp_path / "d").iterdir()] == ["new"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes of files are of POSIX")
+def test_tensors_are_read_by_whom_the_rest_is(tmp_path):
+    """A lab shares a folder: the weights of a decoder are no more private than its settings."""
+    from safetensors.numpy import save_file
+
+    before = os.umask(0o027)
+    try:
+        with atomic_path(tmp_path / "decoder") as temporary:
+            (temporary / "deep").mkdir(parents=True)
+            write_json(temporary / "config.json", {})
+            save_file({"a": np.zeros(2)}, temporary / "deep" / "model.safetensors")
+        with atomic_path(tmp_path / "alone.safetensors") as temporary:
+            save_file({"a": np.zeros(2)}, temporary)
+    finally:
+        os.umask(before)
+    for name in ("decoder/config.json", "decoder/deep/model.safetensors", "alone.safetensors"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o640
+
+
 def test_full_disk_is_said_and_loses_nothing(tmp_path):
     target = tmp_path / "a.txt"
     target.write_text("old")

@@ -116,9 +116,20 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     with scratch_folder(path) as scratch:
         temporary = scratch / path.name
         yield temporary
+        _share_tensors(temporary, scratch)
         if temporary.is_dir() and path.is_dir():
             path.replace(scratch / "replaced")
         temporary.replace(path)
+
+
+def _share_tensors(written: Path, scratch: Path) -> None:
+    """Let tensors be read by whom the umask allows, as all else beside them: safetensors keeps them to their owner."""
+    files = written.rglob("*.safetensors") if written.is_dir() else [written]
+    if tensors := [file for file in files if file.suffix == ".safetensors"]:
+        probe = scratch / ".mode"
+        probe.touch()
+        for file in tensors:
+            file.chmod(probe.stat().st_mode & 0o777)
 
 
 def write_text(path: str | Path, text: str) -> None:
