@@ -13,6 +13,7 @@ __all__ = [
     "LeakageError",
     "MissingDependencyError",
     "PhospheneError",
+    "refuse_doubles",
     "require",
     "unknown",
 ]
@@ -59,6 +60,28 @@ def unknown(kind: str, found: object, known: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(str(found), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     return InputError(f"unknown {kind} {str(found)!r}{hint} Known: {', '.join(names) or 'none'}")
+
+
+def refuse_doubles(kind: str, names: Iterable[str]) -> None:
+    """Refuse a list in which a name occurs twice, where each would count as another one.
+
+    Parameters
+    ----------
+    kind : str
+        What the names stand for, e.g. ``"subject"``.
+    names : iterable of str
+
+    Raises
+    ------
+    InputError
+
+    Examples
+    --------
+    >>> refuse_doubles("subject", ["sub-01", "sub-02"])
+    """
+    listed = list(names)
+    if twice := sorted({name for name in listed if listed.count(name) > 1}):
+        raise InputError(f"{kind} {', '.join(twice)} named twice among {', '.join(listed)}")
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:

@@ -140,6 +140,8 @@ def test_other_classes_cannot_be_compared(study: Study) -> None:
 def test_what_would_be_ignored_is_refused(study: Study) -> None:
     with pytest.raises(InputError, match="a rival is called '_head' like the decoder itself"):
         evaluate_labels(_head(study, True), study, name="_head", rivals={"_head": _head(study, False)})
+    with pytest.raises(InputError, match="subject sub-01 named twice"):
+        evaluate_labels(_head(study, True), study, subjects=["sub-01", "sub-01"])
     with pytest.raises(InputError, match="subjects is empty"):
         evaluate_labels(_head(study, True), study, subjects=[])
     with pytest.raises(InputError, match="repeats must be at least 1, or None for all of them; found 0"):

@@ -170,5 +170,7 @@ def test_what_does_not_fit_is_refused(world):
         pivot.predict(np.zeros((2, 5)))
     with pytest.raises(InputError, match="three different captions or more, found 2"):
         fit_pivot(study, images, texts, ids=["s100", "s101"], progress=False)
+    with pytest.raises(InputError, match="subject sub-02 named twice"):
+        text_retrieval(decoder_of(study, texts), study, texts, subjects=["sub-02", "sub-02"])
     with pytest.raises(InputError, match="no text retrieval figure top-3"):
         text_retrieval(decoder_of(study, texts), study, texts, n_boot=0).get("top-3", "brain_to_text")

@@ -141,6 +141,11 @@ def test_first_sessions_are_all_that_is_read_and_scaled_by(made_study):
         view.first_sessions(0)
 
 
+def test_nobody_is_counted_twice(made_study):
+    with pytest.raises(InputError, match="subject sub-01 named twice among sub-01, sub-02, sub-01"):
+        made_study.split("train").subset(["sub-01", "sub-02", "sub-01"])
+
+
 def test_part_of_a_session_is_its_first_trials(made_study):
     whole = made_study.split("all").subset(["sub-01"])
     one = whole.first_sessions(1).n_trials("sub-01")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phosphene._version import __version__
-from phosphene.errors import InputError, unknown
+from phosphene.errors import InputError, refuse_doubles, unknown
 from phosphene.evaluation.assemble import comparisons, method_scores, stimulus_records
 from phosphene.evaluation.audits import repeat_ceiling, semantic_leakage, stimulus_overlap
 from phosphene.evaluation.leakage import doubts, refuse_leakage, scaled_by_what_is_scored, scaling_notes, with_known_fit
@@ -207,6 +207,7 @@ def _targets_for(decoder: Decoder, study: Study, given: Targets | None, progress
 
 def _people(folds: Sequence[Fold], study: Study, subjects: Sequence[str] | None) -> list[str]:
     people = list(study.subjects if subjects is None else subjects)
+    refuse_doubles("subject", people)
     if not people:
         raise InputError("subjects is empty: name at least one person")
     for person in people:

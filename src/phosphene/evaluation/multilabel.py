@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from phosphene.decoders import ClassesConfig, Decoder
-from phosphene.errors import InputError, unknown
+from phosphene.errors import InputError, refuse_doubles, unknown
 from phosphene.evaluation.leakage import refuse_seen
 from phosphene.evaluation.scorecard import plain
 from phosphene.evaluation.statistics import Resampler, bootstrap_people, percentile_interval
@@ -231,6 +231,7 @@ def evaluate_labels(
         raise InputError(f"a rival is called {first!r} like the decoder itself: give one of them another name (name=)")
     if subjects is not None and not subjects:
         raise InputError("subjects is empty: name at least one person")
+    refuse_doubles("subject", subjects or ())
     if repeats is not None and repeats < 1:
         raise InputError(f"repeats must be at least 1, or None for all of them; found {repeats}")
     methods = {first: decoder, **(rivals or {})}

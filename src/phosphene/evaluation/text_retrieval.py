@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from scipy import sparse
 
-from phosphene.errors import InputError, LeakageError
+from phosphene.errors import InputError, LeakageError, refuse_doubles
 from phosphene.evaluation.leakage import refuse_leakage
 from phosphene.evaluation.metrics import Counts, Metric, count_true, metric, similarity
 from phosphene.evaluation.scoring import Fold
@@ -193,6 +193,7 @@ def text_retrieval(
     else:
         _check_pivot(pivot, decoder, texts, view)
     people = [each for each in study.subjects if each in decoder.subjects] if subjects is None else list(subjects)
+    refuse_doubles("subject", people)
     if not people:
         raise InputError(f"nobody of study {study.name!r} is known to this {decoder.name} decoder")
     items = caption_items(view.stimuli.captions)

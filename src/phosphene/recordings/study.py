@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from phosphene.errors import InputError, unknown
+from phosphene.errors import InputError, refuse_doubles, unknown
 from phosphene.files import digest
 from phosphene.recordings.recording import Recording, named_regions
 from phosphene.recordings.scaling import SCALINGS, SessionScaler
@@ -428,9 +428,16 @@ class StudyView:
         return StudyView(self.__study, self.role, self.stimulus_ids, self.subjects, self.__common, count)
 
     def subset(self, subjects: Sequence[str]) -> StudyView:
-        """The same view of fewer people."""
+        """The same view of fewer people.
+
+        Raises
+        ------
+        InputError
+            For somebody unknown, or named twice.
+        """
         for subject in subjects:
             self._recording(subject)
+        refuse_doubles("subject", subjects)
         return StudyView(self.__study, self.role, self.stimulus_ids, subjects, self.__common, self.n_sessions)
 
     def through(self, common: CommonSpace) -> StudyView:
