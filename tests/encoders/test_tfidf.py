@@ -94,8 +94,28 @@ def test_too_many_components_are_refused(stimuli: StimulusSet) -> None:
     twins = StimulusSet(
         [f"t{i}" for i in range(8)], captions=[[["red ball"], ["blue sea"], ["dog"]][i % 3] for i in range(8)]
     )
-    with pytest.raises(InputError, match="training captions have rank 3"):
+    with pytest.raises(InputError, match="8 training stimuli with 5 words allow at most 3"):
         make_encoder("tfidf-svd4").fit(twins)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_number_in_the_refusal_works(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    words = [f"word{letter}" for letter in "abcdefghijkl"]
+    own = [" ".join(rng.choice(words, 3)) for _ in range(rng.integers(2, 9))]
+    poor = StimulusSet([f"s{i}" for i in range(20)], captions=[[str(rng.choice(own))] for _ in range(20)])
+    with pytest.raises(InputError, match=r"allow at most \d+$") as told:
+        make_encoder("tfidf-svd60").fit(poor)
+    most = int(str(told.value).rsplit(" ", 1)[1])
+    assert make_encoder(f"tfidf-svd{most}").fit(poor).encode(poor).pooled.shape == (20, most)
+    with pytest.raises(InputError, match=f"allow at most {most}$"):
+        make_encoder(f"tfidf-svd{most + 1}").fit(poor)
+
+
+def test_captions_all_alike_allow_nothing() -> None:
+    alike = StimulusSet(["a", "b", "c"], captions=[["dog"]] * 3)
+    with pytest.raises(InputError, match="3 training stimuli with 1 words allow at most 0"):
+        make_encoder("tfidf-svd1").fit(alike)
 
 
 def test_no_words_at_all() -> None:

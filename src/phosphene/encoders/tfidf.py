@@ -141,17 +141,16 @@ def _svd(counts: csr_matrix, components: int, label: str) -> np.ndarray:
     from sklearn.decomposition import TruncatedSVD
 
     documents, words = counts.shape
-    largest = min(documents, words) - 1
-    if components > largest:
+    most = min(components, min(documents, words) - 1)
+    if most > 0:
+        solver = TruncatedSVD(most, algorithm="arpack", random_state=0).fit(counts)
+        # beyond the rank of the documents (duplicates) the vectors are noise and would differ from run to run
+        most = int((solver.singular_values_ > 1e-9 * solver.singular_values_[0]).sum())
+    if components > most:
         raise InputError(
             f"encoder {label!r} asks for {components} components; {documents} training stimuli with {words} words "
-            f"allow at most {largest}"
+            f"allow at most {most}"
         )
-    solver = TruncatedSVD(components, algorithm="arpack", random_state=0).fit(counts)
     vectors = np.asarray(solver.components_, dtype=np.float64)
-    # beyond the rank of the documents (duplicates) the vectors are noise and would differ from run to run
-    if solver.singular_values_[-1] <= 1e-9 * solver.singular_values_[0]:
-        rank = int((solver.singular_values_ > 1e-9 * solver.singular_values_[0]).sum())
-        raise InputError(f"encoder {label!r} asks for {components} components; the training captions have rank {rank}")
     leading = np.abs(vectors).argmax(axis=1)
     return vectors * np.sign(vectors[np.arange(components), leading])[:, None]
