@@ -105,6 +105,29 @@ def test_person_by_person_then_the_mean_beside_a_rival(study: Study, tmp_path: P
     assert read_json(card.save(tmp_path / "labels.json"))["scores"][0]["metric"] == "mAP"
 
 
+def test_an_interval_holds_its_value_where_positives_are_few(study: Study) -> None:
+    """Of 40 stimuli a class has three or so: resamples alone lie above what was measured."""
+    card = evaluate_labels(_head(study, True), study, rivals={"chance": _head(study, False)}, n_boot=300)
+    for score in [*card.scores, *card.differences]:
+        assert score.low < score.value < score.high
+        # about as far above as below
+        assert 0.4 < (score.high - score.value) / (score.value - score.low) < 2.5
+    perfect = _head(study, True)
+    perfect.predict = lambda x, *_, **__: 2 * _truth(study, perfect) - 1  # type: ignore[method-assign]
+    best = evaluate_labels(perfect, study, n_boot=100)
+    for subject in study.subjects:
+        score = best.get("mAP", subject)
+        assert (score.low, score.value, score.high) == (1.0, 1.0, 1.0)
+
+
+def _truth(study: Study, head: Decoder) -> np.ndarray:
+    from phosphene.stimuli.multilabel import label_matrix
+
+    view = study.split("test")
+    ids = view.averaged("sub-01")[0]
+    return label_matrix(view.stimuli.select(ids).labels, ("shape_*",), head.config.classes).astype(float)
+
+
 def test_chance_is_what_random_orders_have() -> None:
     rng = np.random.default_rng(3)
     truth = np.arange(30) < 3

@@ -112,7 +112,8 @@ class LabelScore:
     metric : {"mAP", "AUC", "Hamming"}
         The first two are means over classes.
     value, low, high : float
-        With its 95 % interval over stimuli; NaN (null in files) without resamples, or where nothing could be measured.
+        With its 95 % interval over stimuli, centred on the value; NaN (null in files) without resamples, or where
+        nothing could be measured.
     chance : float
         Of a random order (expected; the AUC's is a half); Hamming: of saying nothing.
     classes : int
@@ -258,7 +259,7 @@ def evaluate_labels(
         for method, one in methods.items():
             logits = one.predict(responses, one.known_as(person), what="classes")
             for metric, (value, boot, chance) in _measured(truth[:, present], logits[:, present], weights).items():
-                interval = _interval(boot)
+                interval = _interval(boot, value)
                 sizes = (int(present.sum()), len(ids))
                 scores.append(LabelScore(method, person, metric, value, *interval, chance, *sizes))
                 drawn.setdefault((method, metric), []).append(boot)
@@ -322,9 +323,16 @@ def _measured(truth: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> dic
     }
 
 
-def _interval(boot: np.ndarray) -> tuple[float, float]:
-    """95 % over resamples; NaN where there are none, or none of them could be measured."""
-    return percentile_interval(boot) if np.isfinite(boot).any() else (np.nan, np.nan)
+def _interval(boot: np.ndarray, value: float, least: float = 0.0) -> tuple[float, float]:
+    """95 % over resamples, within `least` and 1, moved so that their mean is the value; NaN where there are none.
+
+    Average precision of a resample is too high: a positive that is drawn twice ranks above itself, and a class that
+    lost its few positives leaves the mean. Left where it is, the interval may not even hold the value.
+    """
+    if not np.isfinite(boot).any():
+        return np.nan, np.nan
+    low, high = percentile_interval(boot + (value - np.nanmean(boot)))
+    return max(low, least), min(high, 1.0)
 
 
 def _means(
@@ -339,10 +347,10 @@ def _means(
         for metric in METRICS:
             rows = [score for score in scores if (score.method, score.metric) == (method, metric)]
             boot = bootstrap_people(np.stack(drawn[method, metric]))
-            low, high = _interval(boot)
+            value = float(np.mean(values[method, metric]))
+            low, high = _interval(boot, value)
             chance, n = float(np.mean([row.chance for row in rows])), sum(row.n for row in rows)
             classes = min(row.classes for row in rows)
-            value = float(np.mean(values[method, metric]))
             means.append(LabelScore(method, MEAN, metric, value, low, high, chance, classes, n))
     return means
 
@@ -359,7 +367,7 @@ def _differences(
         for metric in METRICS:
             whole = next(score for score in means if (score.method, score.metric) == (other, metric))
             boot = bootstrap_people(np.stack(drawn[first, metric]) - np.stack(drawn[other, metric]))
-            low, high = _interval(boot)
             value = float(np.mean(np.subtract(values[first, metric], values[other, metric])))
+            low, high = _interval(boot, value, least=-1.0)
             rows.append(LabelScore(other, MEAN, metric, value, low, high, 0.0, whole.classes, whole.n))
     return rows
