@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -136,7 +137,7 @@ def _evaluated(
     decoders: dict[str, Decoder],
     study: Study,
     role: str,
-    rivals: str,
+    rivals: Mapping[str, Decoder | dict[str, Decoder] | None],
     repeats: int | None,
     seed: int,
     csls: bool = False,
@@ -157,7 +158,7 @@ def _evaluated(
         subjects=subjects,
         protocols=[word for word in protocols.split(",") if word] if protocols else None,
         unit=unit,
-        rivals=_rivals(rivals),
+        rivals=rivals,
         repeats=repeats,
         seed=seed,
         csls=csls,
@@ -222,35 +223,54 @@ def evaluate(
 
     with Study.open(study) as opened:
         decoders = _fitted(run, split)
-        card = _evaluated(decoders, opened, role, rivals, repeats, seed, csls, subject, protocols, unit)
+        beside = _rivals(rivals)
+        card = _evaluated(decoders, opened, role, beside, repeats, seed, csls, subject, protocols, unit)
         typer.echo(card.table())
         if json is not None:
             card.save(json)
-        _labels(decoders, opened, role, repeats, seed, subject, json)
+        _labels(decoders, opened, role, beside, repeats, seed, subject, unit, json)
 
 
 def _labels(
     decoders: dict[str, Decoder],
     study: Study,
     role: str,
+    rivals: Mapping[str, Decoder | dict[str, Decoder] | None],
     repeats: int | None,
     seed: int,
     subjects: list[str] | None,
+    unit: str | None,
     json: Path | None,
 ) -> None:
-    """Score the classes of decoders with a head for them; ``<json>_labels.json`` stands beside the other scores."""
-    from phosphene.decoders import ClassesConfig
+    """Score the classes of decoders with a head for them; ``<json>_labels.json`` stands beside the other scores.
+
+    Rivals that say the same classes stand beside them, in pairs.
+    """
     from phosphene.evaluation import evaluate_labels
 
     for split, decoder in decoders.items():
-        if not isinstance(decoder.config, ClassesConfig) or not decoder.config.classes:
+        if not (known := _classes(decoder)):
             continue
         part = study.using(split) if split in study.split_names else study
-        card = evaluate_labels(decoder, part, role=role, subjects=subjects, repeats=repeats, seed=seed)
+        called = {name: f"{name} (rival)" if name == decoder.name else name for name in rivals}  # as in `evaluate`
+        found = {called[name]: one.get(split) if isinstance(one, dict) else one for name, one in rivals.items()}
+        beside = {name: one for name, one in found.items() if one is not None and _classes(one) == known}
+        if others := [name for name, one in found.items() if one is not None and _classes(one) not in (known, ())]:
+            typer.echo(f"{', '.join(others)}: other classes than {decoder.name}, not compared on labels")
+        words: dict[str, Any] = {"role": role, "subjects": subjects, "repeats": repeats, "seed": seed, "unit": unit}
+        card = evaluate_labels(decoder, part, rivals=beside, **words)
         typer.echo(card.table())
         if json is not None:
             suffix = f"_labels_{split}" if len(decoders) > 1 else "_labels"
             card.save(json.with_name(f"{json.stem}{suffix}.json"))
+
+
+def _classes(decoder: Decoder) -> tuple[tuple[str, ...], ...]:
+    """Label columns and classes of a decoder with a head for them; nothing for others."""
+    from phosphene.decoders import ClassesConfig
+
+    config = decoder.config
+    return (config.class_columns, config.classes) if isinstance(config, ClassesConfig) and config.classes else ()
 
 
 def report(
@@ -273,7 +293,7 @@ def report(
 
     decoders = _fitted(run, split)
     with Study.open(study) as opened:
-        card = Scorecard.load(scores) if scores else _evaluated(decoders, opened, role, rivals, None, seed)
+        card = Scorecard.load(scores) if scores else _evaluated(decoders, opened, role, _rivals(rivals), None, seed)
         single = next(iter(decoders.values())) if len(decoders) == 1 else None
         path = write(single or decoders, opened, None, card, out, title=title, command=_command())
     typer.echo(path)

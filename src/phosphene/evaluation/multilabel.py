@@ -145,7 +145,7 @@ class LabelCard:
     left_out : dict of str to list of str
         Classes without a positive among the scored stimuli, by person.
     facts : dict
-        Study, split, role, seed.
+        Study, split, role, unit, seed.
     """
 
     scores: list[LabelScore]
@@ -196,6 +196,7 @@ def evaluate_labels(
     subjects: Sequence[str] | None = None,
     rivals: Mapping[str, Decoder] | None = None,
     repeats: int | None = None,
+    unit: str | None = None,
     n_boot: int = 1000,
     seed: int = 0,
     name: str | None = None,
@@ -214,8 +215,10 @@ def evaluate_labels(
     rivals : mapping of name to Decoder, optional
     repeats : int, optional
         Average so many repeats of a stimulus; default: all.
+    unit : str, optional
+        Label column whose values are resampled as blocks; default the study's own unit, else stimuli.
     n_boot, seed : int
-        Resamples of stimuli (of units, where the study has them), the same for all people and methods.
+        Resamples of units, the same for all people and methods.
     name : str, optional
         What the decoder is called.
 
@@ -240,8 +243,11 @@ def evaluate_labels(
     view = study.split(role)
     for one in methods.values():
         refuse_seen(study, one, view)
-    units = dict(zip(view.stimulus_ids.tolist(), view.units.tolist(), strict=True))
-    resampler = Resampler({role: view.units}, n_boot, seed)
+    if unit is not None and unit not in study.stimuli.labels:
+        raise unknown("unit (a label column of the stimuli)", unit, study.stimuli.labels.columns)
+    of_stimuli = view.units if unit is None else view.stimuli.labels[unit].astype(str)
+    units = dict(zip(view.stimulus_ids.tolist(), of_stimuli.tolist(), strict=True))
+    resampler = Resampler({role: of_stimuli}, n_boot, seed)
     truth_of = dict(zip(view.stimulus_ids.tolist(), label_matrix(view.stimuli.labels, columns, classes), strict=True))
     people = list(study.subjects if subjects is None else subjects)
     scores: list[LabelScore] = []
@@ -266,7 +272,9 @@ def evaluate_labels(
                 values.setdefault((method, metric), []).append(value)
     means = _means(methods, scores, drawn, values)
     differences = _differences(methods, drawn, values, means)
-    facts = {"study": study.name, "split": study.current_split, "role": role, "seed": seed, "n_boot": n_boot}
+    unit_name = unit or study.unit or "stimulus"
+    facts = {"study": study.name, "split": study.current_split, "role": role, "unit": unit_name, "seed": seed}
+    facts["n_boot"] = n_boot
     return LabelCard([*means, *scores], differences, left_out, {**facts, "classes": list(classes)})
 
 
