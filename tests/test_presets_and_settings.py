@@ -63,3 +63,11 @@ def test_presets_are_found_and_unknown_ones_listed():
     assert "default" in presets("decoders", "ridge")
     with pytest.raises(InputError, match=r"unknown preset of ridge 'hours'.*default"):
         load_preset("decoders", "ridge", "hours")
+
+
+def test_an_unknown_key_of_an_optional_table_names_the_keys_of_that_table():
+    class Optional(Settings):
+        training: Inner | None = None
+
+    with pytest.raises(InputError, match=r"unknown setting of Inner: 'training\.limit'.*Known: epochs"):
+        Optional.build({"training": {"limit": 2.0}})

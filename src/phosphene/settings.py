@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -62,8 +62,9 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> str:
             parent = cls
             for part in item["loc"][:-1]:
                 annotation = parent.model_fields[str(part)].annotation if str(part) in parent.model_fields else None
-                if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                    parent = annotation
+                for kind in (annotation, *get_args(annotation)):  # a table may be optional
+                    if isinstance(kind, type) and issubclass(kind, BaseModel):
+                        parent = kind
             lines.append(str(unknown(f"setting of {parent.__name__}:", key, parent.model_fields)))
         else:
             lines.append(f"{key} = {item['input']!r}: {item['msg']}")

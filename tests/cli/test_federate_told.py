@@ -34,6 +34,8 @@ def test_the_audit_is_of_the_run_with_all_that_befell_it(
     audit = json.loads((tmp_path / "told.json").read_text())["audit"]["unprotected"]
     assert [site for site, attacks in audit.items() if not attacks] == ["site-2", "site-3"]
     assert "site-2: nothing could be attacked: nothing of it counted" in said
+    assert said.count("    no inversion: no prototype of it can be read, or too few others") == 2  # of few trials each
+    assert said.count("    membership by ") == 2
     assert [fault.words for fault in asked[0]["faults"]] == ["drop:site-2:1", "delay:site-3:1:90"]
     assert (asked[0]["deadline"], asked[0]["quorum"], asked[0]["participation"]) == (60, 2, 1.0)
     words[words.index(tmp_path / "run")] = tmp_path / "other"
@@ -71,6 +73,20 @@ def test_a_run_goes_on_under_the_same_protection_alone(study: Path, tmp_path: Pa
         with pytest.raises(InputError, match=rf"belongs to another run: .*{differs}"):
             run(*words, 2, *other)
     run(*words, 2, *NOISE)
+
+
+def test_a_run_goes_on_with_the_same_data_alone_and_says_whose_differ(study: Path, tmp_path: Path) -> None:
+    words = [study, *BRIEF, "--out", tmp_path / "run", "--rounds", 1]
+    run(*words)
+    told = "site-1 has other trials or labels, or others are hidden; site-2 has"
+    with pytest.raises(InputError, match=rf"belongs to another run: {told}.*Resume with what was"):
+        run(*words, "--missing", 0.3)
+    with pytest.raises(InputError, match=r"site-1 has .*; site-2 has .*; site-3 is not there any more; site-4 is not"):
+        run(*words, "--sites", 2)
+    with pytest.raises(InputError, match="another run: public is new"):
+        run(*words, "--public-site", "train")
+    with pytest.raises(InputError, match=r"another run: settings\.client\.learning_rate is 0\.1, was 0\.001"):
+        run(*words, "--set", "client.learning_rate=0.1")
 
 
 @pytest.mark.parametrize("only", ["retrieval_weight", "contrast_fusion", "model_contrast"])

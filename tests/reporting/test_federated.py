@@ -212,6 +212,16 @@ def test_the_audit_of_every_site_with_and_without_protection(guarded: Path) -> N
     assert found.count("By the number of trials behind a prototype") == 3
 
 
+def test_prototypes_that_were_not_inverted_are_told(tmp_path: Path) -> None:
+    given = protected()
+    absent = "Prototypes were not inverted: none of it can be read, or too few others of every class were held back."
+    assert absent not in text_of(report_federated(given, tmp_path / "all.html"))
+    rows = given["audit"]["unprotected"]
+    few = {name: [each for each in rows[name] if "inversion" not in each["name"]] for name in rows}
+    page = report_federated({**given, "audit": {"unprotected": few}}, tmp_path / "few.html")
+    assert text_of(page).count(absent) == 3
+
+
 def test_names_may_hold_any_characters(tmp_path: Path) -> None:
     name = f"clinic {HOSTILE}"
     strange = copy.deepcopy(told())

@@ -8,6 +8,10 @@ from typing import Any
 __all__ = ["lines"]
 
 _RETRIEVAL = "top-1 brain_to_image"
+_NOT_RUN = {
+    "membership": "the network has no head that classifies",
+    "inversion": "no prototype of it can be read, or too few others of every class were held back",
+}
 
 
 def lines(told: Mapping[str, Any]) -> Iterator[str]:
@@ -100,6 +104,8 @@ def _audit(audit: Mapping[str, Any]) -> Iterator[str]:
                         f"    {worst['name']}: {worst['measure']} {worst['value']:.3f} [{worst['low']:.3f}, "
                         f"{worst['high']:.3f}], chance {worst['chance']:.3f}"
                     )
+                elif attacks:
+                    yield f"    no {kind}: {_NOT_RUN[kind]}"
 
 
 def _verdict(attacks: Sequence[Mapping[str, Any]]) -> str:

@@ -128,12 +128,8 @@ class RunFolder:
 
     def _check(self, asked: Mapping[str, Any]) -> None:
         here, there = flattened(asked), flattened(read_json(self.folder / _RUN))
-        differ = [
-            f"{key} is {here.get(key)!r}, was {there.get(key)!r}"
-            for key in sorted(here.keys() | there.keys())
-            if here.get(key) != there.get(key)
-        ]
-        if differ:
+        keys = [key for key in sorted(here.keys() | there.keys()) if here.get(key) != there.get(key)]
+        if differ := [_difference(key, here.get(key), there.get(key)) for key in keys]:
             raise InputError(
                 f"{self.folder} belongs to another run: {'; '.join(differ)}. Resume with what was, or name a new folder"
             )
@@ -182,6 +178,16 @@ class RunFolder:
         """Folders of rounds; the last one is whole, earlier ones may be on their way out."""
         found = [each for each in self.folder.iterdir() if re.fullmatch(r"round-\d{5,}", each.name)]
         return sorted(found, key=lambda each: int(each.name.removeprefix("round-")))
+
+
+def _difference(key: str, here: Any, there: Any) -> str:
+    """In words; of a site's data there is but a digest, which tells nobody anything."""
+    kind, _, name = key.partition(".")
+    if kind != "sites":
+        return f"{key} is {here!r}, was {there!r}"
+    if here is None or there is None:
+        return f"{name} is {'new' if there is None else 'not there any more'}"
+    return f"{name} has other trials or labels, or others are hidden"
 
 
 def _places(sites: Mapping[str, SiteState]) -> dict[str, str]:
