@@ -16,7 +16,7 @@ pattern for the same stimulus than for another one (pairwise, chance one half), 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -164,6 +164,28 @@ class _Identification:
         return float(wins / (len(cosine) * n * (n - 1)))
 
 
+class _RegionMeans:
+    """Means over the places of each region, gathered block by block: resamples of a whole mesh would fill gigabytes."""
+
+    def __init__(self, regions: Mapping[str, np.ndarray], people: int, n_boot: int) -> None:
+        self._regions = regions
+        self._total, self._count = ({name: np.zeros((people, n_boot)) for name in regions} for _ in range(2))
+
+    def add(self, places: np.ndarray, values: np.ndarray) -> None:
+        """Values of a block of places, ``(people, B, V)``; NaN does not count."""
+        known = np.isfinite(values)
+        filled = np.where(known, values, 0.0)
+        for name, mask in self._regions.items():
+            if (inside := mask[places]).any():
+                self._total[name] += filled[:, :, inside].sum(axis=2)
+                self._count[name] += known[:, :, inside].sum(axis=2)
+
+    def of(self, name: str) -> np.ndarray:
+        """Means of one region, ``(people, B)``."""
+        total, count = self._total[name], self._count[name]
+        return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
 def _reliability(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Spearman-Brown of the correlation of two halves ``(stimuli, places)``, at least zero, ``(places,)``."""
     a, b = a - a.mean(axis=0), b - b.mean(axis=0)
@@ -222,24 +244,26 @@ def inter_subject_correlation(
     means = {s: mean_responses(view, s, ids) for s in view.subjects}
     halves = {s: half_means(view, s, ids) for s in view.subjects}
     weights = _resamples(units_of(view, ids), n_boot, seed)
-    value, boot, bound = [], [], []
+    value, bound = [], []
     identification = _Identification(len(view.subjects), len(ids))
+    regions = {ALL_PLACES: np.ones(aligner.template.size, dtype=bool), **aligner.template.rois}
+    boot = _RegionMeans(regions, len(view.subjects), n_boot)
     for places in _blocks(aligner.template.size):
         parts = {s: aligner.person(s).take(places) for s in view.subjects}
         aligned = np.stack([parts[s].apply(means[s]) for s in view.subjects])
         identification.add(aligned)
         value.append(leave_one_out(aligned)[:, 0])
-        boot.append(leave_one_out(aligned, weights) if n_boot else np.empty((len(parts), 0, len(places))))
+        if n_boot:
+            boot.add(places, leave_one_out(aligned, weights))
         both = [[parts[s].apply(half) for half in pair] for s, pair in halves.items() if pair is not None]
         if len(both) == len(parts):
             bound.append(_bound(np.stack(both, axis=1)))
-    regions = {ALL_PLACES: np.ones(aligner.template.size, dtype=bool), **aligner.template.rois}
-    found = (
-        np.concatenate(value, axis=1),
-        np.concatenate(boot, axis=2),
-        np.concatenate(bound, axis=1) if bound else None,
-    )
-    rows = [_row(name, mask, view.subjects, *found, level) for name, mask in regions.items() if mask.any()]
+    of_all, most = np.concatenate(value, axis=1), np.concatenate(bound, axis=1) if bound else None
+    rows = [
+        _row(name, mask, view.subjects, of_all, boot.of(name), most, level)
+        for name, mask in regions.items()
+        if mask.any()
+    ]
     return IscReport(
         label=label or aligner.name,
         template=aligner.template.name,
@@ -270,18 +294,18 @@ def _row(
     mask: np.ndarray,
     subjects: Sequence[str],
     value: np.ndarray,
-    boot: np.ndarray,
+    drawn: np.ndarray,
     bound: np.ndarray | None,
     level: float,
 ) -> IscRow:
+    """One region; `value` and `bound` are (people, places) of the template, `drawn` (people, B) of the region."""
     people = [_mean(part[mask]) for part in value]
     known = [one for one in people if one is not None]
     interval = None
-    if boot.shape[1] and known:
+    if drawn.shape[1] and known:
         # who covers nothing of the region has no part in the value, and none in its interval
-        covering = [part for part, one in zip(boot, people, strict=True) if one is not None]
-        drawn = np.array([[_or_nan(_mean(r[mask])) for r in part] for part in covering])
-        low, high = np.nanquantile(np.nanmean(drawn, axis=0), [(1 - level) / 2, (1 + level) / 2])
+        covering = drawn[[one is not None for one in people]]
+        low, high = np.nanquantile(np.nanmean(covering, axis=0), [(1 - level) / 2, (1 + level) / 2])
         interval = (float(low), float(high))
     normalised = None
     if bound is not None and known:
@@ -296,10 +320,6 @@ def _row(
         normalised=normalised,
         by_subject=dict(zip(subjects, people, strict=True)),
     )
-
-
-def _or_nan(value: float | None) -> float:
-    return np.nan if value is None else value
 
 
 def _mean(values: np.ndarray) -> float | None:
