@@ -9,11 +9,13 @@ from tiny_study import QUICK, Tiny, tiny_study
 
 from phosphene.encoders import Targets
 from phosphene.errors import InputError, LeakageError
+from phosphene.nn import LoRALinear, attach
 from phosphene.training import TrainingError, fit
 from phosphene.training.fit import choose_preset
 from phosphene.training.log import read_log
 from phosphene.training.loop import _Run
-from phosphene.training.optimise import MovingAverage, decay_groups
+from phosphene.training.optimise import MovingAverage, adamw, decay_groups
+from phosphene.training.settings import TrainingConfig
 
 
 def quick(study, targets, out=None, seed=0, kind=None, subjects=None, settings=None, **training):
@@ -388,3 +390,15 @@ def test_stimuli_without_targets_leave_no_run_folder(tiny, tmp_path):
         with pytest.raises(InputError, match="have no targets"):
             fit(name, study, few, out=tmp_path / "run", progress=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_adapter_on_an_input_layer_learns_like_all_adapters():
+    """`input_rate` is for wide layers that start in closed form; experts on them would hardly move."""
+    decoder = Tiny(Tiny.Config(), {"sub-01": 12, "sub-02": 9}, (6,))
+    attach(decoder, ["inputs.*"], lambda name, linear: LoRALinear(linear, rank=2))
+    decoder.requires_grad_(True)
+    optimizer = adamw(decoder, TrainingConfig(input_rate=0.03))
+    share = {id(each): group["share"] for group in optimizer.param_groups for each in group["params"]}
+    found = {name: share[id(each)] for name, each in decoder.named_parameters()}
+    assert found["inputs.0.weight"] == found["inputs.1.bias"] == 0.03
+    assert found["inputs.0.parts.lora.a"] == found["output.weight"] == 1.0

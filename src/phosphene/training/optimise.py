@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from phosphene.nn.freezing import adapter_names
 from phosphene.training.settings import StepSettings
 
 __all__ = ["MovingAverage", "adamw", "decay_groups"]
@@ -39,7 +40,7 @@ def adamw(module: nn.Module, config: StepSettings) -> torch.optim.AdamW:
     decayed, spared = decay_groups(module)
     given = getattr(config, "input_rate", None)
     rate = 1.0 if given is None else float(given)
-    inputs = {id(each) for name, each in module.named_parameters() if _INPUT in f".{name}"} if rate != 1.0 else set()
+    inputs = _inputs(module) if rate != 1.0 else set()
     groups = [
         {"params": chosen, "weight_decay": decay, "share": share}
         for parameters, decay in ((decayed, config.weight_decay), (spared, 0.0))
@@ -51,6 +52,13 @@ def adamw(module: nn.Module, config: StepSettings) -> torch.optim.AdamW:
     ]
     plain = all(p.dtype == torch.float32 and p.device.type in ("cpu", "cuda") for p in decayed + spared)
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=plain or None)
+
+
+def _inputs(module: nn.Module) -> set[int]:
+    """Parameters of input layers, but of no adapter that stands on one: that starts at nothing, and is narrow."""
+    of_adapters = adapter_names(module)
+    named = module.named_parameters()
+    return {id(each) for name, each in named if _INPUT in f".{name}" and name not in of_adapters}
 
 
 class MovingAverage:
