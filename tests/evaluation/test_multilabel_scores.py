@@ -151,6 +151,22 @@ def test_saying_nothing_is_what_hamming_stands_beside(study: Study) -> None:
     assert score.value == pytest.approx(score.chance)
 
 
+def test_to_say_what_is_never_there_is_wrong(study: Study) -> None:
+    """A class without a positive has no precision, but Hamming distance counts what is said of it, as scikit-learn."""
+    quiet, loud = _head(study, True), _head(study, True)
+    for layer in loud.inputs:
+        layer.bias.data[-1] += 100  # the class "never"
+    first, second = (evaluate_labels(each, study, n_boot=0) for each in (quiet, loud))
+    n_classes = len(quiet.config.classes)
+    assert second.get("mAP").value == first.get("mAP").value
+    assert second.get("Hamming").value == pytest.approx(first.get("Hamming").value + 1 / n_classes)
+    assert second.get("Hamming").classes == n_classes
+    x = study.split("test").averaged("sub-01")[1]
+    said = loud.predict(x, "sub-01", what="classes") > 0
+    wanted = metrics.hamming_loss(_truth(study, loud).astype(bool), said)
+    assert second.get("Hamming", "sub-01").value == pytest.approx(wanted)
+
+
 def test_other_classes_cannot_be_compared(study: Study) -> None:
     other = _Head(ClassesConfig(class_columns=("shape_*",), classes=("ball",)), {"sub-01": 120, "sub-02": 120}, (3,))
     with pytest.raises(InputError, match="other classes"):

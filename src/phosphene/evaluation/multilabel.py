@@ -1,7 +1,8 @@
 """Several labels a stimulus: average precision, area under the curve and Hamming distance, person by person.
 
-Classes nobody can be tested on (without a positive among the scored stimuli) are left out of the means and counted.
-Hamming distance stands beside what saying "nothing" scores: with few labels a stimulus it hardly separates decoders.
+Classes without a positive among the scored stimuli have neither average precision nor a curve: they are left out of
+both means and counted. Hamming distance knows them all (to say one of them is wrong), and stands beside what saying
+"nothing" scores: with few labels a stimulus it hardly separates decoders.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ class LabelScore:
     chance : float
         Of a random order (expected; the AUC's is a half); Hamming: of saying nothing.
     classes : int
-        Classes that entered the mean; of the mean over people: the fewest of anybody.
+        Classes that entered the mean, of Hamming distance all; of the mean over people: the fewest of anybody.
     n : int
         Stimuli (of the mean: of all people).
     """
@@ -257,16 +258,16 @@ def evaluate_labels(
     for person in people:
         ids, responses = view.averaged(person, repeats)
         truth = np.stack([truth_of[each] for each in ids.tolist()]) if len(ids) else np.zeros((0, len(classes)), bool)
-        present = truth.any(axis=0)
+        present: np.ndarray = np.asarray(truth.any(axis=0))
         if not present.any():
             raise InputError(f"{person}: none of the {len(classes)} classes has a positive among {len(ids)} stimuli")
         left_out[person] = [classes[column] for column in np.flatnonzero(~present)]
         weights = resampler.weights(role, np.array([units[each] for each in ids.tolist()])).astype(np.float64)
         for method, one in methods.items():
             logits = one.predict(responses, one.known_as(person), what="classes")
-            for metric, (value, boot, chance) in _measured(truth[:, present], logits[:, present], weights).items():
+            for metric, (value, boot, chance) in _measured(truth, logits, present, weights).items():
                 interval = _interval(boot, value)
-                sizes = (int(present.sum()), len(ids))
+                sizes = (len(classes) if metric == "Hamming" else int(present.sum()), len(ids))
                 scores.append(LabelScore(method, person, metric, value, *interval, chance, *sizes))
                 drawn.setdefault((method, metric), []).append(boot)
                 values.setdefault((method, metric), []).append(value)
@@ -309,9 +310,11 @@ def chance_precision(n: int, positives: int) -> float:
     return float(np.mean((1 + (ranks - 1) * (positives - 1) / (n - 1)) / ranks))
 
 
-def _measured(truth: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> dict[str, tuple[float, np.ndarray, float]]:
-    """Value, resampled values and chance of every metric."""
-    columns = range(truth.shape[1])
+def _measured(
+    truth: np.ndarray, logits: np.ndarray, present: np.ndarray, weights: np.ndarray
+) -> dict[str, tuple[float, np.ndarray, float]]:
+    """Value, resampled values and chance of every metric: Hamming of all classes, the others of those present."""
+    columns = np.flatnonzero(present)
 
     def over_classes(measure: Any, counted: np.ndarray | None) -> np.ndarray:
         table = np.stack([measure(truth[:, c], logits[:, c], counted) for c in columns])
@@ -319,7 +322,7 @@ def _measured(truth: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> dic
         return _ratio(np.where(shown, table, 0.0).sum(axis=0), shown.sum(axis=0).astype(float))
 
     said = logits > 0
-    random = float(np.mean([chance_precision(len(truth), int(count)) for count in truth.sum(axis=0)]))
+    random = float(np.mean([chance_precision(len(truth), int(truth[:, c].sum())) for c in columns]))
     return {
         "mAP": (
             float(over_classes(average_precision, None)[0]),
