@@ -106,6 +106,8 @@ def test_alone_nobody_is_trained_on_for_nothing(made: tuple[Study, Targets], tmp
         ({"sessions": [10]}, "none of 10 is possible"),
         ({"people": [0]}, "more than 0"),
         ({"arms": ["loraa"]}, "unknown arm 'loraa'"),
+        ({"seeds": [0, 1, 0]}, "seed 0 named twice among 0, 1, 0"),
+        ({"arms": ["lora", "lora"]}, "arm lora named twice"),
         ({"arms": []}, "one arm and one seed are needed"),
         (
             {"arms": ["lora", "full"], "adapter": {"skip_rank": 2}},

@@ -13,7 +13,7 @@ import numpy as np
 
 from phosphene.decoders.adaptable import AdapterConfig, check_adaptable, check_of_arm, settings_of_arm
 from phosphene.decoders.registry import decoder_class
-from phosphene.errors import InputError, unknown
+from phosphene.errors import InputError, refuse_doubles, unknown
 from phosphene.evaluation.evaluate import evaluate
 from phosphene.files import atomic_path, read_json, write_json
 from phosphene.training import fit
@@ -193,6 +193,8 @@ def efficiency(
         raise unknown("arm", wrong[0], ARMS)
     if not arms or not seeds:
         raise InputError(f"one arm and one seed are needed at least, found {len(arms)} and {len(seeds)}")
+    for what, each in (("arm", arms), ("seed", seeds), ("number of people", people), ("number of sessions", sessions)):
+        refuse_doubles(what, map(str, each))
     of_arms = _of_arms(arms, adapting or {}, adapter or {})
     check_adaptable(decoder_class(decoder))
     others = [name for name in study.subjects if name != subject]
