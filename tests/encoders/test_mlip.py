@@ -16,6 +16,7 @@ from phosphene.encoders.mlip.similarity import SCORES, similarities
 from phosphene.errors import InputError
 from phosphene.nn.late_interaction import late_interaction
 from phosphene.settings import load_preset
+from phosphene.stimuli import StimulusSet
 from phosphene.stimuli.scenes import scene_set
 
 TINY = {
@@ -389,3 +390,26 @@ def test_similarities_add_up_what_both_sides_have(tokenizer: Tokenizer) -> None:
     assert tuple(similarities(image, text, tokens=False)) == SCORES[:2]
     plain = _model(frequency_head=False, spectral_blocks=0, token_heads=False).eval()
     assert tuple(similarities(*plain(pixels, *words))) == SCORES[:1]
+
+
+@pytest.mark.parametrize("stem", ["conv", "patch"])
+@pytest.mark.parametrize("shape", [(30, 30), (36, 36), (32, 40)])
+def test_pictures_of_another_size_are_neither_filled_up_nor_cut_off(stem: str, shape: tuple[int, int]) -> None:
+    model = _model(stem=stem)
+    with pytest.raises(InputError, match=rf"takes pictures of 32 x 32 pixels, found {shape[0]} x {shape[1]}"):
+        model.encode_image(torch.zeros(1, 3, *shape))
+
+
+def test_an_empty_caption_beside_others_is_named_by_its_stimulus(folder: Path) -> None:
+    encoder = make_encoder(f"mlip-text:{folder}")
+    with pytest.raises(InputError, match=r"1 of 2 stimuli have an empty caption beside others: s2"):
+        encode(StimulusSet(["s1", "s2"], captions=[["a ball"], ["a box", " "]]), encoder, cache=False)
+    with pytest.raises(InputError, match=r"1 of 2 stimuli have none: s2"):
+        encode(StimulusSet(["s1", "s2"], captions=[["a ball"], [" "]]), encoder, cache=False)
+
+
+def test_tokens_of_one_domain_alone_count_too(tokenizer: Tokenizer) -> None:
+    image, text = _model().eval()(torch.randn(3, 3, 32, 32), *tokenizer.encode(CAPTIONS, 64))
+    found = similarities(image._replace(spatial_tokens=None), text)
+    there, back = late_interaction(image.frequency_tokens, text.tokens, text.mask)
+    assert torch.allclose(found[SCORES[2]], found[SCORES[1]] + (there + back) / 2, atol=1e-5)

@@ -22,6 +22,8 @@ from phosphene.errors import InputError, unknown
 if TYPE_CHECKING:
     import torch
 
+    from phosphene.stimuli import StimulusSet
+
 __all__ = ["SHIPPED", "MLIPEncoder", "MLIPImageConfig", "MLIPTextConfig", "MLIPTextEncoder", "find_mlip"]
 
 SHIPPED = ("pocket",)
@@ -159,12 +161,13 @@ class MLIPEncoder(_MLIPSource, MergeableEncoder):
         from phosphene.encoders.merging.matching import unmerge
 
         model: Any = self.network()
-        texts = self.text_guide()
+        merge = model.config.merge
+        texts = self.text_guide() if merge is not None and merge.guide == "text" else None
         states = model.image_states(pixels, None if texts is None else texts.to(self.device))
         if self.config.domain == "spatial":
             projected = model.spatial_projection(states.spatial)
             tokens, merged = projected if self.config.projected else states.spatial, states.merged
-            if merged is not None and model.config.merge.restore:
+            if merged is not None and merge.restore:
                 tokens = unmerge(tokens, merged)
             return tokens, projected[:, 0]
         if states.frequency is None or model.frequency_projection is None:
@@ -226,6 +229,18 @@ class MLIPTextEncoder(_MLIPSource, CaptionEncoder):
         embedded = self._embed([text for texts in captions for text in texts]).astype(np.float64)
         means = np.add.reduceat(embedded, np.cumsum([0, *counts[:-1]]), axis=0) / np.array(counts)[:, None]
         return EncodedBatch(tokens=None, pooled=means.astype(np.float32))
+
+    def _captions(self, stimuli: StimulusSet, rows: np.ndarray) -> list[tuple[str, ...]]:
+        captions = super()._captions(stimuli, rows)
+        empty = [
+            str(stimuli.ids[row]) for row, texts in zip(rows, captions, strict=True) if not all(map(str.strip, texts))
+        ]
+        if empty:
+            raise InputError(
+                f"encoder {self.label!r}: {len(empty)} of {len(captions)} stimuli have an empty caption beside others: "
+                f"{', '.join(empty[:5])}{' ...' if len(empty) > 5 else ''}"
+            )
+        return captions
 
     def _embed(self, texts: list[str]) -> np.ndarray:
         """Embeddings of length 1 (captions, embed); equal captions once, similar lengths together."""

@@ -15,6 +15,7 @@ from phosphene.encoders.merging.plan import TowerShape
 from phosphene.encoders.merging.schedule import patch_flops
 from phosphene.encoders.merging.step import attention_sizes, begin, merge_step
 from phosphene.encoders.mlip.config import MLIPConfig
+from phosphene.errors import InputError
 from phosphene.nn.spectral import FourierGrid, GlobalFilter, RadialFilter
 from phosphene.nn.transformer import FeedForward, TransformerBlock
 
@@ -117,7 +118,17 @@ class ImageTower(nn.Module):
         cue : callable, optional
             Salience of patches for merging guided by frequency or text; without it the guide by frequency takes the
             high-pass energy of the grid.
+
+        Raises
+        ------
+        InputError
+            For pictures of another size: a stem would fill them up or cut them off.
         """
+        side, found = self.config.image_size, tuple(pixels.shape[-2:])
+        if found != (side, side):
+            raise InputError(
+                f"this image tower takes pictures of {side} x {side} pixels, found {found[0]} x {found[1]}"
+            )
         x = self.stem(pixels).flatten(2).permute(2, 0, 1) + self.position[:, None]  # (tokens, batch, width)
         filtered = x
         for block in self.spectral:

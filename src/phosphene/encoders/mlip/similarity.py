@@ -52,8 +52,9 @@ def similarities(
     if image.frequency is not None:
         total = total + functional.normalize(image.frequency.float(), dim=1) @ words.T
         scores[SCORES[1]] = total
-    if tokens and text.tokens is not None and image.spatial_tokens is not None:
-        for grid, sizes in ((image.spatial_tokens, image.sizes), (image.frequency_tokens, None)):
+    grids = [(image.spatial_tokens, image.sizes), (image.frequency_tokens, None)]
+    if tokens and text.tokens is not None and any(grid is not None for grid, _ in grids):
+        for grid, sizes in grids:
             if grid is None:
                 continue
             if pool_tokens is not None and sizes is None:
