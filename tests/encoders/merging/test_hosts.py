@@ -310,6 +310,9 @@ def test_wrong_settings_for_a_tower(networks: dict[str, torch.nn.Module]) -> Non
         with_merging(networks["clip"], _settings(tokens=0.5, guide="text"))
     with pytest.raises(InputError, match="text embeddings are 7 wide, the tower's own 24"):
         with_merging(networks["clip"], _settings(tokens=0.5, guide="text"), texts=torch.ones(1, 7))
+    alone = networks["clip"].vision_model  # without a projection its tokens are what texts are compared with
+    with pytest.raises(InputError, match="text embeddings are 24 wide, the tower's own 32"):
+        with_merging(alone, _settings(tokens=0.5, guide="text"), texts=torch.ones(1, 24))
 
 
 def test_attention_dropout_is_not_left_out_in_silence(pixels: torch.Tensor, tmp_path: Path) -> None:

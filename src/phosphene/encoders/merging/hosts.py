@@ -143,10 +143,12 @@ def _into_tower(network: Any, tower: Any, texts: Tensor) -> Tensor:
     maps = [] if projection is None else [projection.weight]
     if head is not None:
         maps = [head.attention.out_proj.weight, head.attention.in_proj_weight.chunk(3)[2]]
+    width = maps[0].shape[0] if maps else tower.config.hidden_size
+    if texts.shape[1] != width:
+        raise InputError(f"text embeddings are {texts.shape[1]} wide, the tower's own {width}")
+    texts = texts.to(tower.post_layernorm.weight)
     for weight in maps:
-        if texts.shape[1] != weight.shape[0]:
-            raise InputError(f"text embeddings are {texts.shape[1]} wide, the tower's own {weight.shape[0]}")
-        texts = texts.to(weight) @ weight.detach()
+        texts = texts @ weight.detach()
     return texts
 
 
