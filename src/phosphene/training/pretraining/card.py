@@ -174,6 +174,7 @@ def model_card(settings: PretrainSettings, facts: Mapping[str, Any], scores: Seq
         "## Limits",
         "",
         *_limits(facts),
+        *_untrained(settings, facts),
     ]
     return "\n".join(lines) + "\n"
 
@@ -185,6 +186,14 @@ def _changes(facts: Mapping[str, Any]) -> list[str]:
         words = ", ".join(f"{key} from {old} to {new}" for key, (old, new) in change["changed"].items())
         lines.append(f"* Changed after step {change['step']:,}, because {change['what']}: {words}.")
     return lines
+
+
+def _untrained(settings: PretrainSettings, facts: Mapping[str, Any]) -> list[str]:
+    """Embeddings that are as random as they began; a model to start from may have trained them."""
+    names = settings.untrained if facts["start"] is None else ()
+    return (
+        [f"* No part of the objective trained these embeddings, which are random: {', '.join(names)}."] if names else []
+    )
 
 
 def _limits(facts: Mapping[str, Any]) -> list[str]:

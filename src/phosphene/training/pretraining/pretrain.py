@@ -142,6 +142,12 @@ def pretrain(
     )
     if leads:  # not before: settings that cannot be trained with leave the folder free for others
         run.begin()
+        if start is None and chosen.untrained:
+            log.warning(
+                "no part of the objective trains these embeddings, which stay random: %s (model.frequency_head and "
+                "model.token_heads = false leave them out)",
+                ", ".join(chosen.untrained),
+            )
         if start is None and not (run.path / _TOKENIZER).exists():
             write_text(run.path / _TOKENIZER, words.to_json())
 
@@ -171,7 +177,7 @@ def pretrain(
         facts |= {} if given is None else {"tokenizer": "given"}
         facts |= {"temperatures": objective.temperatures(), "biases": objective.biases()}
         if chosen.training.save_precision == "float16":
-            model.half().float()  # scores are those of the weights that are written
+            _round(model)  # scores are those of the weights that are written
         scores = pairs.probe(model.to(fabric.device), words, chosen.objective)
         _finish(run, chosen, model.to("cpu"), words, scores, facts, pairs.seen)
     fabric.barrier()
@@ -319,6 +325,11 @@ def _render_pool(scenes: ScenePairs, pool: int, fabric: Fabric, progress: bool) 
             report(done, "scenes")
             if interrupt.anywhere(fabric):
                 raise TrainingInterrupted(f"stopped after {done:,} of {pool:,} scenes were rendered; nothing was kept")
+
+
+def _round(model: MLIP) -> None:
+    """Give weights the values they have in half precision; the transforms, which are not written, stay exact."""
+    model.load_state_dict({name: tensor.half() for name, tensor in model.state_dict().items()})
 
 
 def _facts(

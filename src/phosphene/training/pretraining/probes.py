@@ -88,10 +88,16 @@ def wilson(hits: float, n: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 def _scores(image: ImageFeatures, text: TextFeatures, objective: ObjectiveSettings | None) -> dict[str, Tensor]:
-    """(I, C) similarities by name; tokens, where there is an objective, are pooled and picked as in training."""
+    """(I, C) similarities by name; where there is an objective, of what it trains, with tokens as in training."""
     if objective is None:
         return similarities(image, text, tokens=False)
-    return similarities(image, text, pool_tokens=objective.pool_tokens, top_tokens=objective.top_tokens)
+    weights = objective.weights
+    trained = image._replace(
+        frequency=image.frequency if weights["frequency"] else None,
+        spatial_tokens=image.spatial_tokens if weights["spatial_token"] else None,
+        frequency_tokens=image.frequency_tokens if weights["frequency_token"] else None,
+    )
+    return similarities(trained, text, pool_tokens=objective.pool_tokens, top_tokens=objective.top_tokens)
 
 
 def _hits(scores: Tensor, right: np.ndarray) -> Tensor:

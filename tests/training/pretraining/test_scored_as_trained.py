@@ -1,0 +1,80 @@
+"""What is scored is what was trained and what is written: no random embedding, no rounded transform."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_pairs import coloured, tiny
+
+from phosphene.encoders.mlip import MLIP, load_model
+from phosphene.training.pretraining import pretrain, pretrain_settings
+
+
+def _run(out: Path, start: Path | None = None, **tables: dict) -> Path:
+    settings = tiny(**tables) if start is None else {"training": tiny()["training"], **tables}
+    return pretrain(None, coloured(24), out=out, start=start, progress=False, settings=settings)
+
+
+def _scored(model: Path) -> set[str]:
+    return {score["score"] for score in json.loads((model / "config.json").read_text())["facts"]["scores"]}
+
+
+@pytest.mark.parametrize(
+    ("zero", "left", "scored"),
+    [
+        ((), (), {"spatial", "spatial + frequency", "spatial + frequency + tokens"}),
+        (("frequency",), ("frequency",), {"spatial", "spatial + frequency + tokens"}),
+        (
+            ("spatial_token", "frequency_token"),
+            ("spatial_token", "frequency_token"),
+            {"spatial", "spatial + frequency"},
+        ),
+        (
+            ("frequency", "spatial_token", "frequency_token"),
+            ("frequency", "spatial_token", "frequency_token"),
+            {"spatial"},
+        ),
+    ],
+)
+def test_random_embeddings_are_told_and_not_scored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, zero: tuple, left: tuple, scored: set
+) -> None:
+    model = _run(tmp_path, objective={f"{part}_weight": 0.0 for part in zero}, training={"steps": 1})
+    assert _scored(model) == scored
+    words = f"these embeddings, which are random: {', '.join(left)}."
+    assert (words in (model / "card.md").read_text()) == bool(left)
+    assert (f"stay random: {', '.join(left)} " in caplog.text) == bool(left)
+
+
+def test_of_a_model_to_start_from_nothing_is_said_to_be_random(tmp_path: Path) -> None:
+    first = _run(tmp_path / "first", training={"steps": 1})
+    second = _run(tmp_path / "second", first, objective={"frequency_weight": 0.0})
+    assert "random:" not in (second / "card.md").read_text()
+
+
+def test_presets_train_every_embedding_that_they_have() -> None:
+    for name in ("pocket", "pocket-cpu", "vit-b-16", "vit-b-32"):
+        assert pretrain_settings(name).untrained == ()
+
+
+def test_rounding_weights_leaves_the_transforms_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scored: list[MLIP] = []
+    module = sys.modules[pretrain.__module__]
+    finish = module._finish
+
+    def spy(run: object, settings: object, model: MLIP, *others: object) -> None:
+        scored.append(model)
+        finish(run, settings, model, *others)
+
+    monkeypatch.setattr(module, "_finish", spy)
+    model = {"image_size": 20}  # 5 x 5 patches: no cosine of their transform is a number of half precision
+    written = _run(tmp_path, model=model, training={"steps": 1, "save_precision": "float16"})
+    pixels = torch.randn(4, 3, 20, 20)
+    with torch.no_grad():
+        assert torch.equal(
+            scored[0].encode_image(pixels).frequency, load_model(written)[0].encode_image(pixels).frequency
+        )
