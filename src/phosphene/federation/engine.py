@@ -32,7 +32,7 @@ from phosphene.federation.secure_round import (
     summed_library,
 )
 from phosphene.federation.secure_sum import Masked, SecureSum
-from phosphene.federation.server import first_state, server_update
+from phosphene.federation.server import check_asked, first_state, server_update
 from phosphene.federation.settings import FederationSettings
 from phosphene.federation.state import Contribution, GlobalState, SiteState, check_agreement
 from phosphene.training.progress import progress_bar
@@ -175,16 +175,15 @@ class _Plan:
                 raise InputError(
                     f"model.width is {self.settings.model.width}, {name} agreed on a width of {site.agreement.width}"
                 )
-        asked, quorum = n_drawn(len(sites), self.participation), self.settings.server.quorum
-        if quorum > asked:
-            raise InputError(f"the quorum is {quorum}, and {asked} of {len(sites)} sites are asked in a round")
+        asked = n_drawn(len(sites), self.participation)
         if self.secure:
             check_summable(self.settings)
-            if self.least > asked:
-                raise InputError(
-                    f"a secure sum is of at least {self.least} sites here, and {asked} of {len(sites)} are asked in a "
-                    f"round: in one of fewer, sites could tell each other's part"
-                )
+        check_asked(self.settings.server, asked, len(sites))
+        if self.secure and self.least > asked:
+            raise InputError(
+                f"a secure sum is of at least {self.least} sites here, and {asked} of {len(sites)} are asked in a "
+                f"round: in one of fewer, sites could tell each other's part"
+            )
         check_faults(self.faults, sites, rounds, self.deadline)
         if self.privacy is not None:
             check_protection(self.settings, self.privacy, self.secure)

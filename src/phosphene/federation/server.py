@@ -11,7 +11,7 @@ from statistics import median as middle
 import torch
 from torch import Tensor
 
-from phosphene.errors import FederationError
+from phosphene.errors import FederationError, InputError
 from phosphene.federation.aggregation import (
     LEAST_MEDIAN,
     FedAdam,
@@ -31,11 +31,34 @@ from phosphene.federation.settings import FederationSettings, ServerSettings
 from phosphene.federation.state import Agreement, Contribution, GlobalState, RoundReport
 from phosphene.federation.trials import MODALITIES
 
-__all__ = ["first_state", "groups", "next_state", "server_update", "usable"]
+__all__ = ["check_asked", "first_state", "groups", "next_state", "server_update", "usable"]
 
 log = logging.getLogger(__name__)
 
 _RATIO_FROM = 3  # sites from which a norm is called too large beside the others'
+
+
+def check_asked(server: ServerSettings, asked: int, sites: int) -> None:
+    """Refuse a run whose rounds ask fewer sites than the server needs answers.
+
+    Parameters
+    ----------
+    server : ServerSettings
+    asked, sites : int
+        Sites that are asked in a round, of all.
+
+    Raises
+    ------
+    InputError
+        For fewer than the quorum, or than the aggregator needs.
+    """
+    if server.quorum > asked:
+        raise InputError(f"the quorum is {server.quorum}, and {asked} of {sites} sites are asked in a round")
+    if (least := _least(server)) > asked:
+        own = f" at a server.trim of {server.trim:g}" if server.aggregator == "trimmed-mean" else ""
+        raise InputError(
+            f"the aggregator {server.aggregator} needs {least} sites{own}, and {asked} of {sites} are asked in a round"
+        )
 
 
 def first_state(agreement: Agreement, settings: FederationSettings) -> GlobalState:
@@ -224,7 +247,7 @@ def _library_fault(each: Contribution, shared: GlobalState, settings: Federation
 def _mean_weights(shared: GlobalState, good: Sequence[Contribution], server: ServerSettings) -> dict[str, Tensor]:
     """Weights after a round; each group of tensors is aggregated over the sites that trained it."""
     after = dict(shared.weights)
-    least = {"median": LEAST_MEDIAN, "trimmed-mean": least_trimmed(server.trim)}.get(server.aggregator, 1)
+    least = _least(server)
     for names, weights in groups(list(shared.weights), good, server):
         before = {name: shared.weights[name] for name in names}
         taking = [(each, weight) for each, weight in zip(good, weights, strict=True) if weight > 0]
@@ -241,6 +264,11 @@ def _mean_weights(shared: GlobalState, good: Sequence[Contribution], server: Ser
             before, sent, [weight for _, weight in taking], server, [each for each, _ in taking], shared
         )
     return after
+
+
+def _least(server: ServerSettings) -> int:
+    """Updates that the aggregator needs."""
+    return {"median": LEAST_MEDIAN, "trimmed-mean": least_trimmed(server.trim)}.get(server.aggregator, 1)
 
 
 def _aggregated(

@@ -25,7 +25,7 @@ from phosphene.federation.flower.telling import show_log
 from phosphene.federation.protected import check_protection, noised
 from phosphene.federation.randomness import drawn, n_drawn
 from phosphene.federation.run_state import Federated, RunFolder
-from phosphene.federation.server import first_state, server_update
+from phosphene.federation.server import check_asked, first_state, server_update
 from phosphene.federation.settings import FederationSettings
 from phosphene.federation.state import Contribution
 from phosphene.files import read_json, write_json
@@ -121,9 +121,7 @@ def _count(now: Federated, folder: RunFolder) -> None:
 def _check(run: RunSettings, settings: FederationSettings) -> None:
     if not run.out:
         raise InputError("out is empty: name the run folder at the server")
-    asked, quorum = n_drawn(run.sites, run.participation), settings.server.quorum
-    if quorum > asked:
-        raise InputError(f"the quorum is {quorum}, and {asked} of {run.sites} sites are asked in a round")
+    check_asked(settings.server, n_drawn(run.sites, run.participation), run.sites)
     if (privacy := run.protection()) is not None:
         check_protection(settings, privacy, secure=False)
 
