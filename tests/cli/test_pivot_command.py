@@ -98,3 +98,5 @@ def test_a_pivot_and_a_direct_decoder_of_before(file: Path, run: Path, tmp_path:
 def test_what_is_refused(words: list[object], message: str, file: Path, run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         _pivot(run, file, tmp_path, *words)
+    if "--direct" in words:  # said before anything is fitted
+        assert not (tmp_path / "pivot").exists()

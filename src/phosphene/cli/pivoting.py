@@ -78,10 +78,11 @@ def pivot(
     from phosphene.evaluation import compare_text, text_retrieval
     from phosphene.files import write_json
     from phosphene.recordings import Study
-    from phosphene.training import Pivot
+    from phosphene.training import Pivot, fit_alike
 
     settings = _settings(config, assignments, fitted, captions, direct)
     decoder, of_split = fitted_one(run, split)
+    other = _other(direct, split, decoder)
     made = None if fitted is None else Pivot.load(fitted)
     with Study.open(study) as opened:
         opened = opened.using(of_split) if of_split in opened.split_names else opened
@@ -92,9 +93,11 @@ def pivot(
             made.save(out / "pivot")
         words: dict[str, Any] = {"role": role, "subjects": subject, "n_boot": bootstrap, "seed": seed}
         cards = [text_retrieval(decoder, opened, texts, made, name="by the image", **words)]
-        straight = _direct(direct, split, decoder, opened, texts, pairs, out / "direct", settings.get("direct", {}))
-        if straight is not None:
-            cards.append(text_retrieval(straight, opened, texts, name="straight to text", **words))
+        if direct == "fit":
+            of_direct = {"out": out / "direct", "training": settings.get("direct", {}), "progress": progress_wanted()}
+            other = fit_alike(decoder, opened, texts, stimuli=pairs, **of_direct)
+        if other is not None:
+            cards.append(text_retrieval(other, opened, texts, name="straight to text", **words))
     facts: dict[str, Any] = {"captioned_stimuli": len(pairs), "cards": [card.to_dict() for card in cards]}
     typer.echo(f"{out}: {len(pairs)} training stimuli with captions")
     for card in cards:
@@ -169,22 +172,14 @@ def _fit(
     return fit_pivot(study, images, texts, ids=pairs, kind=kind, seed=seed, progress=progress, **settings)
 
 
-def _direct(
-    word: str,
-    split: str | None,
-    decoder: Decoder,
-    study: Study,
-    texts: Targets,
-    pairs: np.ndarray,
-    out: Path,
-    training: dict[str, Any],
-) -> Decoder | None:
-    from phosphene.training.alike import fit_alike
+def _other(direct: str, split: str | None, decoder: Decoder) -> Decoder | None:
+    """The decoder to stand beside, where it was trained before; one that is trained now must be possible."""
+    from phosphene.training.alike import check_alike
 
-    if word == "none":
+    if direct == "fit":
+        check_alike(decoder)
+    if direct in ("fit", "none"):
         return None
-    if word == "fit":
-        return fit_alike(decoder, study, texts, stimuli=pairs, out=out, progress=progress_wanted(), training=training)
-    if not Path(word).is_dir():
-        raise unknown("--direct", word, ["fit", "none", "a run folder"])
-    return fitted_one(Path(word), split)[0]
+    if not Path(direct).is_dir():
+        raise unknown("--direct", direct, ["fit", "none", "a run folder"])
+    return fitted_one(Path(direct), split)[0]

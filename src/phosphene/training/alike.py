@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from phosphene.encoders import Targets
     from phosphene.recordings import Study
 
-__all__ = ["captioned", "fit_alike"]
+__all__ = ["captioned", "check_alike", "fit_alike"]
 
 
 def captioned(decoder: Decoder, study: Study, count: int | None = None, seed: int = 0) -> np.ndarray:
@@ -106,7 +106,7 @@ def fit_alike(
         adapted beside an aligner.
     """
     told = decoder.provenance
-    _check_kept(decoder)
+    check_alike(decoder)
     folder = None if out is None else Path(out)
     words: dict[str, Any] = {"progress": progress, "stimuli": stimuli}
     stages = {} if decoder.closed_form else told["training"]
@@ -142,7 +142,14 @@ def fit_alike(
     return found
 
 
-def _check_kept(decoder: Decoder) -> None:
+def check_alike(decoder: Decoder) -> None:
+    """Refuse decoders that `fit_alike` cannot make once more.
+
+    Raises
+    ------
+    InputError
+        Naming why.
+    """
     told = decoder.provenance
     faults = {
         "how it was fitted is not kept": "seed" not in told or not (decoder.closed_form or "training" in told),
@@ -155,5 +162,5 @@ def _check_kept(decoder: Decoder) -> None:
     if found:
         raise InputError(
             f"this {decoder.name} decoder cannot be trained once more by itself: {', and '.join(found)}; train one for "
-            "these targets (fit, adapt) and give that"
+            "these targets (fit, adapt) and name that, or leave it out"
         )
