@@ -105,6 +105,20 @@ def test_what_cannot_be_merged_is_refused(room: Path, tmp_path: Path) -> None:
         _encode(room, tmp_path / "t", name, "--merge-flops", 0.7, "--merge-guide", "text")
     with pytest.raises(InputError, match=r"merge\.guide"):
         _encode(room, tmp_path / "t", name, "--merge-flops", 0.7, "--merge-guide", "spacial")
+    for words, message in (
+        (("--merge-flops", 0.7, "--set", "merge.strength=0.3"), r"merge\.strength has no use: guide = 'none'"),
+        (
+            ("--set", "merge.tokens=0.6", "--set", "merge.balance=0.3"),
+            r"merge\.balance has no use: guide = 'both' alone",
+        ),
+        (("--set", "merge.guide=both"), r"merge\.guide has no use: nothing is merged without tokens, flops or r"),
+    ):
+        with pytest.raises(InputError, match=message):
+            _encode(room, tmp_path / "t", name, *words)
+        with pytest.raises(InputError, match=message):
+            _encode(
+                room, tmp_path / "t", f"z:{name}", *(str(word).replace("merge.", "settings.merge.") for word in words)
+            )
     assert not (tmp_path / "t").exists()
 
 
@@ -137,6 +151,10 @@ def test_fidelity_refuses(room: Path, tmp_path: Path) -> None:
     name = f"hf:{room / 'clip'}"
     with pytest.raises(InputError, match="'gabor' has no tower"):
         _run("fidelity", "gabor", room / "pictures")
+    with pytest.raises(InputError, match=r"merge\.r: the report tries rates of its own \(--rate\)"):
+        _run("fidelity", name, room / "pictures", "--set", "merge.r=2")
+    with pytest.raises(InputError, match=r"merge\.balance has no use: guide = 'both' alone reads it"):
+        _run("fidelity", name, room / "pictures", "--merge-guide", "spatial", "--set", "merge.balance=0.3")
     with pytest.raises(InputError, match="does not exist"):
         _run("fidelity", name, tmp_path / "nothing.h5")
     with pytest.raises(InputError, match="holds no images"):

@@ -50,22 +50,42 @@ def merge_options(
     Raises
     ------
     InputError
-        For an encoder that cannot merge tokens, naming those that can; for a guide without a rate.
+        For an encoder that cannot merge tokens, naming those that can; for a guide without a rate; for settings of
+        merging without a use.
     """
     from phosphene.encoders.registry import make_encoder, mergeable
 
     said = {"flops": flops, "tokens": tokens, **_guide(guide, texts)}
     said = {key: value for key, value in said.items() if value is not None}
-    if not said:
-        return dict(settings)
-    mergeable(make_encoder(name, **settings))
-    whole = _with_merge(name, settings, said, texts)
-    inner: Any = whole
-    while "merge" not in inner:
-        inner = inner["settings"]
-    if not {"flops", "tokens", "r"} & set(inner["merge"]):
-        raise InputError("--merge-guide and --merge-text say what to spare; say how much to merge with --merge-flops")
+    whole = dict(settings)
+    if said:
+        mergeable(make_encoder(name, **settings))
+        whole = _with_merge(name, settings, said, texts)
+        if not {"flops", "tokens", "r"} & set(_of_merging(whole)):
+            raise InputError(
+                "--merge-guide and --merge-text say what to spare; say how much to merge with --merge-flops"
+            )
+    if of_merging := _of_merging(whole):
+        make_encoder(name, **whole)  # what is wrong comes before what has no use
+        _require_use(of_merging)
     return whole
+
+
+def _of_merging(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings below ``merge``, also of the encoder inside a standardised one."""
+    inner: Any = settings
+    while "merge" not in inner and isinstance(inner.get("settings"), Mapping):
+        inner = inner["settings"]
+    found = inner.get("merge")
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def _require_use(given: Mapping[str, Any], **besides: Any) -> None:
+    """Refuse settings of merging that the others, and those `besides`, leave without a use."""
+    from phosphene.encoders.merging.settings import MergeSettings
+
+    if idle := MergeSettings.build({**given, **besides}).idle(given):
+        raise InputError("; ".join(f"merge.{name} has no use: {why}" for name, why in idle.items()))
 
 
 def merged_plan(encoder: Encoder) -> MergePlan | None:
@@ -154,7 +174,10 @@ def fidelity(
     mergeable(make_encoder(encoder, **settings))
     if _guide(guide, texts):
         settings = _with_merge(encoder, settings, _guide(guide, texts), texts)
-    built = make_encoder(encoder, **settings)
+    built, of_merging = make_encoder(encoder, **settings), _of_merging(settings)
+    if own := sorted({"flops", "tokens", "r", "restore"} & set(of_merging)):
+        raise InputError(f"merge.{', merge.'.join(own)}: the report tries rates of its own (--rate), on the full grid")
+    _require_use(of_merging, r=1)
     with _pictures(source, limit) as stimuli:
         report = run(
             stimuli,

@@ -62,6 +62,14 @@ class MergeSettings(Settings):
         """Whether anything is to be merged at all."""
         return self.tokens is not None or self.flops is not None or bool(self.r)
 
+    def without_use(self) -> dict[str, str]:
+        """Settings that the guide leaves without a use, or all of them where nothing is merged."""
+        if not self.active:
+            names = ("guide", "strength", "balance", "schedule", "proportional", "restore")
+            return dict.fromkeys(names, "nothing is merged without tokens, flops or r")
+        idle = {} if self.guide == "both" else {"balance": "guide = 'both' alone reads it"}
+        return {**idle, "strength": "guide = 'none'"} if self.guide == "none" else idle
+
     def rates(
         self,
         layers: int,

@@ -75,6 +75,13 @@ class MLIPConfig(Settings):
         """Tokens a side of the picture."""
         return self.image_size // self.patch
 
+    def without_use(self) -> dict[str, str]:
+        """Settings of blocks and heads that are not there, and of merging."""
+        idle = {} if self.spectral_blocks else dict.fromkeys(("arrangement", "spectral_filter"), "spectral_blocks = 0")
+        idle |= {} if self.token_heads else {"token_embed": "token_heads = false"}
+        merging = {} if self.merge is None else self.merge.without_use()
+        return idle | {f"merge.{name}": why for name, why in merging.items()}
+
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if self.image_size % self.patch:

@@ -76,6 +76,16 @@ class ObjectiveSettings(Settings):
             raise ValueError(f"pool_tokens must be a square such as 16, found {self.pool_tokens}")
         return self
 
+    def without_use(self) -> dict[str, str]:
+        """Settings of the sigmoid form in the other, and of parts of weight 0."""
+        idle = dict.fromkeys(("bias", "token_bias"), "form = 'softmax'") if self.form == "softmax" else {}
+        if not self.spatial_weight + self.frequency_weight:
+            idle |= {"temperature": "spatial_weight and frequency_weight are 0"}
+        if not self.spatial_token_weight + self.frequency_token_weight:
+            names = ("token_temperature", "token_bias", "top_tokens", "pool_tokens", "chunk")
+            idle |= dict.fromkeys(names, "spatial_token_weight and frequency_token_weight are 0")
+        return idle
+
     @property
     def weights(self) -> dict[str, float]:
         """Weight of each part by its name."""

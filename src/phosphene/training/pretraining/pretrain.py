@@ -142,6 +142,8 @@ def pretrain(
     )
     if leads:  # not before: settings that cannot be trained with leave the folder free for others
         run.begin()
+        if unused := chosen.unused(settings or {}, scenes=stimuli is None):
+            log.warning("without a use: %s", ", ".join(f"{name} ({why})" for name, why in unused.items()))
         if start is None and chosen.untrained:
             log.warning(
                 "no part of the objective trains these embeddings, which stay random: %s (model.frequency_head and "

@@ -12,7 +12,7 @@ from phosphene.encoders.mlip import MLIPConfig
 from phosphene.encoders.mlip.encoder import find_mlip
 from phosphene.encoders.mlip.store import read_config
 from phosphene.errors import InputError, unknown
-from phosphene.settings import Settings, load_preset, merge
+from phosphene.settings import Settings, flattened, load_preset, merge
 from phosphene.stimuli.scenes.captions import MOST_CAPTIONS
 from phosphene.training.pretraining.objective import ObjectiveSettings
 from phosphene.training.settings import StepSettings
@@ -76,6 +76,10 @@ class DataSettings(Settings):
     held_out: float = Field(0.1, ge=0, le=0.5)
     long_captions: Literal["refuse", "cut"] = "refuse"
 
+    def without_use(self) -> dict[str, str]:
+        """Settings of hard groups where there are none."""
+        return {} if self.hard_share else dict.fromkeys(("group_colours", "group_materials"), "hard_share = 0")
+
 
 class PairSteps(StepSettings):
     """The ``[training]`` table; the keys it shares with decoders are described in ``training.settings``.
@@ -115,6 +119,12 @@ class PairSteps(StepSettings):
     save_precision: Literal["float32", "float16"] | None = None
 
 
+_OF_PICTURES = ("data.held_out", "training.memory_gb")
+_OF_SCENES = tuple(
+    f"data.{name}" for name in DataSettings.model_fields if name not in ("sampled", "held_out", "long_captions")
+)
+
+
 class PretrainSettings(Settings):
     """Everything a preset of pretraining says: tables ``[model]``, ``[objective]``, ``[training]``, ``[data]``."""
 
@@ -139,6 +149,19 @@ class PretrainSettings(Settings):
                 "allowed here: none, spatial, frequency, both"
             )
         return self
+
+    def without_use(self) -> dict[str, str]:
+        """Settings that others leave without a use, and why: names with their table, as ``objective.bias``."""
+        parts = {"model": self.model, "objective": self.objective, "data": self.data}
+        return {f"{part}.{name}": why for part, inner in parts.items() for name, why in inner.without_use().items()}
+
+    def unused(self, given: Mapping[str, Any], scenes: bool) -> dict[str, str]:
+        """Those of the given tables' settings without a use, and why; by what there is to train on, too."""
+        others = _OF_PICTURES if scenes else _OF_SCENES
+        why = "scenes have none" if scenes else "pictures are not scenes"
+        idle = {**self.without_use(), **dict.fromkeys(others, why)}
+        names = flattened({table: dict(values) for table, values in given.items()})
+        return {name: why for name, why in idle.items() if any(f"{key}.".startswith(f"{name}.") for key in names)}
 
     @property
     def untrained(self) -> tuple[str, ...]:
