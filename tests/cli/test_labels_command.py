@@ -72,3 +72,9 @@ def test_other_classes_are_said_and_units_are_heard(file: Path, runs: dict[str, 
     assert told["facts"]["unit"] == "background"
     with pytest.raises(InputError, match="unknown unit"):
         _invoke("evaluate", runs["one"], file, "--rivals", "none", "--unit", "backgrounds")
+
+
+def test_a_folder_with_two_decoders_of_one_split_is_no_set_of_folds(file: Path, runs: dict[str, Path]) -> None:
+    """The last one used to stand for both: one person's model, say, for everybody's."""
+    with pytest.raises(InputError, match="holds two decoders of split 'default': one and other; name one of them"):
+        _invoke("evaluate", runs["one"].parent, file, "--rivals", "none")

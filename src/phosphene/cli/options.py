@@ -94,7 +94,13 @@ def chosen_splits(study: Study, pattern: str | None) -> list[str]:
 
 
 def open_runs(path: Path) -> dict[str, tuple[Decoder, Path]]:
-    """Decoders under a path, by split: a decoder folder, a run folder, or a folder of runs (one a fold)."""
+    """Decoders under a path, by split: a decoder folder, a run folder, or a folder of runs (one a fold).
+
+    Raises
+    ------
+    InputError
+        For a path without a decoder, or with two of one split, of which either could be meant.
+    """
     from phosphene.decoders import Decoder
 
     for folder in (path, path / "decoder"):
@@ -108,7 +114,13 @@ def open_runs(path: Path) -> dict[str, tuple[Decoder, Path]]:
         folder = entry / "decoder"
         if (folder / "model.safetensors").exists():
             decoder = Decoder.load(folder)
-            runs[str(decoder.provenance.get("split", entry.name))] = (decoder, folder)
+            split = str(decoder.provenance.get("split", entry.name))
+            if split in runs:
+                raise InputError(
+                    f"{path} holds two decoders of split {split!r}: {runs[split][1].parent.name} and {entry.name}; "
+                    "name one of them"
+                )
+            runs[split] = (decoder, folder)
     if not runs:
         raise InputError(f"{path} holds no fitted decoder (looked for decoder/model.safetensors, also one level below)")
     return runs
