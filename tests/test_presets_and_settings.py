@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import model_validator
 
 from phosphene.errors import InputError
 from phosphene.settings import Settings, load_preset, merge, parse_assignments, presets, read_config
@@ -71,3 +72,22 @@ def test_an_unknown_key_of_an_optional_table_names_the_keys_of_that_table():
 
     with pytest.raises(InputError, match=r"unknown setting of Inner: 'training\.limit'.*Known: epochs"):
         Optional.build({"training": {"limit": 2.0}})
+
+
+def test_settings_that_do_not_agree_are_told_without_the_whole_table():
+    class Pair(Settings):
+        low: int = 0
+        high: int = 1
+
+        @model_validator(mode="after")
+        def _agree(self):
+            if self.low > self.high:
+                raise ValueError(f"low = {self.low} is above high = {self.high}")
+            return self
+
+    class Outer(Settings):
+        pair: Pair = Pair.build()
+
+    with pytest.raises(InputError) as told:
+        Outer.build({"pair": {"low": 3}})
+    assert str(told.value) == "wrong settings for Outer: pair: low = 3 is above high = 1"

@@ -66,6 +66,8 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> str:
                     if isinstance(kind, type) and issubclass(kind, BaseModel):
                         parent = kind
             lines.append(str(unknown(f"setting of {parent.__name__}:", key, parent.model_fields)))
+        elif isinstance(item["input"], Mapping):  # a whole table: the message names those that do not agree
+            lines.append(f"{key}: {item['msg'].removeprefix('Value error, ')}")
         else:
             lines.append(f"{key} = {item['input']!r}: {item['msg']}")
     return f"wrong settings for {cls.__name__}: " + "; ".join(lines)
