@@ -252,7 +252,7 @@ def test_two_processes_under_ddp_have_the_gradient_of_one(tmp_path):
         subprocess.Popen([*command, str(rank)], env=environment, stderr=subprocess.PIPE, text=True) for rank in range(2)
     ]
     for process in pair:
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said[-3000:]
     towers, batch = made(n=8)
     towers.loss(towers(batch))[0].backward()
