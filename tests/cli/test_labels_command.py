@@ -78,3 +78,17 @@ def test_a_folder_with_two_decoders_of_one_split_is_no_set_of_folds(file: Path, 
     """The last one used to stand for both: one person's model, say, for everybody's."""
     with pytest.raises(InputError, match="holds two decoders of split 'default': one and other; name one of them"):
         _invoke("evaluate", runs["one"].parent, file, "--rivals", "none")
+
+
+def test_a_run_a_person_is_a_rival_of_one_model_of_all(file: Path, runs: dict[str, Path], tmp_path: Path) -> None:
+    for person in ("sub-01", "sub-02"):
+        _invoke("fit", "ridge", file, "--targets", "gabor", "--subject", person, "--out", tmp_path / "single" / person)
+    words = ["--rivals", tmp_path / "single", "--protocols", "retrieval", "--json", tmp_path / "scores.json"]
+    _invoke("evaluate", runs["one"], file, *words)
+    told = json.loads((tmp_path / "scores.json").read_text())
+    assert {row["rival"] for row in told["comparisons"]} == {"ridge, one a person"}
+    assert {s["subject"] for s in told["scores"] if s["method"] == "ridge, one a person"} == {
+        "sub-01",
+        "sub-02",
+        "mean",
+    }

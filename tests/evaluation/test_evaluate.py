@@ -309,6 +309,26 @@ def test_fitted_rivals_can_be_given(linear, ridge):
         evaluate(ridge, study, targets, rivals={"wide": wide}, **QUIET)
 
 
+def test_models_of_single_people_stand_beside_one_of_all(folded):
+    study, targets, ridge = noisy()
+    single = {each: fit("ridge", study, targets, subjects=[each], progress=False) for each in study.subjects}
+    card = evaluate(ridge, study, targets, rivals={"one a person": single, "ridge": None}, **QUIET)
+    for subject in (*study.subjects, "mean"):
+        # the rival that is fitted here is a ridge of one person too
+        ours, theirs = (
+            card.get("two-way", "brain_to_image", subject=subject, method=name)
+            for name in ("one a person", "ridge (rival)")
+        )
+        assert ours.value == theirs.value
+    assert {row["rival"] for row in card.comparisons} == {"one a person", "ridge (rival)"}
+    alone = {study.subjects[0]: single[study.subjects[0]]}
+    with pytest.raises(InputError, match=f"unknown person of rival 'alone': '{study.subjects[1]}'"):
+        evaluate(ridge, study, targets, rivals={"alone": alone}, **QUIET)
+    shared, targets, decoders = folded
+    with pytest.raises(InputError, match="one decoder a person: these are for one split, found 3"):
+        evaluate(decoders, shared, targets, rivals={"alone": dict.fromkeys(shared.subjects, ridge)}, **QUIET)
+
+
 def test_leakage_is_refused(linear, ridge):
     study, targets = linear
     ids = study.stimuli.ids

@@ -128,6 +128,16 @@ def _truth(study: Study, head: Decoder) -> np.ndarray:
     return label_matrix(view.stimuli.select(ids).labels, ("shape_*",), head.config.classes).astype(float)
 
 
+def test_heads_of_single_people_stand_beside_one_of_all(study: Study) -> None:
+    whole, single = _head(study, True), dict.fromkeys(study.subjects, _head(study, False))
+    card = evaluate_labels(whole, study, rivals={"one a person": single}, n_boot=0)
+    for subject in study.subjects:
+        expected = evaluate_labels(single[subject], study, subjects=[subject], n_boot=0).get("mAP", subject).value
+        assert card.get("mAP", subject, method="one a person").value == expected
+    with pytest.raises(InputError, match="unknown person of 'alone': 'sub-02'"):
+        evaluate_labels(whole, study, rivals={"alone": {"sub-01": single["sub-01"]}}, n_boot=0)
+
+
 def test_chance_is_what_random_orders_have() -> None:
     rng = np.random.default_rng(3)
     truth = np.arange(30) < 3

@@ -21,6 +21,7 @@ from phosphene.cli.options import (
     chosen_splits,
     decoder_settings,
     open_runs,
+    people_of_runs,
     progress_wanted,
 )
 
@@ -175,8 +176,12 @@ def _rivals(words: str) -> dict[str, Decoder | dict[str, Decoder] | None]:
         if word in RIVALS or not Path(word).is_dir():
             chosen |= {word: None} if word and word != "none" else {}
             continue
-        fitted = _fitted(Path(word), None)
+        of_people = people_of_runs(Path(word))
+        fitted = of_people or _fitted(Path(word), None)
         first = next(iter(fitted.values()))
+        if of_people:
+            chosen[f"{first.name}, one a person"] = of_people
+            continue
         name = f"{first.name} ({word})" if first.name in RIVALS or first.name in chosen else first.name
         chosen[name] = fitted if len(fitted) > 1 else first
     return chosen
@@ -186,7 +191,11 @@ Role = Annotated[
     str, typer.Option("--role", help="Part of the split that is scored; 'all' for a study without splits.")
 ]
 Rivals = Annotated[
-    str, typer.Option("--rivals", help="Comma-separated: mean, nearest, ridge, run folders of other decoders; or none.")
+    str,
+    typer.Option(
+        "--rivals",
+        help="Comma-separated: mean, nearest, ridge, run folders of others (also of a run a person); or none.",
+    ),
 ]
 Repeats = Annotated[int | None, typer.Option("--repeats", help="Average so many repeats of a stimulus; default: all.")]
 Protocols = Annotated[
@@ -253,7 +262,7 @@ def _labels(
             continue
         part = study.using(split) if split in study.split_names else study
         called = {name: f"{name} (rival)" if name == decoder.name else name for name in rivals}  # as in `evaluate`
-        found = {called[name]: one.get(split) if isinstance(one, dict) else one for name, one in rivals.items()}
+        found = {called[name]: _of_split(one, split) for name, one in rivals.items()}
         beside = {name: one for name, one in found.items() if one is not None and _classes(one) == known}
         if others := [name for name, one in found.items() if one is not None and _classes(one) not in (known, ())]:
             typer.echo(f"{', '.join(others)}: other classes than {decoder.name}, not compared on labels")
@@ -265,11 +274,18 @@ def _labels(
             card.save(json.with_name(f"{json.stem}{suffix}.json"))
 
 
-def _classes(decoder: Decoder) -> tuple[tuple[str, ...], ...]:
-    """Label columns and classes of a decoder with a head for them; nothing for others."""
+def _of_split(rival: Decoder | dict[str, Decoder] | None, split: str) -> Decoder | dict[str, Decoder] | None:
+    """What of a rival is for one split: its decoder, or those of single people, which are all for one."""
+    if not isinstance(rival, dict) or all(list(each.subjects) == [name] for name, each in rival.items()):
+        return rival
+    return rival.get(split)
+
+
+def _classes(decoder: Decoder | dict[str, Decoder]) -> tuple[tuple[str, ...], ...]:
+    """Label columns and classes of a decoder (of the first of several) with a head for them; nothing for others."""
     from phosphene.decoders import ClassesConfig
 
-    config = decoder.config
+    config = (next(iter(decoder.values())) if isinstance(decoder, dict) else decoder).config
     return (config.class_columns, config.classes) if isinstance(config, ClassesConfig) and config.classes else ()
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "decoder_settings",
     "given_settings",
     "open_runs",
+    "people_of_runs",
     "progress_wanted",
 ]
 
@@ -124,3 +125,17 @@ def open_runs(path: Path) -> dict[str, tuple[Decoder, Path]]:
     if not runs:
         raise InputError(f"{path} holds no fitted decoder (looked for decoder/model.safetensors, also one level below)")
     return runs
+
+
+def people_of_runs(path: Path) -> dict[str, Decoder] | None:
+    """Decoders of single people by their names, where a folder holds one run a person on one split; else None."""
+    from phosphene.decoders import Decoder
+    from phosphene.files import read_json
+
+    folders = [entry / "decoder" for entry in sorted(path.iterdir()) if (entry / "decoder" / "config.json").exists()]
+    facts = [read_json(folder / "config.json") for folder in folders]
+    people = [tuple(each["subjects"]) for each in facts]
+    splits = {str(each.get("provenance", {}).get("split")) for each in facts}
+    if len(folders) < 2 or len(splits) > 1 or {len(each) for each in people} != {1} or len(set(people)) < len(people):
+        return None
+    return {name: Decoder.load(folder) for (name,), folder in zip(people, folders, strict=True)}

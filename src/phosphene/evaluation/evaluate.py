@@ -77,7 +77,8 @@ def evaluate(
         People to score; default all of the study.
     rivals : sequence of str, or mapping
         ``"mean"``, ``"nearest"``, ``"ridge"``, fitted here on the training part; a mapping may add fitted decoders:
-        ``{"ridge": None, "mindeye-mlp": other_decoder}``.
+        ``{"ridge": None, "mindeye-mlp": other_decoder}``, one a fold by the names of splits, or one a person by
+        theirs: single-person models beside one model of all.
     protocols : sequence of str, optional
         See `phosphene.evaluation.protocols`. Default: full gallery, pools of 300 x 30 draws where the gallery has
         more than 300 stimuli, two-way with cosine and with Pearson; classification where the targets are labels.
@@ -255,19 +256,31 @@ def _fitted_rival(rival: str) -> PredictorOf:
 
 def _given_rival(rival: str, fitted: Decoder | Mapping[str, Decoder], folds: Sequence[Fold]) -> PredictorOf:
     decoders = dict(fitted) if isinstance(fitted, Mapping) else {folds[0].split: fitted}
+    by_person = bool(decoders) and set(decoders) <= set(folds[0].study.subjects) - {fold.split for fold in folds}
+    if by_person and len(folds) > 1:
+        raise InputError(f"rival {rival!r} has one decoder a person: these are for one split, found {len(folds)}")
     for fold in folds:
-        if fold.split not in decoders:
+        if not by_person and fold.split not in decoders:
             raise unknown(f"split of rival {rival!r}", fold.split, decoders)
-        other = decoders[fold.split]
-        if other.target_shape != fold.decoder.target_shape:
-            raise InputError(
-                f"rival {rival!r} predicts targets of shape {other.target_shape}, "
-                f"the decoder {fold.decoder.target_shape}"
-            )
-        if other.encoder is not None:
-            fold.targets.require(other.encoder, f"rival {rival!r}")
-        refuse_leakage(replace(fold, decoder=other))
-    return lambda fold, person: _predictor(decoders[fold.split], person)
+        for other in decoders.values() if by_person else [decoders[fold.split]]:
+            _check_rival(rival, other, fold)
+
+    def predictor(fold: Fold, person: str) -> Predictor:
+        if by_person and person not in decoders:
+            raise unknown(f"person of rival {rival!r}:", person, decoders)
+        return _predictor(decoders[person if by_person else fold.split], person)
+
+    return predictor
+
+
+def _check_rival(rival: str, other: Decoder, fold: Fold) -> None:
+    if other.target_shape != fold.decoder.target_shape:
+        raise InputError(
+            f"rival {rival!r} predicts targets of shape {other.target_shape}, the decoder {fold.decoder.target_shape}"
+        )
+    if other.encoder is not None:
+        fold.targets.require(other.encoder, f"rival {rival!r}")
+    refuse_leakage(replace(fold, decoder=other))
 
 
 def _predictor(decoder: Decoder, person: str) -> Predictor:

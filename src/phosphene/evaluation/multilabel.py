@@ -8,7 +8,7 @@ both means and counted. Hamming distance knows them all (to say one of them is w
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -195,7 +195,7 @@ def evaluate_labels(
     *,
     role: str = "test",
     subjects: Sequence[str] | None = None,
-    rivals: Mapping[str, Decoder] | None = None,
+    rivals: Mapping[str, Decoder | Mapping[str, Decoder]] | None = None,
     repeats: int | None = None,
     unit: str | None = None,
     n_boot: int = 1000,
@@ -214,6 +214,7 @@ def evaluate_labels(
     subjects : sequence of str, optional
         Default: all of the study.
     rivals : mapping of name to Decoder, optional
+        Or to one decoder a person, by their names.
     repeats : int, optional
         Average so many repeats of a stimulus; default: all.
     unit : str, optional
@@ -239,11 +240,12 @@ def evaluate_labels(
     refuse_doubles("subject", subjects or ())
     if repeats is not None and repeats < 1:
         raise InputError(f"repeats must be at least 1, or None for all of them; found {repeats}")
-    methods = {first: decoder, **(rivals or {})}
+    methods: dict[str, Decoder | Mapping[str, Decoder]] = {first: decoder, **(rivals or {})}
     columns, classes = _classes_of(methods)
     view = study.split(role)
     for one in methods.values():
-        refuse_seen(study, one, view)
+        for each in _decoders(one):
+            refuse_seen(study, each, view)
     if unit is not None and unit not in study.stimuli.labels:
         raise unknown("unit (a label column of the stimuli)", unit, study.stimuli.labels.columns)
     of_stimuli = view.units if unit is None else view.stimuli.labels[unit].astype(str)
@@ -263,7 +265,8 @@ def evaluate_labels(
             raise InputError(f"{person}: none of the {len(classes)} classes has a positive among {len(ids)} stimuli")
         left_out[person] = [classes[column] for column in np.flatnonzero(~present)]
         weights = resampler.weights(role, np.array([units[each] for each in ids.tolist()])).astype(np.float64)
-        for method, one in methods.items():
+        for method, given in methods.items():
+            one = _decoder_of(method, given, person)
             logits = one.predict(responses, one.known_as(person), what="classes")
             for metric, (value, boot, chance) in _measured(truth, logits, present, weights).items():
                 interval = _interval(boot, value)
@@ -279,9 +282,24 @@ def evaluate_labels(
     return LabelCard([*means, *scores], differences, left_out, {**facts, "classes": list(classes)})
 
 
-def _classes_of(methods: Mapping[str, Decoder]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _decoders(given: Decoder | Mapping[str, Decoder]) -> list[Decoder]:
+    """The decoder of everybody, or those of single people."""
+    return list(given.values()) if isinstance(given, Mapping) else [given]
+
+
+def _decoder_of(method: str, given: Decoder | Mapping[str, Decoder], person: str) -> Decoder:
+    if not isinstance(given, Mapping):
+        return given
+    if person not in given:
+        raise unknown(f"person of {method!r}:", person, given)
+    return given[person]
+
+
+def _classes_of(
+    methods: Mapping[str, Decoder | Mapping[str, Decoder]],
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     found: tuple[tuple[str, ...], tuple[str, ...]] | None = None
-    for name, decoder in methods.items():
+    for name, decoder in ((name, each) for name, given in methods.items() for each in _decoders(given)):
         config = decoder.config
         if not isinstance(config, ClassesConfig) or not config.classes:
             raise InputError(f"{name} has no head for classes: fit it with class_columns")
@@ -347,7 +365,7 @@ def _interval(boot: np.ndarray, value: float, least: float = 0.0) -> tuple[float
 
 
 def _means(
-    methods: Mapping[str, Decoder],
+    methods: Collection[str],
     scores: Sequence[LabelScore],
     drawn: Mapping[tuple[str, str], list[np.ndarray]],
     values: Mapping[tuple[str, str], list[float]],
@@ -367,7 +385,7 @@ def _means(
 
 
 def _differences(
-    methods: Mapping[str, Decoder],
+    methods: Collection[str],
     drawn: Mapping[tuple[str, str], list[np.ndarray]],
     values: Mapping[tuple[str, str], list[float]],
     means: Sequence[LabelScore],
