@@ -20,6 +20,7 @@ APP = Path(__file__).with_name("app")
 HOST = "127.0.0.1"
 _PATIENCE = 60.0  # seconds for a process to come up
 _GRACE = 15.0  # seconds to end by itself before it is killed
+_LAST = 5.0  # seconds for all that was killed to be gone
 
 
 class Processes:
@@ -67,6 +68,9 @@ class Processes:
                 process.wait(_GRACE)
         _signal(process, signal.SIGKILL)  # also what is left of its session
         process.wait()
+        end = time.monotonic() + _LAST
+        while _signal(process, 0) and time.monotonic() < end:  # what is killed on a busy machine is not gone at once
+            time.sleep(0.05)
 
     def stop(self) -> None:
         """End all; sites first, so that they can take their leave."""
@@ -181,6 +185,10 @@ def pairs(config: Mapping[str, object]) -> str:
     return " ".join(f"{name}={json.dumps(value)}" for name, value in config.items())
 
 
-def _signal(process: subprocess.Popen, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
+def _signal(process: subprocess.Popen, number: int) -> bool:
+    """Whether anything of the process's session was there to be told."""
+    try:
         os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return False
+    return True
