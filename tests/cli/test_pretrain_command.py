@@ -13,11 +13,11 @@ from PIL import Image
 from phosphene.cli import main
 from phosphene.cli.pretraining import _Source
 from phosphene.encoders import encode, make_encoder
+from phosphene.encoders.images import at_size
 from phosphene.encoders.pixels import PixelGridEncoder, PixelsConfig
 from phosphene.recordings import Recording, Study
 from phosphene.stimuli import StimulusSet, read_folder
 from phosphene.table import Table
-from phosphene.training.pretraining.sources import at_size
 
 SMALL = """
 [model]

@@ -96,6 +96,10 @@ class Encoder(ABC):
         """Ids of all stimuli that anything in it has learned from; None where nothing has."""
         return self.fitted_on
 
+    def remembered(self, stimuli: StimulusSet) -> frozenset[str] | None:
+        """What `Targets` of these stimuli remember: `trained_on`, and which of the stimuli are copies of such."""
+        return self.trained_on
+
     @property
     def is_fitted(self) -> bool:
         """Whether it can encode."""

@@ -101,7 +101,7 @@ def encode(
     work = _Work(stimuli, encoder, batch_size or encoder.batch_size, dtype, progress)
     if cache is False:
         arrays = _encode_to_memory(work)
-        return Targets(stimuli.ids, arrays.get("tokens"), arrays["pooled"], encoder)
+        return Targets(stimuli.ids, arrays.get("tokens"), arrays["pooled"], encoder, encoder.remembered(stimuli))
     root = cache_root() / "targets" if cache is None else Path(cache)
     return _encode_to_cache(work, root / encoder.identity)
 
@@ -223,7 +223,9 @@ def _encode_to_cache(work: _Work, folder: Path) -> Targets:
     where = _locations(parts)
     part, row = np.array([where[key] for key in keys.tolist()], dtype=np.int64).T
     views = {kind: _in_order([p.arrays[kind] for p in parts], part, row) for kind in parts[0].kinds}
-    return Targets(work.stimuli.ids, views.get("tokens"), views["pooled"], work.encoder)
+    return Targets(
+        work.stimuli.ids, views.get("tokens"), views["pooled"], work.encoder, work.encoder.remembered(work.stimuli)
+    )
 
 
 def _in_order(arrays: list[np.ndarray], part: np.ndarray, row: np.ndarray) -> np.ndarray | RowView:

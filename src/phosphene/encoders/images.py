@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from phosphene.errors import InputError
+from phosphene.stimuli import StimulusSet
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["resize"]
+__all__ = ["at_size", "resize"]
 
 # pictures are turned into floats in blocks of this many pixels: a large batch of large photographs would fill memory
 _BLOCK_PIXELS = 2**21
@@ -57,3 +58,39 @@ def _as_float(frames: np.ndarray, device: str) -> torch.Tensor:
 
     # the copy is for sources that hand out read-only arrays, which torch will not take
     return torch.from_numpy(np.array(frames)).to(device).permute(0, 3, 1, 2).float().div_(255)
+
+
+class _Square:
+    """Pixels of another set, resized when they are read; of clips the middle frame."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, stimuli: StimulusSet, size: int) -> None:
+        self._stimuli, self.shape = stimuli, (len(stimuli), size, size, 3)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        frames, size = self._stimuli.frames(rows), self.shape[1]
+        if frames.shape[1:3] == (size, size):
+            return frames
+        small: np.ndarray = resize(frames, size).mul_(255).round_().byte().permute(0, 2, 3, 1).contiguous().numpy()
+        return small
+
+
+def at_size(stimuli: StimulusSet, size: int, memory_gb: float) -> StimulusSet:
+    """Stimuli as square pictures of `size` pixels a side, kept in memory where there is room; the aspect is not kept.
+
+    Raises
+    ------
+    InputError
+        For stimuli without pixels.
+    """
+    if not stimuli.has_pixels:
+        raise InputError("pictures are needed, and these stimuli have no pixels")
+    square = _Square(stimuli, size)
+    lazy = StimulusSet(stimuli.ids, square, stimuli.captions, stimuli.labels)
+    if int(np.prod(square.shape)) > memory_gb * 1e9:
+        return lazy
+    held = np.empty(square.shape, dtype=np.uint8)
+    for rows, pixels in lazy.blocks():
+        held[rows] = pixels
+    return StimulusSet(stimuli.ids, held, stimuli.captions, stimuli.labels)

@@ -69,6 +69,10 @@ class StandardisedEncoder(Encoder):
         inner = self.inner.trained_on
         return self.fitted_on if inner is None else inner | (self.fitted_on or frozenset())
 
+    def remembered(self, stimuli: StimulusSet) -> frozenset[str] | None:
+        inner = self.inner.remembered(stimuli)
+        return self.fitted_on if inner is None else inner | (self.fitted_on or frozenset())
+
     def _fit(self, stimuli: StimulusSet) -> None:
         if self.inner.needs_fit:
             self.inner.fit(stimuli)

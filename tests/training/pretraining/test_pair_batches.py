@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_pairs import coloured
 
+from phosphene.encoders.images import at_size
 from phosphene.encoders.mlip import Tokenizer
 from phosphene.encoders.mlip.tokenizer import END
 from phosphene.errors import InputError
@@ -16,7 +17,7 @@ from phosphene.stimuli import StimulusSet, picture_hashes
 from phosphene.stimuli.scenes import HOLDOUTS, captions, held_out, render
 from phosphene.training.pretraining.batches import PairLoader, check_lengths
 from phosphene.training.pretraining.settings import DataSettings
-from phosphene.training.pretraining.sources import ScenePairs, StimulusPairs, at_size
+from phosphene.training.pretraining.sources import ScenePairs, StimulusPairs
 
 BATCH = 10
 

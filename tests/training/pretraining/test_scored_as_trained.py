@@ -6,11 +6,14 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_pairs import coloured, tiny
 
+from phosphene.encoders import encode
 from phosphene.encoders.mlip import MLIP, load_model
+from phosphene.stimuli import StimulusSet
 from phosphene.training.pretraining import pretrain, pretrain_settings
 
 
@@ -78,3 +81,18 @@ def test_rounding_weights_leaves_the_transforms_exact(tmp_path: Path, monkeypatc
         assert torch.equal(
             scored[0].encode_image(pixels).frequency, load_model(written)[0].encode_image(pixels).frequency
         )
+
+
+def test_pictures_known_under_another_name_are_remembered(tmp_path: Path) -> None:
+    pictures = coloured(24)
+    model = _run(tmp_path, training={"steps": 1}, data={"held_out": 0.0})
+    study = StimulusSet(
+        [f"nsd-{row}" for row in range(26)], np.concatenate([pictures.pixels(), coloured(2, seed=9).pixels()])
+    )
+    study = study.with_captions([["other words"]] * 26)
+    known = {f"nsd-{row}" for row in range(24)}
+    for name in ("mlip", "mlip-text", "z:mlip"):
+        targets = encode(study, f"{name}:{model}", fit_on=study.ids[24:], cache=tmp_path / "cache", progress=False)
+        assert targets.fitted_on >= known | set(pictures.ids.tolist())
+        assert ("nsd-25" in targets.fitted_on) == name.startswith("z:")
+    assert encode(study, "pocket", cache=False, progress=False).fitted_on is None

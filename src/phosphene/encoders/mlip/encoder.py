@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 
 from phosphene.encoders.base import CaptionEncoder, EncodedBatch, EncoderConfig
-from phosphene.encoders.images import resize
+from phosphene.encoders.images import at_size, resize
 from phosphene.encoders.merging.encoder import MergeableEncoder, MergingConfig
 from phosphene.encoders.merging.plan import TowerShape
 from phosphene.encoders.merging.settings import MergeSettings
 from phosphene.encoders.mlip.config import MLIPConfig
 from phosphene.encoders.pretrained import PretrainedEncoder
 from phosphene.errors import InputError, unknown
+from phosphene.stimuli import picture_hashes
 
 if TYPE_CHECKING:
     import torch
@@ -125,6 +126,20 @@ class _MLIPSource(PretrainedEncoder):
 
         model, self._tokenizer = load_model(folder, self._merge(folder))
         return model
+
+    def remembered(self, stimuli: StimulusSet) -> frozenset[str] | None:
+        """Ids that the model was trained on, and those of the stimuli whose pictures it knows under whatever id."""
+        from phosphene.encoders.mlip.seen import SeenPictures
+        from phosphene.encoders.mlip.store import read_config
+
+        self._facts()
+        content = read_config(self.folder)
+        seen = SeenPictures.of_facts(content["facts"])
+        if not (seen.knows_pixels and stimuli.has_pixels):
+            return self.trained_on
+        at_its_size = at_size(stimuli, content["model"]["image_size"], memory_gb=0.0)
+        copies = stimuli.ids[seen.has(picture_hashes(at_its_size))]
+        return frozenset(copies.tolist()) | (self.trained_on or frozenset())
 
     def _merge(self, folder: Path) -> MergeSettings | None:
         """Merge settings to load the model with; None for its own."""

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
+from phosphene.encoders.images import at_size
 from phosphene.encoders.mlip import MLIP, Tokenizer, load_model, save_model
 from phosphene.encoders.mlip.encoder import find_mlip
+from phosphene.encoders.mlip.seen import SeenPictures
 from phosphene.encoders.mlip.similarity import SCORES
 from phosphene.errors import InputError
 from phosphene.files import digest, write_json, write_text
@@ -25,9 +27,8 @@ from phosphene.training.pretraining.card import hardware, model_card, read_curve
 from phosphene.training.pretraining.loop import PairProgress, train_pairs
 from phosphene.training.pretraining.objective import MLIPObjective
 from phosphene.training.pretraining.probes import Probe, Score, held_out_probes, scene_probes
-from phosphene.training.pretraining.seen import SeenPictures
 from phosphene.training.pretraining.settings import FINE_TUNING, DataSettings, PretrainSettings, run_settings
-from phosphene.training.pretraining.sources import ScenePairs, StimulusPairs, at_size
+from phosphene.training.pretraining.sources import ScenePairs, StimulusPairs
 from phosphene.training.progress import progress_bar
 from phosphene.training.run_folder import RunFolder
 from phosphene.training.runner import TrainingInterrupted

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phosphene.encoders.images import resize
 from phosphene.errors import InputError
 from phosphene.files import digest
 from phosphene.stimuli import StimulusSet, check_captions
@@ -19,7 +18,7 @@ from phosphene.stimuli.scenes.groups import hard_groups
 from phosphene.training.pretraining.batches import Chosen
 from phosphene.training.pretraining.settings import DataSettings
 
-__all__ = ["ScenePairs", "StimulusPairs", "at_size", "scene_grammar"]
+__all__ = ["ScenePairs", "StimulusPairs", "scene_grammar"]
 
 _FAMILY = 2**42  # added to the seed of training scenes
 _BLOCK = 512  # pictures rendered at a time where many are needed
@@ -232,38 +231,3 @@ class StimulusPairs:
     def identity(self) -> str:
         rows = zip(self.stimuli.ids.tolist(), self._names.tolist(), self.stimuli.captions, strict=True)
         return digest(*(repr(row) for row in rows))
-
-
-class _Square:
-    """Pixels of another set, resized when they are read; of clips the middle frame."""
-
-    dtype = np.dtype(np.uint8)
-
-    def __init__(self, stimuli: StimulusSet, size: int) -> None:
-        self._stimuli, self.shape = stimuli, (len(stimuli), size, size, 3)
-
-    def __getitem__(self, rows: Any) -> np.ndarray:
-        frames, size = self._stimuli.frames(rows), self.shape[1]
-        if frames.shape[1:3] == (size, size):
-            return frames
-        return resize(frames, size).mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-
-
-def at_size(stimuli: StimulusSet, size: int, memory_gb: float) -> StimulusSet:
-    """Stimuli as square pictures of `size` pixels a side, kept in memory where there is room; the aspect is not kept.
-
-    Raises
-    ------
-    InputError
-        For stimuli without pixels.
-    """
-    if not stimuli.has_pixels:
-        raise InputError("pretraining needs pictures, and these stimuli have no pixels")
-    square = _Square(stimuli, size)
-    lazy = StimulusSet(stimuli.ids, square, stimuli.captions, stimuli.labels)
-    if int(np.prod(square.shape)) > memory_gb * 1e9:
-        return lazy
-    held = np.empty(square.shape, dtype=np.uint8)
-    for rows, pixels in lazy.blocks():
-        held[rows] = pixels
-    return StimulusSet(stimuli.ids, held, stimuli.captions, stimuli.labels)

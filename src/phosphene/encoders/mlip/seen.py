@@ -11,7 +11,6 @@ from typing import Any, Self
 
 import numpy as np
 
-from phosphene.encoders.mlip.encoder import find_mlip
 from phosphene.encoders.mlip.store import read_config
 from phosphene.errors import InputError, LeakageError
 
@@ -51,6 +50,8 @@ class SeenPictures:
     @classmethod
     def of_model(cls, source: str | Path) -> Self:
         """What a model tells of itself; one of an older version tells ids alone, and the log says so."""
+        from phosphene.encoders.mlip.encoder import find_mlip
+
         seen = cls.of_facts(read_config(find_mlip(str(source)))["facts"])
         if seen.ids and not len(seen._digests):
             log.warning("%s does not tell the pixels it was trained on: held-out pictures cannot be compared", source)
@@ -70,6 +71,11 @@ class SeenPictures:
         except (binascii.Error, ValueError, TypeError) as error:
             raise InputError(f"the facts of the model to start from are damaged: {_KEY}: {error}") from error
         return cls(facts.get("data", {}).get("fitted_on", ()), digests)
+
+    @property
+    def knows_pixels(self) -> bool:
+        """Whether copies under other names can be recognised."""
+        return len(self._digests) > 0
 
     def facts(self) -> dict[str, str]:
         """The digests as text, 11 characters a picture; nothing where there are none."""
