@@ -12,48 +12,23 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from tiny_pairs import coloured, tiny
+from tiny_pairs import PICTURES, coloured, run, same, tiny, weights
 
-from phosphene.encoders import encode, make_encoder
-from phosphene.encoders.mlip import MLIP, Tokenizer, load_model, save_model
+from phosphene.encoders.mlip import MLIP, Tokenizer, save_model
 from phosphene.errors import InputError, LeakageError
-from phosphene.settings import load_preset, presets
+from phosphene.settings import presets
 from phosphene.stimuli import StimulusSet, labelled
 from phosphene.training import TrainingInterrupted
 from phosphene.training.checkpoint import load_checkpoint
 from phosphene.training.log import read_log
 from phosphene.training.loop import TrainingError
-from phosphene.training.pretraining import pretrain, pretrain_settings, run_settings, sources
+from phosphene.training.pretraining import pretrain, pretrain_settings, sources
 from phosphene.training.pretraining.loop import _Pretraining
-from phosphene.training.pretraining.objective import MLIPObjective
-
-PICTURES = coloured(24)
-
-
-def run(out, stimuli=PICTURES, seed=0, **tables):
-    options = {key: tables.pop(key) for key in ("held_out", "start", "classes", "tokenizer") if key in tables}
-    return pretrain(None, stimuli, out=out, seed=seed, progress=False, settings=tiny(**tables), **options)
-
-
-def weights(folder):
-    return load_model(folder)[0].state_dict()
-
-
-def same(one, two):
-    one, two = weights(one), weights(two)
-    return all(torch.equal(tensor, two[name]) for name, tensor in one.items())
 
 
 def steps(out):
     """Lines of the log but for the clock."""
     return [{key: v for key, v in line.items() if key != "seconds"} for line in read_log(out / "log.jsonl")]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The run nobody disturbs, with probes on the way."""
-    out = tmp_path_factory.mktemp("whole")
-    return run(out, training={"probe_steps": 3})
 
 
 def test_it_learns_what_tells_scenes_apart(tmp_path):
@@ -278,54 +253,17 @@ def test_batches_that_accumulate_average_their_gradients(tmp_path, gradients):
         torch.testing.assert_close(gradient, (first[name] + second[name]) / 2, rtol=1e-3, atol=1e-6)
 
 
+def test_the_log_tells_the_parts_of_all_batches_that_accumulate(tmp_path):
+    run(tmp_path, training={"steps": 1, "accumulate": 2, "log_steps": 1})
+    line = next(line for line in read_log(tmp_path / "log.jsonl") if line["event"] == "step")
+    weighted = pretrain_settings(None, tiny()).objective.weights
+    assert line["loss"] == pytest.approx(sum(weight * line[name] for name, weight in weighted.items()), rel=1e-5)
+
+
 def test_mixed_precision_works_on_a_cpu(whole, tmp_path):
     mixed = weights(run(tmp_path, training={"precision": "bf16-mixed", "chunk": 5}))
     assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in mixed.values())
     assert not same(whole, tmp_path / "model")
-
-
-def test_a_model_is_fine_tuned_from_where_it_is(whole, tmp_path):
-    still = run(tmp_path / "still", start=whole, training={"learning_rate": 1e-12, "weight_decay": 0.0})
-    for name, tensor in weights(whole).items():
-        torch.testing.assert_close(weights(still)[name], tensor, rtol=0, atol=1e-6)
-    moved = run(tmp_path / "moved", coloured(30, seed=1), start=whole)
-    assert not same(moved, whole)
-    assert (moved / "tokenizer.json").read_text() == (whole / "tokenizer.json").read_text()
-    facts = json.loads((moved / "config.json").read_text())["facts"]
-    assert facts["start"] == json.loads((whole / "config.json").read_text())["weights"]
-    with pytest.raises(InputError, match=r"has its own sizes: remove model\.width"):
-        run(tmp_path / "wide", start=whole, model={"width": 32})
-    with pytest.raises(InputError, match="there is no MLIP model 'nowhere'"):
-        run(tmp_path / "none", start="nowhere")
-
-
-def test_fine_tuning_keeps_the_objective_of_the_model_and_takes_the_rates_of_its_preset(tmp_path):
-    first = run(tmp_path, objective={"temperature": 0.2, "token_temperature": 0.3, "frequency_weight": 0.0})
-    temperatures = json.loads((first / "config.json").read_text())["facts"]["temperatures"]
-    assert temperatures["temperature"] != 0.2
-    settings, weights_ = run_settings(None, {"training": {"steps": 3}}, first)
-    assert weights_ == json.loads((first / "config.json").read_text())["weights"]
-    assert settings.model == load_model(first)[0].config
-    assert settings.objective.frequency_weight == 0.0
-    assert settings.objective.temperature == pytest.approx(temperatures["temperature"])
-    assert settings.training.steps == 3
-    assert settings.training.learning_rate == load_preset("encoders", "mlip", "fine-tune")["training"]["learning_rate"]
-    assert run_settings("pocket", None, first)[0].objective.frequency_weight == 0.5
-
-
-def test_fine_tuning_goes_on_with_what_the_form_of_the_loss_has_learned(tmp_path):
-    first = run(tmp_path, objective={"form": "sigmoid", "bias": -3.0, "token_bias": -4.0})
-    facts = json.loads((first / "config.json").read_text())["facts"]
-    learned = facts["temperatures"] | facts["biases"]
-    assert learned.keys() == {"temperature", "token_temperature", "bias", "token_bias"}
-    assert (learned["bias"], learned["token_bias"]) != (-3.0, -4.0)
-    objective = run_settings(None, None, first)[0].objective
-    assert {name: getattr(objective, name) for name in learned} == pytest.approx(learned)
-    assert MLIPObjective(objective).biases() == pytest.approx(facts["biases"])
-    asked = run_settings(None, {"objective": {"bias": -1.0}}, first)[0].objective
-    assert (asked.bias, asked.token_bias) == (-1.0, learned["token_bias"])
-    other = run_settings(None, {"objective": {"form": "softmax"}}, first)[0].objective
-    assert (other.temperature, other.bias) == (0.07, -3.0)
 
 
 def test_a_run_of_a_version_that_knew_fewer_settings_goes_on(whole, tmp_path):
@@ -464,63 +402,6 @@ def test_classes_are_probed_by_their_prompts(tmp_path):
     assert scores[0]["low"] > scores[0]["chance"]
 
 
-def test_pictures_that_were_trained_on_are_remembered(whole, tmp_path):
-    more = StimulusSet([f"m{row}" for row in range(12)], coloured(12, seed=3).pixels(), [["a thing"]] * 12)
-    tuned = run(tmp_path / "tuned", more, start=whole, data={"held_out": 0.0})
-    trained = json.loads((whole / "config.json").read_text())["facts"]["data"]["fitted_on"]
-    for folder, expected in ((whole, {*trained}), (tuned, {*trained, *more.ids.tolist()})):
-        assert encode(PICTURES, make_encoder(f"mlip:{folder}"), cache=False).fitted_on == expected
-    scenes = run(tmp_path / "scenes", None, data={"plain": 1.0})
-    assert encode(PICTURES, make_encoder(f"mlip:{scenes}"), cache=False).fitted_on is None
-
-
-def held_ids(out):
-    """Ids of PICTURES that a run set aside."""
-    facts = json.loads((out / "config.json").read_text())["facts"]
-    assert facts["data"]["held_out_pictures"] + facts["data"]["training_pictures"] == len(PICTURES)
-    return {*PICTURES.ids.tolist()} - {*facts["data"]["fitted_on"]}
-
-
-def test_fine_tuning_is_not_probed_on_pictures_the_model_knows(whole, tmp_path, caplog):
-    known = [name for name in PICTURES.ids.tolist() if name not in held_ids(whole)]
-    # another id, other captions: known by the pixels
-    copies = StimulusSet(
-        ["q0", "q1", "q2"],
-        np.concatenate([PICTURES.pixels(PICTURES.rows(known[3:5])), coloured(1, seed=8).pixels()]),
-        [["other"], ["words"], ["new"]],
-    )
-    with pytest.raises(LeakageError, match="2 held-out pictures of 3, such as q0, q1: the model to start from"):
-        run(tmp_path, coloured(12, seed=9), start=whole, held_out=copies)
-    tuned = run(tmp_path / "tuned", coloured(12, seed=9), start=whole, held_out=coloured(4, seed=8))
-    with pytest.raises(LeakageError, match="q0, q1"):  # what the first model knew, the second one knows as well
-        run(tmp_path, coloured(12, seed=7), start=tuned, held_out=copies)
-    with pytest.raises(LeakageError, match="such as p00"):
-        run(tmp_path, coloured(12, seed=7), start=tuned, held_out=coloured(2, seed=9))
-    assert "pictures" not in json.loads((tuned.parent / "scorecard.json").read_text())["model"]
-
-
-def test_pictures_the_model_knows_are_not_set_aside(whole, tmp_path, caplog):
-    unknown = held_ids(whole)
-    assert len(unknown) == 2
-    for seed in (3, 4):
-        assert held_ids(run(tmp_path / str(seed), seed=seed, start=whole, training={"steps": 1})) == unknown
-    assert "only 2 of 24 are new" not in caplog.text
-    run(tmp_path / "few", start=whole, training={"steps": 1}, data={"held_out": 0.5})
-    assert "only 2 of 24 are new to the model to start from" in caplog.text
-    known = PICTURES.select([name for name in PICTURES.ids.tolist() if name not in unknown])
-    with pytest.raises(InputError, match="needs two that the model to start from was not trained on, found 0 among 22"):
-        run(tmp_path / "none", known, start=whole)
-
-
-def test_a_model_that_does_not_tell_its_pictures_is_fine_tuned_with_a_warning(whole, tmp_path, caplog):
-    model, tokenizer = load_model(whole)
-    facts = json.loads((whole / "config.json").read_text())["facts"]
-    del facts["pictures"]
-    save_model(tmp_path / "old", model, tokenizer, facts=facts)
-    run(tmp_path / "run", start=tmp_path / "old", training={"steps": 1})
-    assert "does not tell the pixels it was trained on" in caplog.text
-
-
 @pytest.mark.parametrize(
     ("tables", "message"),
     [
@@ -571,9 +452,3 @@ def test_other_held_out_pictures_are_another_run(tmp_path):
     with pytest.raises(InputError, match=r"probes was .*, is now"):
         run(tmp_path, held_out=coloured(6, seed=6), training=training)
     run(tmp_path, held_out=coloured(6, seed=5), training=training)
-
-
-def test_fine_tuning_needs_a_model_to_start_from(tmp_path):
-    with pytest.raises(InputError, match="preset 'fine-tune' needs a model to start from"):
-        pretrain("fine-tune", PICTURES, out=tmp_path / "run", progress=False)
-    assert not (tmp_path / "run").exists()

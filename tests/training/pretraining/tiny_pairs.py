@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from phosphene.encoders.mlip import load_model
 from phosphene.settings import merge
 from phosphene.stimuli import StimulusSet
+from phosphene.training.pretraining import pretrain
 
 SETTINGS: dict[str, Any] = {
     "model": {
@@ -55,3 +60,23 @@ def coloured(n: int = 24, size: int = 16, seed: int = 0) -> StimulusSet:
     return StimulusSet(
         [f"p{i:02d}" for i in range(n)], pixels, captions, labels={"paint": [words[k] for k in kind.tolist()]}
     )
+
+
+PICTURES = coloured(24)
+
+
+def run(out: Path, stimuli: StimulusSet | None = PICTURES, seed: int = 0, **tables: Any) -> Path:
+    """Pretrain the smallest model into a folder; the folder of the model."""
+    options = {key: tables.pop(key) for key in ("held_out", "start", "classes", "tokenizer") if key in tables}
+    return pretrain(None, stimuli, out=out, seed=seed, progress=False, settings=tiny(**tables), **options)
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """Weights of a model folder, by name."""
+    return load_model(folder)[0].state_dict()
+
+
+def same(one: Path, two: Path) -> bool:
+    """Whether two model folders have the same bits."""
+    first, second = weights(one), weights(two)
+    return all(torch.equal(tensor, second[name]) for name, tensor in first.items())

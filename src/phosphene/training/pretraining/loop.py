@@ -101,8 +101,9 @@ class _Pretraining(Runner[PairProgress]):
         value = 0.0
         parts: dict[str, Tensor] = {}
         for number in range(config.accumulate):
-            loss, parts = self._backward(next(batches).to(self.fabric.device), number + 1 < config.accumulate)
+            loss, found = self._backward(next(batches).to(self.fabric.device), number + 1 < config.accumulate)
             value += float(loss) / config.accumulate
+            parts = {name: parts.get(name, 0.0) + part.detach() / config.accumulate for name, part in found.items()}
             if not math.isfinite(value):
                 raise self._not_finite("the loss", value)
         norm = self._clip()
