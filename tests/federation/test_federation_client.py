@@ -272,6 +272,8 @@ def test_where_nothing_reads_prototypes_none_is_sent():
     )[0]
     with_them = client_update(made_sites()[0], first_state(AGREEMENT, settings()), settings())[0]
     assert not any(name.startswith("library/") for name in sent_bytes(without))
+    after = server_update(first_state(AGREEMENT, settings("modality-dropout")), [without], settings("modality-dropout"))
+    assert after.report.without_prototype == [], "what nobody reads is not missed"
     library = sum(each.numel() * each.element_size() for each in with_them.library.to_tensors().values())
     assert with_them.n_bytes - without.n_bytes == library
     back = Contribution.from_tensors(*without.to_tensors())

@@ -136,9 +136,9 @@ def next_state(
         weights, moments = FedAdam(settings.server.fedadam).step(shared.weights, towards, shared.moments)
     library = shared.library.renewed(sent, settings.library)
     few = (sent.counts > 0) & (sent.counts < settings.library.min_count)
-    without = (library.age == NEVER).all(dim=0).tolist()
-    lacking = [name for name, lacks in zip(shared.agreement.classes, without, strict=True) if lacks]
-    if lacking and settings.reads_prototypes:
+    without = (library.age == NEVER).all(dim=0) & settings.reads_prototypes
+    lacking = [name for name, lacks in zip(shared.agreement.classes, without.tolist(), strict=True) if lacks]
+    if lacking:
         log.info("round %d: no prototype of %s", shared.round + 1, ", ".join(lacking))
     report = RoundReport(
         shared.round + 1,

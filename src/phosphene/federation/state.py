@@ -179,7 +179,7 @@ class RoundReport:
     refused : dict of str to str
         Sites whose contribution did not, and why.
     without_prototype : list of str
-        Classes of which no modality has a prototype yet.
+        Classes of which no modality has a prototype yet; none where nothing reads prototypes.
     suppressed : int
         Cells (modality, class, centre) that were sent and had too few trials to be released.
     unmoved : list of str
