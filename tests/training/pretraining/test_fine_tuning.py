@@ -47,6 +47,17 @@ def test_fine_tuning_keeps_the_objective_of_the_model_and_takes_the_rates_of_its
     assert run_settings("pocket", None, first)[0].objective.frequency_weight == 0.5
 
 
+def test_the_sizes_and_the_card_are_those_of_the_model_to_start_from(whole, tmp_path, caplog):
+    caplog.set_level("INFO")
+    run_settings(None, None, whole)
+    assert "sizes are those" not in caplog.text
+    assert run_settings("pocket", None, whole)[0].model == load_model(whole)[0].config
+    assert "sizes are those of the model to start from, not of preset 'pocket'" in caplog.text
+    tuned = run(tmp_path, start=whole, training={"steps": 1})
+    assert (tuned / "card.md").read_text().startswith("# Fine-tuned MLIP model, preset fine-tune\n")
+    assert (whole / "card.md").read_text().startswith("# MLIP model\n")
+
+
 def test_fine_tuning_goes_on_with_what_the_form_of_the_loss_has_learned(tmp_path):
     first = run(tmp_path, objective={"form": "sigmoid", "bias": -3.0, "token_bias": -4.0})
     facts = json.loads((first / "config.json").read_text())["facts"]

@@ -137,11 +137,12 @@ def model_card(settings: PretrainSettings, facts: Mapping[str, Any], scores: Seq
     begun = "random weights" if facts["start"] is None else f"the model with weights {facts['start']}"
     begun += ", a given tokenizer" if facts.get("tokenizer") else ""
     name = f" {facts['preset']}" if facts["preset"] else ""
+    title = f"MLIP model{name}" if facts["start"] is None else f"Fine-tuned MLIP model, preset{name}"
     weights = {key: value for key, value in settings.objective.model_dump(mode="json").items() if value is not None}
     batches = f" in {training.accumulate} batches" if training.accumulate > 1 else ""
     averaged = f"averaged weights (decay {training.ema:g})" if training.ema else "weights not averaged"
     lines = [
-        f"# MLIP model{name}",
+        f"# {title}",
         "",
         f"{facts['parameters']:,} parameters; image tower of width {model.width}: {arrangement}; pictures of "
         f"{model.image_size} x {model.image_size} in patches of {model.patch}; text tower of width {model.text_width}, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -18,6 +19,8 @@ from phosphene.training.pretraining.objective import ObjectiveSettings
 from phosphene.training.settings import StepSettings
 
 __all__ = ["FINE_TUNING", "DataSettings", "PairSteps", "PretrainSettings", "pretrain_settings", "run_settings"]
+
+log = logging.getLogger(__name__)
 
 FINE_TUNING = "fine-tune"
 """Preset of runs that start from a model."""
@@ -222,7 +225,10 @@ def run_settings(
     other = [key for key, value in asked.items() if content["model"].get(key) != value]
     if other:
         raise InputError(f"the model to start from has its own sizes: remove model.{', model.'.join(other)}")
-    facts, layers = content["facts"], [load_preset("encoders", "mlip", preset or FINE_TUNING), settings]
+    chosen = load_preset("encoders", "mlip", preset or FINE_TUNING)
+    if any(content["model"].get(key) != value for key, value in chosen.get("model", {}).items()):
+        log.info("sizes are those of the model to start from, not of preset %r", preset)
+    facts, layers = content["facts"], [chosen, settings]
     known = {key: value for key, value in facts.get("settings", {}).get("objective", {}).items() if value is not None}
     if pretrain_settings(None, {"objective": known}, *layers).objective.form == known.get("form"):
         known |= {**facts.get("temperatures", {}), **facts.get("biases", {})}  # learned with that form of the loss
