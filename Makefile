@@ -34,7 +34,7 @@ demo: $(VENV)/core
 	$(BIN)/phosphene demo --out demo
 
 test: $(VENV)/dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 $(PYTEST)
+	OMP_NUM_THREADS=1 PHOSPHENE_TESTS=whole $(BIN)/pytest --numprocesses 2 $(PYTEST)
 
 $(APART)/ready: pyproject.toml constraints-federated.txt
 	$(PYTHON) -m venv $(APART)
@@ -43,7 +43,7 @@ $(APART)/ready: pyproject.toml constraints-federated.txt
 	touch $@
 
 federated: $(APART)/ready
-	OMP_NUM_THREADS=1 $(APART)/bin/python -m pytest tests/flower --numprocesses 2 --dist loadfile $(PYTEST)
+	OMP_NUM_THREADS=1 PHOSPHENE_TESTS=whole $(APART)/bin/python -m pytest tests/flower --numprocesses 2 --dist loadfile $(PYTEST)
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

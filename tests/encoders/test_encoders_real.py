@@ -17,7 +17,7 @@ _ROOT = data_root()
 _FOLDER = _ROOT / "actions96" if _ROOT is not None else None
 pytestmark = pytest.mark.skipif(
     _FOLDER is None or not (_FOLDER / "descriptions.csv").is_file(),
-    reason="real data actions96 not found: set PHOSPHENE_DATA",
+    reason="REAL DATA ABSENT: set PHOSPHENE_DATA to the folder that holds actions96",
 )
 
 

@@ -12,7 +12,7 @@ import torch
 from phosphene.errors import FederationError, InputError
 from phosphene.federation.accounting import Accountant, Release
 from phosphene.federation.aggregation import total_norm
-from phosphene.federation.library import clip_rows
+from phosphene.federation.library import PrototypeLibrary, clip_rows
 from phosphene.federation.noise import NoiseSource
 from phosphene.federation.privacy import PrivacySettings, Protection, clip_labels, library_sensitivity
 
@@ -81,12 +81,11 @@ def test_what_is_not_clipped_passes_the_sensitivity():
 
 def test_the_real_library_stays_within_the_sensitivity():
     """Its rounding to a grid is part of the bound."""
-    module = pytest.importorskip("phosphene.federation.library")
     features, held, labels, _ = trials(n=40, seed=3)
     features, labels = clip_rows(features, 1.5), clip_labels(labels.round(), 2)
     bound = library_sensitivity(1.5, 2, WIDTH, 0.6)
     for n in range(len(features)):
-        one = module.PrototypeLibrary.of(features[n : n + 1], held[n : n + 1], labels[n : n + 1])
+        one = PrototypeLibrary.of(features[n : n + 1], held[n : n + 1], labels[n : n + 1])
         assert float(joint(one.sums, one.counts, 0.6 * 1.5).norm()) <= bound
 
 

@@ -205,7 +205,7 @@ def test_bfloat16_under_autocast_is_near():
         assert functional.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.99
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: tokens on CPU and GPU are not compared")
 @pytest.mark.parametrize("top", [None, 6])
 def test_a_gpu_gives_the_same(top):
     image, words, mask, sizes = tokens(12, 9, 16, 11, 24, dtype=torch.float32)

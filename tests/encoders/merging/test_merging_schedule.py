@@ -154,7 +154,6 @@ def test_a_rate_out_of_reach_is_refused_with_the_range():
 
 @pytest.mark.parametrize(("preset", "least"), [("pocket-cpu", 0.669), ("pocket", 0.436), ("vit-b-16", 0.387)])
 def test_what_a_refusal_names_can_be_asked_for(preset, least):
-    pytest.importorskip("torch")
     from phosphene.encoders.mlip.config import MLIPConfig
     from phosphene.encoders.mlip.image import tower_shape
 
