@@ -7,11 +7,10 @@ from there, and processes with different seeds or conditions may share a folder.
 decides everything random of the fits: all arms of a cell have the same study, targets, seed and rule for validation
 stimuli (a tenth inside the training part). Weights are those best on these, and the test stimuli are scored once.
 
-All arms behind `Bench.fit` have trunk, heads, linear path, losses and batches of the preset `small` of wills-aligner;
-single-person models are wills-aligner with one person and no experts. Arms of mindtuner have its own preset `small`
-and no head for classes, hence no mAP. Scores are kept by person. Differences to single-person models and to stage 1
-are paired; their intervals are a bootstrap over seeds and, within each, over test stimuli (`wills_aligner_summary`).
-Arms in `ROTATED` are run where people differ in tuning.
+Arms are those of `phosphene multi-subject`, and variants of ours. Those with the trunk of wills-aligner have its preset
+`small`; arms of mindtuner have their own and no head for classes, hence no mAP. Scores are kept by person. Differences
+to single-person models and to stage 1 are paired; their intervals are a bootstrap over seeds and, within each, over
+test stimuli (`wills_aligner_summary`). Arms in `ROTATED` are run where people differ in tuning.
 """
 
 from __future__ import annotations
@@ -20,24 +19,25 @@ import argparse
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
-from functools import cached_property, partial
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from wills_aligner_summary import DIRECTIONS, METRICS, SINGLE, STAGE1, WILLS, markdown, summarise
+from wills_aligner_summary import DIRECTIONS, METRICS, markdown, summarise
 
 import phosphene as ph
 from phosphene.alignment import make_aligner
 from phosphene.decoders import Decoder
 from phosphene.decoders.wills_aligner import WillsAligner
 from phosphene.evaluation.metrics import Counts, metric
+from phosphene.evaluation.multi_subject import ARMS as RIVALS
+from phosphene.evaluation.multi_subject import OURS, STAGE1, WILLS, Models, Setup, first_stage
 from phosphene.evaluation.multilabel import average_precision, evaluate_labels
 from phosphene.evaluation.statistics import Resampler
 from phosphene.files import write_json
 from phosphene.stimuli.multilabel import label_matrix
-from phosphene.training import adapt
 from phosphene.virtual import make_settings, simulate
 
 log = logging.getLogger("wills_aligner")
@@ -58,56 +58,35 @@ CONDITIONS: dict[str, dict[str, Any]] = {
 PERSON: dict[str, Any] = {"voxels": 400, "noise": 0.8}
 CLASSES: dict[str, Any] = {"class_columns": ("shape_*", "background")}
 N_BOOT = 500
-Models = dict[str, dict[str, Any]]
 
 
 class Bench:
-    """One virtual study, its targets and aligners, and the fits and scores of arms on it."""
+    """One virtual study, and the scores of arms on it."""
 
-    def __init__(self, seed: int, condition: str, encoder: str) -> None:
+    def __init__(self, seed: int, condition: str, encoder: str, folder: Path) -> None:
         person = {**PERSON, **CONDITIONS[condition]}
-        self.seed, self.encoder = seed, encoder
+        self.seed = seed
         self.study = simulate(make_settings(None, **PLAN, person=person), seed, progress=False).study
-
-    @cached_property
-    def targets(self) -> Any:
-        """Targets, fitted on the training part where they are fitted."""
-        train = self.study.split("train").stimulus_ids
-        return ph.encode(self.study.stimuli, self.encoder, fit_on=train, cache=False, progress=False)
-
-    @property
-    def people(self) -> list[str]:
-        """Everybody."""
-        return list(self.study.subjects)
-
-    def fit(
-        self, aligner: Mapping[str, Any] | None, subjects: list[str] | None = None, **settings: Any
-    ) -> WillsAligner:
-        """Fit wills-aligner, behind an aligner (its name and settings) or on voxels as they are."""
-        made = None if aligner is None else make_aligner(**aligner).fit(self.study.split("train"))
-        found = self._fitted("wills-aligner", subjects, aligner=made, **CLASSES, **settings)
-        assert isinstance(found, WillsAligner)
-        return found
-
-    def pretrain(self, subjects: list[str] | None = None) -> Decoder:
-        """Fit mindtuner: an input layer for each person, a shared backbone."""
-        return self._fitted("mindtuner", subjects)
-
-    def _fitted(self, name: str, subjects: list[str] | None, **settings: Any) -> Decoder:
-        return ph.fit(
-            name,
-            self.study,
-            self.targets,
-            preset="small",
-            subjects=subjects,
-            seed=self.seed,
-            progress=False,
-            **settings,
+        view = self.study.split("train")
+        self.targets = ph.encode(self.study.stimuli, encoder, fit_on=view.stimulus_ids, cache=False, progress=False)
+        self.people = list(self.study.subjects)
+        aligner = make_aligner("anatomical").fit(view)
+        self.setup = Setup(
+            self.study, self.targets, folder, tuple(self.people), aligner, seed, "small", settings=CLASSES
         )
 
-    def score(self, decoder: Decoder, subjects: list[str] | None = None) -> dict[str, Any]:
+    def run(self, arm: str) -> dict[str, Any]:
+        """Scores of every model of an arm."""
+        found = {}
+        for name, made in ARMS[arm](self.setup).items():
+            if isinstance(made, dict):
+                found[name] = joined([self.score(one, [person]) for person, one in made.items()])
+            else:
+                found[name] = self.score(made, self.people)
+        return found
+
+    def score(self, decoder: Decoder, people: list[str]) -> dict[str, Any]:
         """Scores of the test part by person, and of resamples of its stimuli, which are the same for every arm."""
-        people = subjects or self.people
         quiet: dict[str, Any] = {"subjects": people, "rivals": (), "n_boot": 0, "n_perm": 0, "progress": False}
         card = ph.evaluate(decoder, self.study, self.targets, **quiet)
         view = self.study.split("test")
@@ -127,7 +106,11 @@ class Bench:
                 draws.setdefault("mAP", []).append(self._precision(decoder, person, resampler))
         means = {name: np.mean(each, axis=0).round(5).tolist() for name, each in draws.items()}
         told = decoder.apart.get(people[0], decoder.provenance)  # an adapted person's training, or everybody's
-        return {"people": scores, "draws": means, "facts": {"best_epoch": told["best_epoch"]}}
+        facts = {"best_epoch": told["best_epoch"]}
+        if isinstance(decoder, WillsAligner) and decoder.router is not None and decoder.individual:
+            facts["information_expert_subject"] = told["experts"]["information_expert_subject"]
+            facts["best_epoch_stage2"] = told["stage2"]["best_epoch"]
+        return {"people": scores, "draws": means, "facts": facts}
 
     def _precision(self, decoder: WillsAligner, person: str, resampler: Resampler) -> np.ndarray:
         """Mean average precision of every resample, over the classes that have a positive in it."""
@@ -159,75 +142,28 @@ def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def single(bench: Bench) -> Models:
-    """One model a person, on the person's own voxels."""
-    return {SINGLE: joined([bench.score(bench.fit(None, [each], **ALONE), [each]) for each in bench.people])}
+def by_regions(setup: Setup) -> Models:
+    """Adaptive average pooling within each region."""
+    pooled = make_aligner("pooled", within="roi").fit(setup.study.split("train"))
+    return {"MindBridge-style pooling, region by region": setup.trunk("regions", pooled, stage2="none")}
 
 
-def one(bench: Bench, name: str, aligner: Mapping[str, Any] | None, **settings: Any) -> Models:
-    """One model of all with nothing individual, but for what `settings` give."""
-    return {name: bench.score(bench.fit(aligner, **ALONE, **settings))}
+def variant(setup: Setup, name: str, aligner: str = "anatomical", **settings: Any) -> Models:
+    """Ours with other settings, or behind another aligner, where the first stage is another one too."""
+    made = setup.aligner if aligner == "anatomical" else make_aligner(aligner).fit(setup.study.split("train"))
+    both = setup.trunk(name, made, **settings)
+    found: Models = {f"{WILLS}, {name}": both}
+    return found if aligner == "anatomical" else {f"{STAGE1}, {name}": first_stage(both), **found}
 
 
-def mindbridge(bench: Bench) -> Models:
-    """Adaptive average pooling to half of the voxels (MindBridge: 8,192 of 13,000 to 16,000), or region by region."""
-    half = {"name": "pooled", "width": PERSON["voxels"] // 2}
-    return one(bench, "MindBridge-style pooling", half) | one(
-        bench, "MindBridge-style pooling, region by region", {"name": "pooled", "within": "roi"}
-    )
-
-
-def shared_backbone(bench: Bench) -> Models:
-    """Everybody has an input layer that starts at ridge; all else is shared, and there are no adapters."""
-    return {"per-person ridge, shared backbone": bench.score(bench.pretrain())}
-
-
-def transfer(bench: Bench) -> Models:
-    """Each person in turn is new to a model of the others, with all of their own trials."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for person in bench.people:
-        base = bench.pretrain([each for each in bench.people if each != person])
-        for arm, name in (("full", "MindEye2-style full fine-tuning"), ("both", "mindtuner (LoRA and Skip-LoRA)")):
-            adapted = adapt(base, bench.study, bench.targets, person, arm=arm, seed=bench.seed, progress=False)
-            found.setdefault(name, []).append(bench.score(adapted, [person]))
-    return {name: joined(parts) for name, parts in found.items()}
-
-
-def two_stages(
-    bench: Bench, name: str, aligner: str = "anatomical", first: str | None = None, **settings: Any
-) -> Models:
-    """Both stages; the first alone is the same decoder with its experts off."""
-    decoder = bench.fit({"name": aligner}, **settings)
-    facts = {
-        "information_expert_subject": decoder.provenance["experts"]["information_expert_subject"],
-        "best_epoch_stage2": decoder.provenance["stage2"]["best_epoch"],
-    }
-    found = bench.score(decoder)
-    both = {name: {**found, "facts": found["facts"] | facts}}
-    if first is None:
-        return both
-    with decoder.commonality():
-        return {first: bench.score(decoder)} | both
-
-
-ALONE: dict[str, Any] = {"stage2": "none"}
-NO_PRIVATE: dict[str, Any] = {"private": False}
-LORA: dict[str, Any] = {"experts": 1, "private_start": "zero", "private_rank": 0, "balance_weight": 0.0}
-ARMS: dict[str, Callable[[Bench], Models]] = {
-    "single": single,
-    "naive": partial(one, name="naive pooling", aligner=None),
-    "mindbridge": mindbridge,
-    "embedding": partial(one, name="subject embedding", aligner={"name": "anatomical"}, person_embedding=True),
-    "backbone": shared_backbone,
-    "lora": partial(two_stages, name="per-person LoRA (one-hot gate)", **LORA),
-    "transfer": transfer,
-    "wills": partial(two_stages, name=f"{WILLS}", first=STAGE1),
-    "zero": partial(two_stages, name=f"{WILLS}, private experts from zero", private_start="zero"),
-    "no-private": partial(two_stages, name=f"{WILLS}, no private experts", **NO_PRIVATE),
-    "meta": partial(two_stages, name=f"{WILLS} (meta)", stage2="meta"),
-    "functional": partial(
-        two_stages, name=f"{WILLS}, ridge aligner", aligner="ridge", first=f"{STAGE1}, ridge aligner"
-    ),
+ARMS: dict[str, Callable[[Setup], Models]] = {
+    **{name: arm.train for name, arm in RIVALS.items() if name != OURS},
+    "regions": by_regions,
+    OURS: RIVALS[OURS].train,
+    "zero": partial(variant, name="private experts from zero", private_start="zero"),
+    "no-private": partial(variant, name="no private experts", private=False),
+    "meta": partial(variant, name="meta", stage2="meta"),
+    "functional": partial(variant, name="ridge aligner", aligner="ridge"),
 }
 ROTATED = ("zero", "no-private", "meta", "functional")
 """Variants of ours, run where `rotation` is not 0 alone."""
@@ -246,11 +182,12 @@ def run(work: Path, seeds: list[int], arms: list[str], conditions: list[str], en
         for condition in conditions:
             wanted = [arm for arm in arms if CONDITIONS[condition]["rotation"] or arm not in ROTATED]
             missing = [arm for arm in wanted if (seed, condition, arm) not in records(work)]
-            bench = Bench(seed, condition, encoder) if missing else None
+            if not missing:
+                continue
+            bench = Bench(seed, condition, encoder, work / "runs" / f"{seed}-{condition.replace(' ', '-')}")
             for arm in missing:
-                assert bench is not None
                 start = time.process_time()
-                line = {"seed": seed, "condition": condition, "arm": arm, "models": ARMS[arm](bench)}
+                line = {"seed": seed, "condition": condition, "arm": arm, "models": bench.run(arm)}
                 line["seconds"] = round(time.process_time() - start, 1)
                 with (work / "records.jsonl").open("ab", buffering=0) as file:  # a line at once: others may write too
                     file.write(json.dumps(line).encode() + b"\n")

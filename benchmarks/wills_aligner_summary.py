@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["DIRECTIONS", "METRICS", "SINGLE", "STAGE1", "WILLS", "markdown", "summarise"]
+from phosphene.evaluation.multi_subject import SINGLE, STAGE1, WILLS
+
+__all__ = ["DIRECTIONS", "METRICS", "markdown", "summarise"]
 
 DIRECTIONS = ("brain_to_image", "image_to_brain")
 METRICS = (*(f"{name} {way}" for name in ("top-1", "two-way") for way in DIRECTIONS), "mAP")
 PAIRED = {name: tuple(metric for metric in METRICS if metric.startswith(name)) for name in ("top-1", "two-way", "mAP")}
-SINGLE, STAGE1 = "single-person models", "wills-aligner, stage 1"
-WILLS = "wills-aligner, stages 1 + 2"
 RESAMPLES = 4000
 Row = dict[str, Any]
 

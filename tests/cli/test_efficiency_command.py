@@ -37,5 +37,5 @@ def test_a_table_and_a_figure(file: Path, tmp_path: Path) -> None:
 
 
 def test_numbers_that_are_none(file: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--people takes numbers between commas, found 'few'"):
+    with pytest.raises(InputError, match="--people takes numbers with commas between them, found 'few'"):
         _run(file, "--subject", "sub-02", "--targets", "gabor", "--out", tmp_path, "--people", "few")

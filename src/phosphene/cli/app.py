@@ -24,6 +24,7 @@ from phosphene.cli import (
     federating,
     importing,
     merging,
+    multi_subject,
     pivoting,
     pretraining,
 )
@@ -50,6 +51,7 @@ app.command()(decoding.fit)
 app.command()(adapting.adapt)
 app.command()(efficiency.efficiency)
 app.command()(pivoting.pivot)
+app.command()(multi_subject.multi_subject)
 app.command()(federating.federate)
 app.command()(federated_matrix.federate_matrix)
 app.command()(decoding.evaluate)

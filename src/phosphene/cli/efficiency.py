@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
 from phosphene.cli.adapting import person_named
 from phosphene.cli.decoding import targets_of
-from phosphene.cli.options import Config, Set, StudyFile, given_settings, progress_wanted
+from phosphene.cli.options import Config, Set, StudyFile, given_settings, numbers_of, progress_wanted, words_of
 
 __all__ = ["efficiency"]
 
 _TABLES = ("decoder", "training", "adapting", "adapter")
-Number = TypeVar("Number", int, float)
 
 
 def efficiency(
@@ -54,10 +53,10 @@ def efficiency(
             decoder=decoder,
             preset=preset,
             kind=kind,
-            sessions=_numbers("--sessions", sessions, float),
-            people=_numbers("--people", people, int),
-            arms=[word for word in arms.split(",") if word],
-            seeds=_numbers("--seeds", seeds, int),
+            sessions=numbers_of("--sessions", sessions, float),
+            people=numbers_of("--people", people, int),
+            arms=words_of(arms),
+            seeds=numbers_of("--seeds", seeds, int),
             training=settings.get("training"),
             adapting=settings.get("adapting"),
             adapter=settings.get("adapter"),
@@ -67,13 +66,3 @@ def efficiency(
         )
     typer.echo(found.table())
     typer.echo(out / "efficiency.png")
-
-
-def _numbers(option: str, text: str, kind: type[Number]) -> list[Number]:
-    """Numbers between commas."""
-    from phosphene.errors import InputError
-
-    try:
-        return [kind(word) for word in text.split(",") if word]
-    except ValueError as error:
-        raise InputError(f"{option} takes numbers between commas, found {text!r}") from error

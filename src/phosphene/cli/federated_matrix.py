@@ -17,7 +17,9 @@ from phosphene.cli.options import (
     StudyFile,
     TextTargets,
     given_settings,
+    numbers_of,
     progress_wanted,
+    words_of,
 )
 from phosphene.errors import InputError, unknown
 
@@ -73,7 +75,7 @@ def federate_matrix(
     common = given_settings(config, assignments)
     check_common(common)
     asked = _arms(arms)
-    cells = _cells(_numbers(rates, "--rates", float), _words(patterns), _numbers(seeds, "--seeds", int))
+    cells = _cells(numbers_of("--rates", rates, float), words_of(patterns), numbers_of("--seeds", seeds, int))
     classes_of, lacking = (classes, clusters, public), (holds, public_site)
     hospitals, told = _hospitals(study, split, sites, (targets, text), classes_of, lacking, tune)
     plan = Plan(asked, common=common, rounds=rounds)
@@ -162,7 +164,7 @@ def _arms(words: str | None) -> dict[str, Arm]:
     if words is None:
         return dict(ARMS)
     known, found = {**ARMS, **ABLATIONS}, {}
-    for name in _words(words):
+    for name in words_of(words):
         if name not in known:
             raise unknown("arm", name, known)
         found[name] = known[name]
@@ -182,17 +184,3 @@ def _cells(rates: list[float], kinds: list[str], seeds: list[int]) -> list[Cell]
         for kind in (kinds if rate else kinds[:1])
         for seed in seeds
     ]
-
-
-def _words(text: str) -> list[str]:
-    found = [each.strip() for each in text.split(",") if each.strip()]
-    if not found:
-        raise InputError(f"a list with commas is needed, found {text!r}")
-    return list(dict.fromkeys(found))
-
-
-def _numbers(text: str, option: str, kind: type[int] | type[float]) -> list[Any]:
-    try:
-        return [kind(each) for each in _words(text)]
-    except ValueError as error:
-        raise InputError(f"{option} takes numbers with commas between them, found {text!r}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -29,10 +29,14 @@ __all__ = [
     "chosen_splits",
     "decoder_settings",
     "given_settings",
+    "numbers_of",
     "open_runs",
     "people_of_runs",
     "progress_wanted",
+    "words_of",
 ]
+
+Number = TypeVar("Number", int, float)
 
 ImageTargets = Annotated[
     str, typer.Option("--targets", help="Image encoder, or a folder written by encode.", metavar="NAME|DIR")
@@ -64,6 +68,22 @@ def progress_wanted() -> bool:
     import sys
 
     return sys.stderr.isatty()
+
+
+def words_of(text: str) -> list[str]:
+    """Words with commas between them; a word that is said twice counts once."""
+    found = [each.strip() for each in text.split(",") if each.strip()]
+    if not found:
+        raise InputError(f"a list with commas is needed, found {text!r}")
+    return list(dict.fromkeys(found))
+
+
+def numbers_of(option: str, text: str, kind: type[Number]) -> list[Number]:
+    """Numbers with commas between them."""
+    try:
+        return [kind(each) for each in words_of(text)]
+    except ValueError as error:
+        raise InputError(f"{option} takes numbers with commas between them, found {text!r}") from error
 
 
 def given_settings(config: Path | None, assignments: Sequence[str] | None) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from phosphene.decoders.base import ClassesConfig
 from phosphene.decoders.lite_mind import LiteMindConfig
 from phosphene.nn.router import RouterKind
 
-__all__ = ["WillsAlignerConfig"]
+__all__ = ["OF_STAGE2", "WillsAlignerConfig"]
 
 _SPECTRAL = ("patches", "filters", "hidden", "heads", "queries")
-_OF_STAGE2 = (
+OF_STAGE2 = (
     *(
         "experts",
         "rank",
@@ -156,7 +156,7 @@ class WillsAlignerConfig(ClassesConfig):
         """Settings of a linear path or of a second stage that is not there, or that is another one."""
         idle = {} if self.linear_rank else {"branch_scale": "linear_rank = 0 has no linear path"}
         if self.stage2 == "none":
-            return idle | dict.fromkeys(_OF_STAGE2, "stage2 = 'none' has no experts")
+            return idle | dict.fromkeys(OF_STAGE2, "stage2 = 'none' has no experts")
         if not (self.private and self.linear_rank):
             words = "for private experts on a linear path (private = true, linear_rank > 0)"
             idle |= dict.fromkeys(("private_rank", "private_start", "own_weight"), words)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from phosphene.evaluation.audits import leave_cluster_out, participation_ratio
 from phosphene.evaluation.compare import Comparison, compare
 from phosphene.evaluation.evaluate import evaluate
+from phosphene.evaluation.multi_subject import multi_subject
 from phosphene.evaluation.multilabel import LabelCard, evaluate_labels
 from phosphene.evaluation.scorecard import Score, Scorecard
 from phosphene.evaluation.text_comparison import TextComparison, compare_text
@@ -22,6 +23,7 @@ __all__ = [
     "evaluate",
     "evaluate_labels",
     "leave_cluster_out",
+    "multi_subject",
     "participation_ratio",
     "text_retrieval",
 ]

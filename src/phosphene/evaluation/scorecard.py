@@ -15,7 +15,7 @@ from phosphene.errors import InputError
 from phosphene.evaluation.metrics import DIRECTIONS
 from phosphene.files import read_json, write_text
 
-__all__ = ["FORMAT", "MEAN", "Score", "Scorecard", "plain"]
+__all__ = ["FORMAT", "MEAN", "Score", "Scorecard", "aligned", "plain"]
 
 FORMAT = "phosphene-scorecard/1"
 MEAN = "mean"  # the subject of scores averaged over people
@@ -236,7 +236,7 @@ class Scorecard:
         foot = [f"{name}: called {alias}" for name, alias in DIRECTIONS.items() if name in used]
         if any(score.transductive for score in self.scores):
             foot.append("csls: transductive, uses all test predictions at once; not comparable with the other rows")
-        return "\n".join([*head, "", *_aligned(self.rows(subjects)), "", *foot, *(f"note: {n}" for n in self.notes)])
+        return "\n".join([*head, "", *aligned(self.rows(subjects)), "", *foot, *(f"note: {n}" for n in self.notes)])
 
 
 def _json(value: Any) -> str:
@@ -261,7 +261,8 @@ def _cells(score: Score) -> dict[str, str]:
     }
 
 
-def _aligned(rows: Sequence[dict[str, str]]) -> list[str]:
+def aligned(rows: Sequence[dict[str, str]]) -> list[str]:
+    """Lines of text, one a row below the heads, in columns."""
     if not rows:
         return ["no scores"]
     widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
