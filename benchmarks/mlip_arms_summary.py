@@ -36,6 +36,9 @@ TITLES = {
     "mlip-parallel": "all four losses, parallel",
     "lowpass": "fixed low-pass body, CLIP's loss",
     "highpass": "fixed high-pass body, CLIP's loss",
+    "clip-faster": "plain CLIP, rate 0.001",
+    "spectral-faster": "spectral body, CLIP's loss, rate 0.001",
+    "mlip-slower": "all four losses, rate 0.0005",
 }
 ATTRIBUTES = ("shape", "colour", "material", "all together")
 WAYS = ("image to text", "text to image")
@@ -58,6 +61,10 @@ COMPARISONS = (
     ("mlip-parallel", "mlip"),
     ("lowpass", "spectral"),
     ("highpass", "spectral"),
+    ("mlip", "clip-faster"),
+    ("mlip", "spectral-faster"),
+    ("mlip-slower", "clip"),
+    ("mlip-slower", "spectral"),
 )
 BARS = {"seen": 0.10, "unseen": 0.05, "retrieval": 0.10}
 _EIGHTHS = (1, 2, 4, 8)

@@ -102,6 +102,8 @@ class Arm:
         Candidate settings over those, of which development chooses one; as many for every arm.
     like : str
         Another arm whose chosen settings it takes: the same thing, trained longer.
+    over : dict
+        Lies over the chosen settings: what a control has alike with another arm.
     times : float or None
         Steps over those of the other arms; None: as many as make it cost what the arm with all losses costs.
     """
@@ -110,6 +112,7 @@ class Arm:
     settings: dict[str, Any] = field(default_factory=dict)
     trials: tuple[dict[str, Any], ...] = ()
     like: str = ""
+    over: dict[str, Any] = field(default_factory=dict)
     times: float | None = 1.0
 
 
