@@ -5,9 +5,10 @@
 Pre-training on three virtual people with all their sessions, adaptation to a fourth with the first `--sessions` (1).
 Every arm is a line of ``FOLDER/records.jsonl`` as soon as it is done; an interrupted run goes on from its checkpoint.
 `--of` shortens the study (its sessions in all, and stimuli with them) to see that everything runs. `--name` keeps runs
-with other settings (`--set training.KEY=VALUE`, `adapter.KEY=VALUE`) apart. With `--text ENCODER` the arm `both` is
-scored on text retrieval too: by the image as pivot with so many captions (`--captions`, a quarter of them shown to
-each person), and by a decoder that was pre-trained and adapted straight to the text of these.
+with other settings (`--set training.KEY=VALUE`, `adapter.KEY=VALUE`) apart; other people (`--person nonlinearity=1`)
+have a work folder of their own. With `--text ENCODER` the arm `both` is scored on text retrieval too: by the image as
+pivot with so many captions (`--captions`, a quarter of them shown to each person), and by a decoder that was
+pre-trained and adapted straight to the text of these.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import phosphene as ph
 from phosphene.alignment import make_aligner
 from phosphene.decoders.adaptable import settings_of_arm
 from phosphene.evaluation import text_retrieval
-from phosphene.files import write_json
+from phosphene.files import read_json, write_json
 from phosphene.settings import parse_assignments
 from phosphene.training import ARMS, adapt, fit_pivot
 from phosphene.training.adapt import parameter_table, scarce_view
@@ -51,13 +52,13 @@ class Records:
         return self.known[key]
 
 
-def study_of(work: Path, seed: int, of: int) -> Path:
-    """Four people; each sees their own scenes three times, over all sessions."""
+def study_of(work: Path, seed: int, of: int, person: dict[str, Any]) -> Path:
+    """Four people with such knobs; each sees their own scenes three times, over all sessions."""
     path = work / f"study-{seed}-{of}.h5"
     if not path.exists():
         own = max(250, of * 750 // 3 - 1000)
         stimuli = {} if of == 40 else {"own": own, "test": max(40, min(1000, of * 250 - own))}
-        ph.virtual.write_study(path, "hours", seed, subjects=4, sessions=of, stimuli=stimuli)
+        ph.virtual.write_study(path, "hours", seed, subjects=4, sessions=of, stimuli=stimuli, person=person)
     return path
 
 
@@ -73,6 +74,11 @@ def scores(decoder: Any, study: Any, targets: Any, person: str) -> dict[str, Any
     return found
 
 
+def aligner_of(options: argparse.Namespace, study: Any) -> Any:
+    """What brings the people before to the new one, where that is asked for."""
+    return make_aligner(options.align).fit(study.split("train")) if options.align else None
+
+
 def arm_of(
     options: argparse.Namespace, records: Records, base: Any, study: Any, targets: Any, seed: int, arm: str
 ) -> None:
@@ -84,9 +90,7 @@ def arm_of(
         given = parse_assignments(options.set or [])
         known = settings_of_arm(arm)
         of_arm = {name: value for name, value in given.get("adapter", {}).items() if name in known}
-        aligner = None
-        if options.align and arm != "from-scratch":
-            aligner = make_aligner(options.align).fit(study.split("train"))
+        aligner = None if arm == "from-scratch" else aligner_of(options, study)
         adapted = adapt(
             base,
             study,
@@ -124,11 +128,12 @@ def text_of(options: argparse.Namespace, records: Records, study: Any, images: A
         pivot = fit_pivot(study, images, texts, ids=picked, kind=person.target_kind, seed=seed)
         seconds = time.perf_counter() - start
         by_pivot = text_retrieval(person, study, texts, pivot, subjects=[NEW])
-        # straight to the text: the same captions and people, the same sessions of the new one
-        few = study.with_splits({"few": {"train": picked, "test": study.split("test").stimulus_ids}}).using("few")
-        direct = ph.fit("mindtuner", few, texts, subjects=list(PEOPLE), seed=seed)
-        direct = adapt(direct, few, texts, NEW, sessions=options.sessions, seed=seed)
-        straight = text_retrieval(direct, few, texts, subjects=[NEW], name="direct")
+        # straight to the text: the same captions, people, sessions of the new one, and aligner
+        direct = ph.fit("mindtuner", study, texts, subjects=list(PEOPLE), stimuli=picked, seed=seed)
+        words = {"sessions": options.sessions, "stimuli": picked, "aligner": aligner_of(options, study), "seed": seed}
+        straight = text_retrieval(
+            adapt(direct, study, texts, NEW, **words), study, texts, subjects=[NEW], name="direct"
+        )
         cards = [card.to_dict() for card in (by_pivot, straight)]
         records.add(key, {"cards": cards, "pivot_seconds": seconds, "pivot": pivot.provenance["best_epoch"]})
         for card in (by_pivot, straight):
@@ -166,10 +171,14 @@ def summary(records: Records, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "command": f"python benchmarks/mindtuner.py --work FOLDER --name {options.name} --seeds "
         f"{' '.join(map(str, options.seeds))} --of {options.of} --sessions {options.sessions:g} --kind {options.kind}"
-        + (f" --align {options.align}" if options.align else ""),
+        + (f" --align {options.align}" if options.align else "")
+        + (f" --person {' '.join(options.person)}" if options.person else "")
+        + (f" --set {' '.join(options.set)}" if options.set else ""),
         "versions": {"phosphene": ph.__version__, "torch": torch.__version__},
         "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads, CPU",
         "study": f"hours, {options.of} sessions, {options.sessions:g} of the new person, {len(PEOPLE)} people before",
+        "person": parse_assignments(options.person),
+        "settings": parse_assignments(options.set or []),
         "encoder": f"{options.encoder}, {options.kind}",
         "align": options.align,
         "arms": rows,
@@ -203,6 +212,9 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--sessions", type=float, default=1, help="of the new person")
     parser.add_argument("--of", type=int, default=40, help="sessions of everybody in all")
+    parser.add_argument(
+        "--person", nargs="+", metavar="KEY=VALUE", default=[], help="virtual people, over the preset's"
+    )
     parser.add_argument("--text", help="an encoder of captions, e.g. z:tfidf-svd30")
     parser.add_argument("--captions", type=int, nargs="+", default=[300, 3000])
     parser.add_argument("--set", nargs="+", metavar="KEY=VALUE", help="of the adaptation")
@@ -210,9 +222,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where the summary of all seeds of this name goes")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
+    person = parse_assignments(options.person)
+    if (kept := options.work / "people.json").exists() and read_json(kept) != person:
+        raise SystemExit(f"{kept} is of other people: give another --work")
+    write_json(kept, person)
     records = Records(options.work / "records.jsonl")
     for seed in options.seeds:
-        with ph.Study.open(study_of(options.work, seed, options.of)) as study:
+        with ph.Study.open(study_of(options.work, seed, options.of, person)) as study:
             train = study.split("train").stimulus_ids
             targets = ph.encode(study.stimuli, options.encoder, fit_on=train, cache=options.work / "targets")
             encoder = f"{options.encoder.replace(':', '-')}-{options.kind}"

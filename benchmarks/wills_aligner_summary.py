@@ -14,7 +14,7 @@ __all__ = ["DIRECTIONS", "METRICS", "markdown", "summarise"]
 DIRECTIONS = ("brain_to_image", "image_to_brain")
 _PRECISION = "mAP"
 METRICS = (*(f"{name} {way}" for name in ("top-1", "two-way") for way in DIRECTIONS), _PRECISION)
-PAIRED = {name: tuple(metric for metric in METRICS if metric.startswith(name)) for name in ("top-1", "two-way", _PRECISION)}
+PAIRED = {name: tuple(one for one in METRICS if one.startswith(name)) for name in ("top-1", "two-way", _PRECISION)}
 RESAMPLES = 4000
 Row = dict[str, Any]
 
