@@ -26,7 +26,7 @@ import torch
 import phosphene as ph
 from phosphene.alignment import make_aligner
 from phosphene.decoders.adaptable import settings_of_arm
-from phosphene.evaluation import text_retrieval
+from phosphene.evaluation import compare_text, text_retrieval
 from phosphene.files import read_json, write_json
 from phosphene.settings import parse_assignments
 from phosphene.training import ARMS, adapt, fit_pivot
@@ -129,15 +129,18 @@ def text_of(options: argparse.Namespace, records: Records, study: Any, images: A
         seconds = time.perf_counter() - start
         by_pivot = text_retrieval(person, study, texts, pivot, subjects=[NEW])
         # straight to the text: the same captions, people, sessions of the new one, and aligner
-        direct = ph.fit("mindtuner", study, texts, subjects=list(PEOPLE), stimuli=picked, seed=seed)
-        words = {"sessions": options.sessions, "stimuli": picked, "aligner": aligner_of(options, study), "seed": seed}
-        straight = text_retrieval(
-            adapt(direct, study, texts, NEW, **words), study, texts, subjects=[NEW], name="direct"
-        )
-        cards = [card.to_dict() for card in (by_pivot, straight)]
-        records.add(key, {"cards": cards, "pivot_seconds": seconds, "pivot": pivot.provenance["best_epoch"]})
-        for card in (by_pivot, straight):
-            print(card.table(), flush=True)
+        out = options.work / f"straight-{key.replace('/', '-').replace(':', '-')}"
+        common = {"stimuli": picked, "seed": seed}
+        direct = ph.fit("mindtuner", study, texts, subjects=list(PEOPLE), out=out / "base", **common)
+        common |= {"sessions": options.sessions, "aligner": aligner_of(options, study)}
+        direct = adapt(direct, study, texts, NEW, out=out / "adapted", **common)
+        straight = text_retrieval(direct, study, texts, subjects=[NEW], name="direct")
+        paired = compare_text(by_pivot, straight)
+        cards = [{"method": card.method, "scores": list(map(vars, card.scores))} for card in (by_pivot, straight)]
+        facts = {"seconds": seconds, **{name: pivot.provenance[name] for name in ("best_epoch", "penalty", "settings")}}
+        records.add(key, {"cards": cards, "difference": paired.to_dict(), "pivot": facts})
+        for one in (by_pivot, straight, paired):
+            print(one.table(), flush=True)
 
 
 def _few(study: Any, sessions: float, each: int, seed: int) -> np.ndarray:
@@ -182,6 +185,7 @@ def summary(records: Records, options: argparse.Namespace) -> dict[str, Any]:
         "encoder": f"{options.encoder}, {options.kind}",
         "align": options.align,
         "arms": rows,
+        "text": [record for key, record in records.known.items() if key.startswith(start) and "/text/" in key],
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from phosphene.decoders import make_decoder
 from phosphene.encoders import Targets, make_encoder
@@ -106,6 +107,37 @@ def test_contrastive_passes_start_at_ridge_and_keep_the_best(world):
     assert not np.allclose(fitted.weight, ridge.weight)
     again = fit_pivot(study, images, texts, epochs=5, progress=False, patience=0, validation_fraction=0.0)
     np.testing.assert_array_equal(fitted.weight, again.weight)
+
+
+def test_expected_noise_is_a_penalty_and_serves_noisy_embeddings(world):
+    study, images, texts = world
+    fits = {
+        noise: fit_pivot(study, images, texts, noise=noise, epochs=0, validation_fraction=0.0, progress=False)
+        for noise in (0.0, 1.0, 2.0)
+    }
+    ids = study.split("train").stimulus_ids
+    x = images.of(ids, "pooled").astype(float)
+    units = x / x.std(axis=0, ddof=1)
+    size = np.square(units - units.mean(axis=0)).sum(axis=1).mean()
+    for noise in (1.0, 2.0):  # the expectation of X'X over noise of that deviation, in units of the mean squared norm
+        assert fits[noise].provenance["penalty"] - fits[0.0].provenance["penalty"] == pytest.approx(
+            len(ids) * noise**2 / size, rel=1e-4
+        )
+    test = study.split("test").stimulus_ids
+    clean, truth = images.of(test, "pooled"), texts.of(test, "pooled")
+    predicted = clean + clean.std(axis=0) * np.random.default_rng(1).normal(size=clean.shape).astype("float32")
+
+    def matched(pivot):
+        said = pivot.predict(predicted)
+        found = (said / np.linalg.norm(said, axis=1, keepdims=True)) @ (
+            truth / np.linalg.norm(truth, axis=1, keepdims=True)
+        ).T
+        return float(np.mean(found < np.diag(found)[:, None]))
+
+    assert matched(fits[1.0]) > matched(fits[0.0]) + 0.05
+    refined = fit_pivot(study, images, texts, noise=1.0, epochs=5, patience=0, progress=False)
+    again = fit_pivot(study, images, texts, noise=1.0, epochs=5, patience=0, progress=False)
+    assert torch.equal(refined.weight, again.weight)
 
 
 @pytest.mark.parametrize(

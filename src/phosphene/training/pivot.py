@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from phosphene.decoders.ridge import RidgeConfig, fit_ridge
+from phosphene.decoders.ridge import RidgeConfig, fit_ridge, ridge_weights
 from phosphene.errors import InputError, LeakageError
 from phosphene.files import atomic_path, read_json, write_json
 from phosphene.settings import Settings
@@ -49,6 +49,10 @@ class PivotConfig(Settings):
 
     Attributes
     ----------
+    noise : float
+        Standard deviation of the noise that predicted image embeddings are expected to have, in units of every
+        dimension's own deviation. A pivot fitted to embeddings as they are rests on differences that no decoder
+        predicts; 0 does that.
     epochs : int
         Passes over the pairs by the contrastive loss; 0 stays at the ridge solution, and settings of the passes are
         refused beside it.
@@ -64,6 +68,7 @@ class PivotConfig(Settings):
         Epochs without improvement after which it stops; 0 never stops early. Without validation it has no use.
     """
 
+    noise: float = Field(1.0, ge=0)
     epochs: int = Field(30, ge=0)
     batch_size: int = Field(256, ge=2)
     learning_rate: float = Field(1e-3, gt=0)
@@ -239,7 +244,7 @@ def fit_pivot(
     deviation = torch.where(deviation > 1e-6 * deviation.max(), deviation, torch.ones_like(deviation))
     pairs = _Pairs(x / deviation, y / size, items)
     aside = split_validation(items.astype(str), config.validation_fraction, seed)
-    layer, penalty = _ridge(pairs.take(~aside))
+    layer, penalty = _ridge(pairs.take(~aside), config.noise)
     told = _refine(layer, pairs.take(~aside), pairs.take(aside), config, seed, progress)
     provenance = {
         **told,
@@ -284,16 +289,22 @@ def _read(targets: Targets, ids: np.ndarray, kind: str) -> Tensor:
     return torch.from_numpy(np.concatenate(parts))
 
 
-def _ridge(pairs: _Pairs) -> tuple[nn.Linear, float]:
-    """The linear layer at the ridge solution, equal captions on one side of each inner fold."""
+def _ridge(pairs: _Pairs, noise: float) -> tuple[nn.Linear, float]:
+    """The linear layer at the ridge solution, equal captions on one side of each inner fold.
+
+    Noise of deviation s on n embeddings is, in expectation, n times s squared on the penalty.
+    """
     dtype = torch.float64 if min(pairs.x.shape) <= 3000 else torch.float32
-    settings = RidgeConfig(penalty="shared")
-    weight, intercept, penalty = fit_ridge(pairs.x.to(dtype), pairs.y.to(dtype), pairs.items, settings, "the pivot")
+    x, y = pairs.x.to(dtype), pairs.y.to(dtype)
+    _, _, penalty = fit_ridge(x, y, pairs.items, RidgeConfig(penalty="shared"), "the pivot")
+    size = float((x - x.mean(dim=0)).square().sum(dim=1).mean())
+    whole = penalty * size + len(x) * noise**2
+    weight, intercept = ridge_weights(x, y, torch.full((y.shape[1],), whole, dtype=dtype))
     layer = nn.Linear(pairs.x.shape[1], pairs.y.shape[1])
     with torch.no_grad():
         layer.weight.copy_(weight.T)
         layer.bias.copy_(intercept)
-    return layer, penalty
+    return layer, whole / size
 
 
 def _refine(
@@ -301,6 +312,11 @@ def _refine(
 ) -> dict[str, Any]:
     """Contrastive passes from the ridge solution on; the best epoch on captions set aside is kept."""
     generator = torch.Generator().manual_seed(seed)
+
+    def noised(x: Tensor) -> Tensor:
+        return x + config.noise * torch.randn(x.shape, generator=generator)
+
+    validation = _Pairs(noised(validation.x), validation.y, validation.items)
     optimizer = torch.optim.AdamW(layer.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     best, best_epoch, kept = _score(layer, validation), 0, {n: p.clone() for n, p in layer.state_dict().items()}
     curve = [best]
@@ -312,7 +328,7 @@ def _refine(
                     continue
                 batch = train.take(rows.numpy())
                 text, which = batch.distinct()
-                loss = losses.infonce(layer(batch.x), text, which, config.temperature)
+                loss = losses.infonce(layer(noised(batch.x)), text, which, config.temperature)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
