@@ -18,7 +18,7 @@ from phosphene.errors import InputError
 from phosphene.evaluation.multilabel import evaluate_labels
 from phosphene.recordings import Study
 from phosphene.settings import load_preset
-from phosphene.training import fit
+from phosphene.training import fit, fit_alike
 from phosphene.training.checkpoint import load_checkpoint
 from phosphene.training.data import PersonSamples, StepBatch, StepLoader, TargetRows
 from phosphene.training.episodes import EpisodeBatch, EpisodeLoader, EpisodeStep
@@ -333,3 +333,12 @@ def test_without_validation_both_stages_have_their_logs(
         assert '"step": ' in (folder / "log.jsonl").read_text()
     found = Decoder.load(tmp_path / "decoder")
     assert same(decoder, found)
+
+
+def test_training_once_more_keeps_what_is_not_named_of_a_stage(study: Study, targets: Targets, whole) -> None:
+    decoder, _ = whole
+    again = fit_alike(decoder, study, targets, progress=False, training={"stage2": {"epochs": 1}})
+    before = decoder.provenance["stage2"]["training"]
+    assert again.provenance["stage2"]["training"] == {**before, "epochs": 1}
+    assert before["learning_rate"] == TRAINING["stage2"]["learning_rate"]
+    assert again.provenance["training"] == decoder.provenance["training"]

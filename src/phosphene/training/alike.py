@@ -10,6 +10,7 @@ import numpy as np
 
 from phosphene.decoders.adaptable import settings_of_arm
 from phosphene.errors import InputError
+from phosphene.settings import merge
 from phosphene.training.adapt import adapt, scarce_view
 from phosphene.training.bench import shown_stimuli
 from phosphene.training.fit import fit
@@ -97,7 +98,7 @@ def fit_alike(
         Folder of its run (``base/``) and of those of the people adapted to (``people/``), which resume.
     progress : bool
     training : mapping, optional
-        Settings of training over those of the decoder.
+        Settings of training over those of the decoder; of a stage, those that are not named stay.
 
     Raises
     ------
@@ -121,7 +122,7 @@ def fit_alike(
         out=None if folder is None else folder / "base",
         kind="pooled",
         aligner=decoder.aligner,
-        training={**stages, **{stage: told[stage]["training"] for stage in later}, **(training or {})},
+        training=merge({**stages, **{stage: told[stage]["training"] for stage in later}}, training or {}),
         **{name: value for name, value in decoder.config.model_dump().items() if name not in idle},
         **words,
     )
@@ -135,7 +136,7 @@ def fit_alike(
             arm=facts["arm"],
             out=None if folder is None else folder / "people" / subject,
             seed=facts["seed"],
-            training={**facts["training"], **(training or {})},
+            training=merge(facts["training"], training or {}),
             **{name: value for name, value in facts["adapter"].items() if name in settings_of_arm(facts["arm"])},
             **words,
         )
