@@ -158,3 +158,24 @@ def test_part_of_a_session_is_its_first_trials(made_study):
     # the mean and deviation of a part are taken from that part
     train = made_study.split("train").subset(["sub-01"]).first_sessions(0.5)
     np.testing.assert_allclose(train.responses("sub-01").mean(axis=0), 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("scaling", ["none", "session"])
+def test_responses_that_are_not_finite_are_refused_where_they_are_handed_out(scaling) -> None:
+    stimuli, shown = StimulusSet(["a", "b", "c"]), Table({"stimulus_id": ["a", "b", "c", "b"], "session": [1, 1, 2, 2]})
+    responses = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
+    responses[1, 2], responses[3, 0] = np.nan, np.inf
+    person = Recording("sub-01", responses, shown, Table({"i": range(3), "j": [0] * 3, "k": [0] * 3}))
+    splits = {"one": {"train": ["a", "b"], "test": ["c"]}, "two": {"train": ["a", "c"], "test": ["b"]}}
+    study = Study(stimuli, [person], splits, scaling=scaling)
+    words = "sub-01: responses of 2 trials are NaN or infinite, the first in trial 1 at voxel 2"
+    for hand_out in (
+        lambda view: view.responses("sub-01"),
+        lambda v: v.averaged("sub-01"),
+        lambda v: v.moments("sub-01"),
+    ):
+        with pytest.raises(InputError, match=words):
+            hand_out(study.using("one").split("train"))
+    assert np.isfinite(study.using("two").split("train").averaged("sub-01")[1]).all()  # nobody asked for the others
+    with pytest.raises(InputError, match=words):
+        study.using("two").split("test").responses("sub-01")

@@ -129,6 +129,7 @@ class Recording:
         self.n_vertices = None if n_vertices is None else tuple(int(n) for n in n_vertices)
         self.tr = tr
         self.delay = delay
+        self._sound: np.ndarray | None = None
 
     @property
     def n_trials(self) -> int:
@@ -197,6 +198,29 @@ class Recording:
         size = max(1, _BLOCK_BYTES // (4 * max(1, self.n_voxels)))
         for start in range(0, len(rows), size):
             yield rows[start : start + size], self.read(rows[start : start + size])
+
+    def require_finite(self, rows: np.ndarray) -> None:
+        """Refuse these trials where a response is NaN or infinite; all that is held in memory is looked at once.
+
+        A file's were looked at when it was written.
+
+        Raises
+        ------
+        InputError
+            Naming the first trial and voxel.
+        """
+        if not isinstance(self.responses, np.ndarray):
+            return
+        if self._sound is None:
+            parts = [np.isfinite(block).all(axis=1) for _, block in self.blocks()]
+            self._sound = np.concatenate([np.ones(0, dtype=bool), *parts])
+        bad = rows[~self._sound[rows]]
+        if len(bad):
+            voxel = int(np.flatnonzero(~np.isfinite(self.read(bad[:1])[0]))[0])
+            raise InputError(
+                f"{self.subject}: responses of {len(bad)} trials are NaN or infinite, the first in trial {bad[0]} at "
+                f"voxel {voxel}; mask such voxels or drop such trials first"
+            )
 
     def to_nifti(self, vector: Any) -> nibabel.Nifti1Image:
         """Write one value a voxel into a volume (outside the mask: zero)."""

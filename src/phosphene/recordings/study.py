@@ -224,6 +224,7 @@ class Study:
                     f"{subject} has no training trials of split {self.current_split!r} in the first {n_sessions:g} "
                     "sessions: nothing to scale by"
                 )
+            recording.require_finite(rows)
             scaler = SessionScaler.fit(recording, rows)
             if len(rows) == 0:
                 log.warning("%s is scaled by %s", subject, scaler.source)
@@ -339,9 +340,16 @@ class StudyView:
         return self._recording(subject).trials.take(self._trial_rows(subject))
 
     def responses(self, subject: str, rows: Any = None) -> np.ndarray:
-        """Responses, float32 ``(n, voxels)``, scaled; `rows` index the trials of this role (default all)."""
+        """Responses, float32 ``(n, voxels)``, scaled; `rows` index the trials of this role (default all).
+
+        Raises
+        ------
+        InputError
+            Where one of them is NaN or infinite, naming person, trial and voxel.
+        """
         recording = self._recording(subject)
         wanted = self._trial_rows(subject)[slice(None) if rows is None else rows]
+        recording.require_finite(wanted)
         block = recording.read(wanted)
         scaler = self.__study.scaler(subject, self.n_sessions)
         if scaler is not None:
