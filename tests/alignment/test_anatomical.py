@@ -36,11 +36,35 @@ def test_a_voxel_that_one_person_lacks_is_missing_and_not_zero() -> None:
     assert make_aligner("anatomical", share=1.0).fit(view).template.size == 35
 
 
-def test_own_spaces_are_not_one_grid() -> None:
+@pytest.mark.parametrize("space", ["T1w", "t1w", "T2w", "boldref", "orig", "custom", "EPI", "anat", "Native"])
+def test_own_spaces_are_not_one_grid(space: str) -> None:
     bare = [Table({"i": np.arange(n), "j": np.zeros(n, int), "k": np.zeros(n, int)}) for n in (40, 39)]
-    study = shared_study((40, 39), tables=bare, space={**one_grid(), "space": "T1w"})
-    with pytest.raises(InputError, match=r"sub-01, sub-02 cannot be aligned anatomically: 'T1w' is everybody's own"):
+    study = shared_study((40, 39), tables=bare, space={**one_grid(), "space": space})
+    with pytest.raises(
+        InputError, match=f"sub-01, sub-02 cannot be aligned anatomically: '{space}' is everybody's own"
+    ):
         make_aligner("anatomical").fit(study.split("train"))
+
+
+@pytest.mark.parametrize(
+    ("space", "counts", "words"),
+    [
+        ("unknown", None, "the name of their meshes is unknown"),
+        ("unknown", (50, 50), "the name of their meshes is unknown"),
+        ("fsnative", (50, 50), "'fsnative' is everybody's own space"),
+        ("somewhere", None, "'somewhere' is no mesh that is known, and not all recordings say how many vertices"),
+        ("somewhere", (50, 50), None),
+        ("fsaverage5", None, None),
+    ],
+)
+def test_vertices_of_meshes_nobody_knows_are_not_one_mesh(space, counts, words) -> None:
+    tables = [Table({"hemisphere": np.full(n, "L"), "vertex": np.arange(n)}) for n in (40, 39)]
+    view = shared_study((40, 39), tables=tables, space={"space": space, "n_vertices": counts}).split("train")
+    if words is None:
+        assert make_aligner("anatomical").fit(view).template.size == 40
+        return
+    with pytest.raises(InputError, match=words):
+        make_aligner("anatomical").fit(view)
 
 
 def test_positions_on_a_line_are_averaged_by_distance() -> None:
@@ -171,3 +195,13 @@ def _renamed(study: Study, name: str):  # type: ignore[no-untyped-def]
     person = study.recordings["sub-01"]
     person.subject = name
     return person
+
+
+def test_positions_that_are_none_and_grids_that_miss_everybody() -> None:
+    view = shared_study((40, 40)).split("train")
+    with pytest.raises(InputError, match=r"sub-01: positions are numbers, found \['L'\] in column 'hemisphere'"):
+        make_aligner("anatomical", columns=("hemisphere", "template_u")).fit(view)
+    tables = [line_of_voxels(40).with_columns(template_u=np.linspace(20, 80, 40))] * 2
+    far = shared_study((40, 40), tables=tables).split("train")
+    with pytest.raises(InputError, match=r"no point of a grid of 500 mm lies within 0\.1 mm of a voxel"):
+        make_aligner("anatomical", spacing=500, radius=0.1).fit(far)

@@ -9,6 +9,7 @@ from scipy import sparse
 
 from phosphene.alignment.base import Template
 from phosphene.errors import InputError
+from phosphene.recordings.surfaces import MESHES
 from phosphene.table import Table
 
 if TYPE_CHECKING:
@@ -17,8 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["build", "index_columns", "place", "why_not"]
 
-# spaces in which equal indices of two people are different places, whatever the shape of the volume
-NATIVE = ("T1w", "fsnative", "func", "func1mm", "func1pt8mm", "individual", "native", "scanner", "virtual")
+# spaces in which equal indices of two people are different places, whatever the shape of the volume; in small letters
+NATIVE = (
+    *("t1w", "t2w", "anat", "boldref", "bold", "epi", "orig", "custom", "scanner", "native", "individual", "virtual"),
+    *("fsnative", "func", "func1mm", "func1pt8mm"),
+)
 
 
 def index_columns(voxels: Table) -> tuple[str, ...] | None:
@@ -50,14 +54,18 @@ def why_not(view: StudyView) -> str | None:
         counts = {subject: space_["n_vertices"] for subject, space_ in spaces.items()}
         if len({tuple(count) for count in counts.values() if count is not None}) > 1:
             words = ", ".join(f"{subject} {count}" for subject, count in counts.items())
-            if space in NATIVE:
+            if space.lower() in (*NATIVE, "unknown"):
                 return f"their meshes have different numbers of vertices: {words}"
             raise InputError(f"people on {space} must have one mesh, found different numbers of vertices: {words}")
+        if space == "unknown":
+            return "the name of their meshes is unknown"
+        if space.lower() not in NATIVE and space not in MESHES and None in counts.values():
+            return f"{space!r} is no mesh that is known, and not all recordings say how many vertices theirs has"
     elif not _same_volume(list(spaces.values())):
         return "their volumes differ in affine or shape"
     elif space == "unknown" and spaces[view.subjects[0]]["affine"] is None:
         return "neither the name of their space nor its affine is known"
-    if space in NATIVE:
+    if space.lower() in NATIVE:
         return f"{space!r} is everybody's own space"
     return None
 

@@ -51,6 +51,11 @@ def _positions(
     voxels = view.voxels(subject)
     if any(name not in voxels for name in columns):
         raise InputError(f"{subject}: the voxel table lacks positions in the common space ({', '.join(columns)})")
+    if words := [name for name in columns if voxels[name].dtype.kind not in "iuf"]:
+        raise InputError(
+            f"{subject}: positions are numbers, found {voxels[words[0]][:1].tolist()} in column {words[0]!r}; name "
+            "columns of coordinates (columns)"
+        )
     points = np.stack([voxels[name].astype(np.float64) for name in columns], axis=1)
     valid = np.isfinite(points).all(axis=1) & (np.abs(points) < _INVALID).all(axis=1)
     if subject in config.affines:
@@ -85,6 +90,11 @@ def build(view: StudyView, config: AnatomicalSettings) -> Template:
         near, _ = cKDTree(here).query(grid)
         grids.append(grid[near <= config.radius])
         names += [str(side)] * len(grids[-1])
+    if not names and valid.any():
+        raise InputError(
+            f"no point of a grid of {config.spacing:g} mm lies within {config.radius:g} mm of a voxel: take a smaller "
+            "spacing, or a larger radius"
+        )
     if not names:
         raise InputError(f"no voxel of {', '.join(view.subjects)} has a valid position in {', '.join(columns)}")
     place_of = np.concatenate(grids)
