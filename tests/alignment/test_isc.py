@@ -191,3 +191,39 @@ def test_who_covers_nothing_of_a_region_has_no_part_in_its_interval() -> None:
     row = inter_subject_correlation(aligner, view, n_boot=200).row("V1")
     assert row.interval is not None
     assert row.interval[0] <= row.value <= row.interval[1]
+
+
+def test_people_without_a_value_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    study = shared_study((40, 40, 40), n=60, space=one_grid())
+    study.recordings["sub-02"].responses[:] = 0
+    view = study.split("test")
+    report = inter_subject_correlation(unaligned(view), view, n_boot=0)
+    assert report.row().by_subject["sub-02"] is None
+    assert "no inter-subject correlation of sub-02" in caplog.text
+    assert "the mean is over 2 of 3 people" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["ridge", "procrustes", "srm", "hybrid", "anatomical"])
+def test_a_missing_response_is_named_before_anything_is_made_of_it(method: str) -> None:
+    study = shared_study((40, 40, 40), n=60, space=one_grid())
+    last = study.recordings["sub-02"].n_trials - 1  # of the test part
+    study.recordings["sub-02"].responses[last, 7] = np.nan
+    aligner = make_aligner(method).fit(study.split("train"))
+    with pytest.raises(
+        InputError, match=f"sub-02: responses of 1 trials are NaN or infinite.* trial {last} at voxel 7"
+    ):
+        inter_subject_correlation(aligner, study.split("test"), n_boot=0)
+    study = shared_study((40, 40, 40), n=60, space=one_grid())
+    study.recordings["sub-02"].responses[0, 7] = np.inf
+    if method != "anatomical":  # which looks at no response
+        with pytest.raises(InputError, match="sub-02: responses of 1 trials are NaN or infinite"):
+            make_aligner(method).fit(study.split("train"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [({"n_boot": -1}, "n_boot.* found -1"), ({"level": 95}, "level.* found 95")]
+)
+def test_numbers_of_the_interval(words: dict[str, float], said: str) -> None:
+    view = shared_study((40, 40), space=one_grid()).split("test")
+    with pytest.raises(InputError, match=said):
+        inter_subject_correlation(unaligned(view), view, **words)

@@ -16,6 +16,7 @@ pattern for the same stimulus than for another one (pairwise, chance one half), 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,9 @@ from phosphene.errors import InputError
 if TYPE_CHECKING:
     from phosphene.recordings import StudyView
 
-__all__ = ["ALL_PLACES", "IscReport", "IscRow", "inter_subject_correlation", "leave_one_out", "unaligned"]
+__all__ = ["ALL_PLACES", "IscReport", "IscRow", "inter_subject_correlation", "leave_one_out", "measurable", "unaligned"]
+
+log = logging.getLogger(__name__)
 
 ALL_PLACES = "all"
 _LEAST = 10  # a correlation over fewer stimuli is noise
@@ -50,7 +53,8 @@ class IscRow:
         Its name, or ``"all"``.
     n_places : int
     value : float or None
-        Mean over people of the mean over places; None where nothing varies.
+        Mean over people of the mean over places; None where nothing varies. People whose own value is None have no
+        part in it.
     interval : (float, float) or None
         Percentile bootstrap interval over stimuli (over units, where the study names one).
     normalised : float or None
@@ -236,9 +240,8 @@ def inter_subject_correlation(
     InputError
         With fewer than two people, or fewer than ten stimuli that all of them saw.
     """
-    if len(view.subjects) < 2:
-        raise InputError(f"inter-subject correlation needs at least two people, found {', '.join(view.subjects)}")
-    ids = shared_stimuli(view, view.subjects, _LEAST)
+    _check_numbers(n_boot, level)
+    ids = measurable(view)
     if aligner.functional:
         aligner.check_apart(ids, view.stimuli.select(ids).hashes)
     means = {s: mean_responses(view, s, ids) for s in view.subjects}
@@ -264,6 +267,14 @@ def inter_subject_correlation(
         for name, mask in regions.items()
         if mask.any()
     ]
+    if silent := [subject for subject, found in rows[0].by_subject.items() if found is None]:
+        log.warning(
+            "no inter-subject correlation of %s (nobody else covers a place of theirs, or nothing varies there): the "
+            "mean is over %d of %d people",
+            ", ".join(silent),
+            len(view.subjects) - len(silent),
+            len(view.subjects),
+        )
     return IscReport(
         label=label or aligner.name,
         template=aligner.template.name,
@@ -275,6 +286,26 @@ def inter_subject_correlation(
         identification=identification.value(),
         rows=rows,
     )
+
+
+def measurable(view: StudyView) -> np.ndarray:
+    """Ids of the stimuli of a view that inter-subject correlation is measured on: those that all of its people saw.
+
+    Raises
+    ------
+    InputError
+        With fewer than two people, or fewer than ten such stimuli.
+    """
+    if len(view.subjects) < 2:
+        raise InputError(f"inter-subject correlation needs at least two people, found {', '.join(view.subjects)}")
+    return shared_stimuli(view, view.subjects, _LEAST, "Inter-subject correlation compares responses to equal stimuli")
+
+
+def _check_numbers(n_boot: int, level: float) -> None:
+    if n_boot < 0:
+        raise InputError(f"n_boot, the number of resamples, must be 0 or more, found {n_boot}")
+    if not 0 < level < 1:
+        raise InputError(f"level, the share of resamples in an interval, must be between 0 and 1, found {level:g}")
 
 
 def _blocks(size: int) -> Iterator[np.ndarray]:

@@ -15,13 +15,16 @@ if TYPE_CHECKING:
 __all__ = ["half_means", "mean_responses", "shared_stimuli", "units_of"]
 
 
-def shared_stimuli(view: StudyView, subjects: Sequence[str], least: int) -> np.ndarray:
+_WHY = "Functional alignment needs shared training stimuli; anatomical alignment needs none"
+
+
+def shared_stimuli(view: StudyView, subjects: Sequence[str], least: int, why: str = _WHY) -> np.ndarray:
     """Ids of the stimuli of the view that all of these people saw, in its order.
 
     Raises
     ------
     InputError
-        When there are fewer than `least`; the message says how many each of them saw.
+        When there are fewer than `least`; the message says how many each of them saw, and `why` that matters.
     """
     seen = {subject: set(np.unique(view.trials(subject)["stimulus_id"]).tolist()) for subject in subjects}
     common = set.intersection(*seen.values())
@@ -29,8 +32,7 @@ def shared_stimuli(view: StudyView, subjects: Sequence[str], least: int) -> np.n
         counts = ", ".join(f"{subject} {len(ids)}" for subject, ids in seen.items())
         raise InputError(
             f"{len(common)} stimuli of the {view.role} part of split {view.split_name!r} were seen by all of "
-            f"{', '.join(subjects)}; at least {least} are needed (seen by each: {counts}). Functional alignment needs "
-            "shared training stimuli; anatomical alignment needs none"
+            f"{', '.join(subjects)}; at least {least} are needed (seen by each: {counts}). {why}"
         )
     return np.array([name for name in view.stimulus_ids.tolist() if name in common], dtype=str)
 

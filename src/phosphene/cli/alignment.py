@@ -32,7 +32,7 @@ def align(
     measure: Annotated[str, typer.Option("--measure", help="Measure on this part, or: none.")] = "test",
     subjects: Subjects = None,
     bootstrap: Annotated[
-        int | None, typer.Option("--bootstrap", help="Resamples of stimuli for the intervals; default 500.")
+        int | None, typer.Option("--bootstrap", help="Resamples of stimuli for the intervals; default 500.", min=0)
     ] = None,
     seed: Seed = 0,
     config: Config = None,
@@ -41,6 +41,7 @@ def align(
 ) -> None:
     """Align people; print inter-subject correlation by region before and after, on stimuli that were not used."""
     from phosphene.alignment import inter_subject_correlation, make_aligner, unaligned
+    from phosphene.alignment.isc import measurable
     from phosphene.files import write_json
     from phosphene.recordings import Study
 
@@ -53,6 +54,14 @@ def align(
         fitted, measured = opened.split(role), None if measure == "none" else opened.split(measure)
         if subjects:
             fitted, measured = fitted.subset(subjects), None if measured is None else measured.subset(subjects)
+        if measured is not None:
+            try:
+                measurable(measured)
+            except InputError as error:
+                raise InputError(
+                    f"{error}. To align without measuring: --measure none; to measure on other stimuli: --measure with "
+                    "another part of the split"
+                ) from error
         aligner.fit(fitted)
         before = after = None
         if measured is not None:
