@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from phosphene.errors import InputError
-from phosphene.files import atomic_path, digest, read_json, write_json, write_text
+from phosphene.files import FolderFormat, atomic_path, digest, read_json, refuse_filled, write_json, write_text
 
 
 def test_success_leaves_only_the_result(tmp_path):
@@ -37,13 +37,78 @@ def test_failure_and_interruption_keep_the_old_file(tmp_path, error):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_folders_are_replaced_whole(tmp_path):
-    (tmp_path / "d").mkdir()
-    (tmp_path / "d" / "old").touch()
-    with atomic_path(tmp_path / "d") as temporary:
+MAP = FolderFormat("a map", "map/1", ("config.json", "parts/*.npy", "notes.txt"))
+
+
+def write_map(path, *names):
+    with MAP.written(path) as temporary:
+        write_json(temporary / "config.json", {"format": "map/1"})
+        for name in names:
+            write_text(temporary / name, name)
+
+
+def files_of(folder):
+    return sorted(each.relative_to(folder).as_posix() for each in folder.rglob("*") if each.is_file())
+
+
+def test_a_folder_of_the_same_kind_is_replaced_whole(tmp_path):
+    write_map(tmp_path / "d", "parts/old.npy", "notes.txt")
+    write_map(tmp_path / "d", "parts/new.npy")
+    assert files_of(tmp_path) == ["d/config.json", "d/parts/new.npy"]
+    (tmp_path / "empty" / "within").mkdir(parents=True)
+    write_map(tmp_path / "empty")
+    assert [each.name for each in (tmp_path / "empty").iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    ("mine", "words"),
+    [
+        ({"thesis.txt": "x", "results/a.csv": "1"}, r"\(results/a.csv, thesis.txt\), and is not a map: name another"),
+        ({"config.json": '{"format": "map/2"}'}, r"\(config.json\), and is not a map"),
+        ({"config.json": "[]"}, "is not a map"),
+        (
+            {"config.json": '{"format": "map/1"}', "deep/.git/HEAD": "x"},
+            r"lost \(deep/.git/HEAD\) beside those of a map",
+        ),
+        ({f"{n}.txt": "x" for n in range(5)}, r"\(0.txt, 1.txt, 2.txt and 2 more\)"),
+    ],
+)
+def test_folders_of_other_people_are_never_replaced(tmp_path, mine, words):
+    for name, text in mine.items():
+        write_text(tmp_path / "d" / name, text)
+    with pytest.raises(InputError, match=words):
+        MAP.check(tmp_path / "d")
+    with pytest.raises(InputError, match=words):
+        write_map(tmp_path / "d")
+    with pytest.raises(InputError, match="holds files that would be lost"), atomic_path(tmp_path / "d") as temporary:
         temporary.mkdir()
-        (temporary / "new").touch()
-    assert [p.name for p in (tmp_path / "d").iterdir()] == ["new"]
+    assert {name: (tmp_path / "d" / name).read_text() for name in files_of(tmp_path / "d")} == mine
+    assert [each.name for each in tmp_path.iterdir()] == ["d"]
+
+
+def test_what_comes_while_a_folder_is_written_is_not_lost(tmp_path):
+    with pytest.raises(InputError, match=r"lost \(mine.txt\)"), MAP.written(tmp_path / "d"):
+        write_text(tmp_path / "d" / "mine.txt", "x")
+    assert files_of(tmp_path) == ["d/mine.txt"]
+
+
+def test_the_folder_a_process_stands_in_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="the folder this runs in"):
+        write_map(".")
+    write_text("mine.txt", "x")
+    with pytest.raises(InputError, match="the folder this runs in"):
+        refuse_filled(tmp_path)
+    assert files_of(tmp_path) == ["mine.txt"]
+
+
+def test_a_file_is_no_place_for_a_folder_nor_the_other_way_round(tmp_path):
+    write_text(tmp_path / "a", "x")
+    with pytest.raises(InputError, match="a is a file, where a folder is to be written"):
+        write_map(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(InputError, match="b is a folder, where a file is to be written"):
+        write_text(tmp_path / "b", "x")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes of files are of POSIX")

@@ -10,27 +10,33 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phosphene.errors import InputError
+from phosphene.errors import InputError, unknown
 
 if TYPE_CHECKING:
     import numpy as np
 
 __all__ = [
+    "FolderFormat",
     "atomic_path",
     "cache_root",
+    "check_keys",
     "data_root",
     "digest",
     "read_json",
+    "refuse_filled",
     "scratch_folder",
     "write_json",
     "write_text",
 ]
 
+_NAMED = 3  # strange files that an error names
 _YOUNG = 60.0  # seconds; a scratch folder is locked at once, but not in the same breath
 
 
@@ -100,7 +106,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it over `path` when the block succeeds.
 
     The block may create a file or a folder there. On any exception, Ctrl-C included, the temporary is removed
-    and whatever stood at `path` before is untouched. A folder that stood there is replaced.
+    and whatever stood at `path` before is untouched. Of folders only an empty one is replaced: one that holds
+    something is for `FolderFormat.written` to judge.
 
     Parameters
     ----------
@@ -110,16 +117,119 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Raises
     ------
     InputError
-        When the disk is full or the folder cannot be written.
+        When the disk is full, the folder cannot be written, or a folder that holds something would be replaced.
     """
-    path = Path(path)
+    with _replacing(Path(path).absolute()) as (temporary, scratch):
+        yield temporary
+        if temporary.is_dir():
+            refuse_filled(path)
+        elif Path(path).is_dir():
+            raise InputError(f"{path} is a folder, where a file is to be written: name another path")
+        _share_tensors(temporary, scratch)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[tuple[Path, Path]]:
+    """A path inside a scratch folder, and that folder; what is made there replaces what stands at `path`."""
     with scratch_folder(path) as scratch:
         temporary = scratch / path.name
-        yield temporary
-        _share_tensors(temporary, scratch)
+        yield temporary, scratch
         if temporary.is_dir() and path.is_dir():
             path.replace(scratch / "replaced")
         temporary.replace(path)
+
+
+def refuse_filled(path: str | Path, why: str = "") -> None:
+    """Refuse a folder that holds anything at all, before something is written in its place.
+
+    Raises
+    ------
+    InputError
+        Naming what lies there; for a file, too.
+    """
+    _refuse(Path(path), _files_in(path), why)
+
+
+def _files_in(path: str | Path) -> list[str]:
+    """Names of all files in a folder and the folders below it; none where it is not there.
+
+    Raises
+    ------
+    InputError
+        For a file, and for the folder this process stands in, which cannot be replaced.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file, where a folder is to be written: name another folder")
+    if path.is_dir() and Path.cwd().is_relative_to(path.resolve()):
+        raise InputError(f"{path} is the folder this runs in, which cannot be replaced: name another folder")
+    inside = path.rglob("*") if path.is_dir() else ()
+    return sorted(each.relative_to(path).as_posix() for each in inside if each.is_symlink() or not each.is_dir())
+
+
+def _refuse(path: Path, strange: list[str], why: str) -> None:
+    if strange:
+        more = f" and {len(strange) - _NAMED} more" if len(strange) > _NAMED else ""
+        raise InputError(
+            f"{path} holds files that would be lost ({', '.join(strange[:_NAMED])}{more}){why}: name another folder, "
+            "or move them away"
+        )
+
+
+@dataclass(frozen=True)
+class FolderFormat:
+    """A kind of folder that is written whole: only one of its own kind, with nothing else in it, is ever replaced.
+
+    Attributes
+    ----------
+    kind : str
+        In words, such as ``"an aligner"``.
+    format : str or int, optional
+        What the first of its files says under ``"format"``; None where it says nothing.
+    files : tuple of str
+        Patterns of all its files, by their paths in the folder; the first is a JSON file.
+    """
+
+    kind: str
+    format: str | int | None
+    files: tuple[str, ...]
+
+    def check(self, path: str | Path) -> None:
+        """Refuse a place where writing would lose somebody's files; to be asked before long work.
+
+        Raises
+        ------
+        InputError
+            For a file, the folder this process stands in, and a folder that holds what this format does not know.
+        """
+        found = _files_in(path)
+        if found and not self._tells(Path(path)):
+            _refuse(Path(path), found, f", and is not {self.kind}")
+        strange = [name for name in found if not any(fnmatch(name, pattern) for pattern in self.files)]
+        _refuse(Path(path), strange, f" beside those of {self.kind}")
+
+    def _tells(self, path: Path) -> bool:
+        try:
+            content = read_json(path / self.files[0])
+        except InputError:
+            return False
+        return isinstance(content, dict) and (self.format is None or content.get("format") == self.format)
+
+    @contextmanager
+    def written(self, path: str | Path) -> Iterator[Path]:
+        """Yield a new temporary folder beside `path`; it replaces `path` when the block succeeds, see `atomic_path`.
+
+        Raises
+        ------
+        InputError
+            As of `check`, and when the disk is full or the folder cannot be written.
+        """
+        self.check(path)
+        with _replacing(Path(path).absolute()) as (temporary, scratch):
+            temporary.mkdir()
+            yield temporary
+            self.check(path)
+            _share_tensors(temporary, scratch)
 
 
 def _share_tensors(written: Path, scratch: Path) -> None:
@@ -152,6 +262,33 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path} does not exist") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is not readable JSON: {error}") from error
+
+
+def check_keys(what: str, found: Any, needed: Sequence[str], lead: str = "", only: bool = True) -> None:
+    """Refuse a table of a JSON file that lacks a key, or has one that nobody reads.
+
+    Parameters
+    ----------
+    what : str
+        The file, and what it is of.
+    found : object
+        What was read.
+    needed : sequence of str
+    lead : str
+        Names of the tables above, with their dots.
+    only : bool
+        Whether there may be no other keys.
+
+    Raises
+    ------
+    InputError
+    """
+    if not isinstance(found, Mapping):
+        raise InputError(f"{what} is damaged: {lead.rstrip('.')} must be a table, found {type(found).__name__}")
+    if missing := [key for key in needed if key not in found]:
+        raise InputError(f"{what} is damaged: it lacks {', '.join(lead + key for key in missing)}")
+    if only and (strange := [key for key in found if key not in needed]):
+        raise InputError(f"{what} is damaged: {unknown('key', lead + strange[0], [lead + key for key in needed])}")
 
 
 def digest(*parts: bytes | str | np.ndarray) -> str:

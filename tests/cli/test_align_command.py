@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "alignment"))
 from people_who_share import shared_study
 
 from phosphene.alignment import Aligner
+from phosphene.alignment.anatomical import Anatomical
 from phosphene.cli import app
 from phosphene.errors import InputError, LeakageError
 
@@ -78,3 +79,37 @@ def test_what_is_refused_leaves_nothing(file: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown subject 'sub-07'"):
         _run(file, "--method", "ridge", "--out", out, "--subject", "sub-07")
     assert not out.exists()
+
+
+def test_what_cannot_be_measured_is_said_before_the_work_and_with_the_way_out(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = tmp_path / "few.h5"
+    shared_study((20, 20), n=24).save(few)
+    monkeypatch.setattr(Anatomical, "fit", lambda *words: pytest.fail("it has begun"))
+    way_out = "--measure none"
+    with pytest.raises(InputError, match=r"8 stimuli of the test part.*Inter-subject correlation compares") as caught:
+        _run(few, "--method", "anatomical", "--out", tmp_path / "out")
+    assert way_out in str(caught.value)
+    assert "Functional" not in str(caught.value)
+    with pytest.raises(InputError, match="at least two people, found sub-01") as caught:
+        _run(file, "--method", "anatomical", "--out", tmp_path / "out", "--subject", "sub-01")
+    assert way_out in str(caught.value)
+    monkeypatch.undo()
+    _run(few, "--method", "anatomical", "--out", tmp_path / "out", "--measure", "none")
+    assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_files_of_others_are_refused_before_the_work(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--method", "anatomical", "--out", tmp_path / "out", "--bootstrap", "0")
+    _run(file, *words)
+    _run(file, *words)
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    monkeypatch.setattr(Anatomical, "fit", lambda *words: pytest.fail("it has begun"))
+    with pytest.raises(InputError, match=r"lost \(thesis.txt\) beside those of an aligner"):
+        _run(file, *words)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="the folder this runs in"):
+        _run(file, "--method", "anatomical", "--out", ".")

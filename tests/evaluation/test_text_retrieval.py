@@ -11,6 +11,7 @@ from phosphene.encoders import Targets, make_encoder
 from phosphene.errors import InputError, LeakageError
 from phosphene.evaluation import text_retrieval
 from phosphene.evaluation.text_retrieval import METRICS
+from phosphene.files import read_json, write_json
 from phosphene.recordings import Recording, Study
 from phosphene.stimuli import StimulusSet
 from phosphene.table import Table
@@ -167,6 +168,12 @@ def test_saved_and_loaded_it_says_the_same(world, tmp_path):
     assert {path.name for path in (tmp_path / "pivot").iterdir()} == {"config.json", "pivot.safetensors"}
     np.testing.assert_array_equal(loaded.predict(images.pooled), pivot.predict(images.pooled))
     assert loaded.provenance == pivot.provenance
+    config = read_json(tmp_path / "pivot" / "config.json")
+    for name in ("kind", "images", "texts", "provenance"):
+        write_json(tmp_path / "pivot" / "config.json", {key: each for key, each in config.items() if key != name})
+        with pytest.raises(InputError, match=f"of the pivot is damaged: it lacks {name}"):
+            Pivot.load(tmp_path / "pivot")
+    write_json(tmp_path / "pivot" / "config.json", config)
     (tmp_path / "pivot" / "pivot.safetensors").write_bytes(b"x")
     with pytest.raises(InputError, match=r"pivot\.safetensors is not readable"):
         Pivot.load(tmp_path / "pivot")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,15 @@ from scipy import sparse
 from phosphene._version import __version__
 from phosphene.alignment.base import Aligner, PersonMap, Template
 from phosphene.alignment.factored import Factored, parts_of
-from phosphene.errors import InputError, unknown
-from phosphene.files import atomic_path, read_json, write_json
+from phosphene.errors import InputError
+from phosphene.files import FolderFormat, check_keys, read_json, write_json
 from phosphene.table import Table
 
-__all__ = ["load_aligner", "save_aligner"]
+__all__ = ["FOLDER", "load_aligner", "save_aligner"]
 
 FORMAT = "phosphene-aligner"
 _CONFIG, _MAPS, _TEMPLATE = "config.json", "maps.safetensors", "template.tsv"
+FOLDER = FolderFormat("an aligner", FORMAT, (_CONFIG, _MAPS, _TEMPLATE, "isc.json"))
 _KEYS = (
     *("format", "version", "software", "aligner", "settings", "template", "people"),
     *("fitted_on", "has_pictures", "provenance", "state", "sha256"),
@@ -55,8 +56,7 @@ def save_aligner(aligner: Aligner, path: str | Path) -> Path:
         "state": state,
         "sha256": {name: _sha256(array) for name, array in tensors.items()},
     }
-    with atomic_path(path) as temporary:
-        temporary.mkdir()
+    with FOLDER.written(path) as temporary:
         template.voxels.write_tsv(temporary / _TEMPLATE)
         config["sha256"][_TEMPLATE] = _file_sha256(temporary / _TEMPLATE)
         save_file(tensors, temporary / _MAPS)
@@ -79,10 +79,11 @@ def load_aligner(path: str | Path) -> Aligner:
     config = read_json(path / _CONFIG)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise InputError(f"{path / _CONFIG} is not the config of a phosphene aligner")
-    _check_keys(path, "", config, _KEYS)
-    _check_keys(path, "template.", config["template"], _OF_TEMPLATE)
+    what = f"{path / _CONFIG} of the aligner"
+    check_keys(what, config, _KEYS)
+    check_keys(what, config["template"], _OF_TEMPLATE, "template.")
     for number, entry in enumerate(config["people"]):
-        _check_keys(path, f"people.{number}.", entry, _OF_PERSON)
+        check_keys(what, entry, _OF_PERSON, f"people.{number}.")
     kind = aligner_class(config["aligner"])
     aligner = kind(kind.Config.build(config["settings"]))
     voxels = Table.read_tsv(path / _TEMPLATE)
@@ -102,17 +103,6 @@ def load_aligner(path: str | Path) -> Aligner:
     except (KeyError, ValueError) as error:
         raise InputError(f"{path / _CONFIG} of the aligner is damaged: state, {error}") from error
     return aligner
-
-
-def _check_keys(path: Path, lead: str, found: Any, known: Sequence[str]) -> None:
-    """Refuse a table of the config that lacks a key, or has one that nobody reads."""
-    damaged = f"{path / _CONFIG} of the aligner is damaged"
-    if not isinstance(found, Mapping):
-        raise InputError(f"{damaged}: {lead.rstrip('.')} must be a table, found {type(found).__name__}")
-    if missing := [key for key in known if key not in found]:
-        raise InputError(f"{damaged}: it lacks {', '.join(lead + key for key in missing)}")
-    if strange := [key for key in found if key not in known]:
-        raise InputError(f"{damaged}: {unknown('key', lead + strange[0], [lead + key for key in known])}")
 
 
 def _arrays(person: PersonMap) -> dict[str, np.ndarray]:

@@ -42,11 +42,13 @@ def align(
     """Align people; print inter-subject correlation by region before and after, on stimuli that were not used."""
     from phosphene.alignment import inter_subject_correlation, make_aligner, unaligned
     from phosphene.alignment.isc import measurable
+    from phosphene.alignment.store import FOLDER
     from phosphene.files import write_json
     from phosphene.recordings import Study
 
     if measure == "none" and (bootstrap is not None or seed):
         raise InputError("--bootstrap and --seed are of the measurement, which --measure none leaves out")
+    FOLDER.check(out)
     aligner = make_aligner(method, **given_settings(config, assignments))
     with Study.open(study) as opened:
         if split is not None:

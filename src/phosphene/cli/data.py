@@ -116,9 +116,11 @@ def encode(
     """Encode the stimuli of a study into targets (cached; interrupted encoding goes on where it stopped)."""
     from phosphene.encoders import encode as run
     from phosphene.encoders import make_encoder
+    from phosphene.encoders.targets import FOLDER
     from phosphene.files import write_json
     from phosphene.recordings import Study
 
+    FOLDER.check(out)
     settings = given_settings(config, assignments)
     settings = merge_options(encoder, settings, merge_flops, merge_tokens, merge_guide, merge_text)
     with Study.open(study) as opened:

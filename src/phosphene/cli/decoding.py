@@ -368,7 +368,9 @@ def decode(
     from phosphene.recordings import Study
     from phosphene.rendering import Gallery
     from phosphene.rendering import decode as run
+    from phosphene.rendering.decoding import FOLDER
 
+    FOLDER.check(out)
     fitted, _ = fitted_one(decoder, split)
     if fitted.encoder is None:
         raise InputError(f"{decoder} was saved without its encoder; a gallery cannot be encoded like its targets")

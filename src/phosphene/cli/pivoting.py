@@ -79,7 +79,10 @@ def pivot(
     from phosphene.files import write_json
     from phosphene.recordings import Study
     from phosphene.training import Pivot, fit_alike
+    from phosphene.training.pivot import FOLDER
 
+    if fitted is None:
+        FOLDER.check(out / "pivot")
     settings = _settings(config, assignments, fitted, captions, direct)
     decoder, of_split = fitted_one(run, split)
     other = _other(direct, split, decoder)

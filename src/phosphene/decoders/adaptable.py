@@ -16,7 +16,7 @@ from phosphene.decoders.base import Decoder
 from phosphene.decoders.borrowed import Borrowed
 from phosphene.decoders.seen import seen_together
 from phosphene.errors import InputError, unknown
-from phosphene.files import atomic_path, read_json, write_json
+from phosphene.files import FolderFormat, check_keys, read_json, write_json
 from phosphene.nn.adapter import AdaptedLinear, AdapterBank, LowRank, Person
 from phosphene.nn.adapter_file import base_digest, load_adapter, read_adapter, save_adapter
 from phosphene.nn.attach import attach, matches
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["ADAPTER_ARMS", "AdaptableDecoder", "AdapterConfig", "check_adaptable", "check_of_arm", "settings_of_arm"]
 
 FORMAT = "phosphene-person"
+FOLDER = FolderFormat("an adapted person", FORMAT, ("config.json", "adapter.safetensors", "voxels.tsv"))
 
 ADAPTER_ARMS: dict[str, tuple[bool, bool]] = {
     "ridge-only": (False, False),
@@ -292,8 +293,7 @@ class AdaptableDecoder(Decoder):
             "space": self.spaces.get(subject, {}),
             **facts,
         }
-        with atomic_path(path) as temporary:
-            temporary.mkdir()
+        with FOLDER.written(path) as temporary:
             about = {"subject": subject, "arm": facts["arm"], "decoder": self.name}
             names = (self.own(subject), self.of_people)
             save_adapter(temporary / "adapter.safetensors", self, subject, *names, about, self._beside(subject))
@@ -320,6 +320,8 @@ class AdaptableDecoder(Decoder):
         config = read_json(path / "config.json")
         if not isinstance(config, dict) or config.get("format") != FORMAT:
             raise InputError(f"{path / 'config.json'} is not the config of an adapted person")
+        needed = ("subject", "n_voxels", "space", "arm", "adapter")
+        check_keys(f"{path / 'config.json'} of an adapted person", config, needed, only=False)
         file, subject = read_adapter(path / "adapter.safetensors"), config["subject"]
         if file.base != (here := self.base_for(subject)):
             front = "without an aligner" if self.aligner is None else f"behind its {self.aligner.name} aligner"

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from phosphene._version import __version__
 from phosphene.errors import InputError
-from phosphene.files import atomic_path, read_json, write_json, write_text
+from phosphene.files import FolderFormat, read_json, write_json, write_text
 from phosphene.table import Table
 
 if TYPE_CHECKING:
@@ -24,10 +24,18 @@ if TYPE_CHECKING:
 __all__ = ["load_decoder", "save_decoder"]
 
 FORMAT = "phosphene-decoder"
+_OWN = ("config.json", "model.safetensors", "README.md", "voxels/*.tsv", "encoder/*", "aligner/*")
+FOLDER = FolderFormat("a decoder", FORMAT, (*_OWN, "people/*/adapter/*"))
 
 
 def save_decoder(decoder: Decoder, path: Path) -> Path:
-    """Write a decoder, as `Decoder.save` does."""
+    """Write a decoder, as `Decoder.save` does.
+
+    Raises
+    ------
+    InputError
+        When `path` holds anything but such a decoder.
+    """
     config = {
         "format": FORMAT,
         "version": 1,
@@ -42,8 +50,7 @@ def save_decoder(decoder: Decoder, path: Path) -> Path:
         "provenance": decoder.provenance,
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder._base_state().items()}
-    with atomic_path(path) as temporary:
-        temporary.mkdir()
+    with FOLDER.written(path) as temporary:
         write_json(temporary / "config.json", config)
         save_file(tensors, temporary / "model.safetensors")
         for subject, table in decoder.voxel_tables.items():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from phosphene.errors import InputError
-from phosphene.files import atomic_path, digest, read_json, write_json
+from phosphene.files import FolderFormat, digest, read_json, write_json
 from phosphene.settings import Settings
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["CaptionEncoder", "EncodedBatch", "Encoder", "EncoderConfig", "PixelEncoder"]
 
 FORMAT = 1
+FOLDER = FolderFormat("an encoder", FORMAT, ("config.json", "state.safetensors"))
 
 
 @dataclass(frozen=True)
@@ -202,8 +203,7 @@ class Encoder(ABC):
             "identity": self.identity,
             "arrays": _checksums(arrays),
         }
-        with atomic_path(path) as temporary:
-            temporary.mkdir()
+        with FOLDER.written(path) as temporary:
             write_json(temporary / "config.json", content)
             if arrays:
                 save_file(arrays, str(temporary / "state.safetensors"))

@@ -11,13 +11,15 @@ import numpy as np
 from phosphene.encoders.arrays import create_rows, open_rows, release, sound_rows, store_rows
 from phosphene.encoders.base import Encoder
 from phosphene.errors import InputError, unknown
-from phosphene.files import atomic_path, digest, read_json, write_json
+from phosphene.files import FolderFormat, digest, read_json, write_json
 
 __all__ = ["Kind", "RowView", "Targets"]
 
 Kind = Literal["tokens", "pooled"]
 
 FORMAT = 1
+_OWN = ("targets.json", "tokens.npy", "pooled.npy", "rows.npy", "encoder/*")
+FOLDER = FolderFormat("targets", FORMAT, _OWN)
 _BLOCK_BYTES = 32 * 2**20
 
 
@@ -227,7 +229,7 @@ class Targets:
 
     def save(self, path: str | Path) -> None:
         """Write a folder that needs nothing else: ``targets.json``, one .npy a kind, ``encoder/``. Atomic, streamed."""
-        with atomic_path(path) as temporary:
+        with FOLDER.written(path) as temporary:
             shapes = {kind: self.shape(kind) for kind in self.kinds}
             dtype = np.dtype(self.pooled.dtype).name
             create_rows(temporary, len(self), shapes, dtype)

@@ -17,11 +17,12 @@ from phosphene.errors import InputError
 from phosphene.federation.library import PARTS, PrototypeLibrary
 from phosphene.federation.settings import FederationSettings
 from phosphene.federation.trials import Trials
-from phosphene.files import atomic_path, read_json, write_json
+from phosphene.files import FolderFormat, read_json, write_json
 
 __all__ = ["Agreement", "Contribution", "GlobalState", "RoundReport", "SiteState", "check_agreement"]
 
 _STATE, _TENSORS = "state.json", "tensors.safetensors"
+FOLDER = FolderFormat("a state of federated training", None, (_STATE, _TENSORS))
 _TERMS = ("total", "task", "retrieval", "proximal", "model contrast", *(f"contrast {part}" for part in PARTS))
 _METRICS = ("complete", *sorted(f"loss {term}" for term in _TERMS))
 _LONGEST = 60  # characters of a text of another party's that is passed on
@@ -407,8 +408,7 @@ def _received(tensors: Mapping[str, Tensor], shape: Sequence[int]) -> PrototypeL
 def _save(folder: str | Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     if not all(math.isfinite(float(tensor.sum())) for tensor in tensors.values()):
         raise InputError(f"{folder}: the state holds numbers that are not finite; it is not saved")
-    with atomic_path(folder) as temporary:
-        temporary.mkdir()
+    with FOLDER.written(folder) as temporary:
         # clones: safetensors refuses tensors that share memory
         save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, temporary / _TENSORS)
         write_json(temporary / _STATE, facts)

@@ -13,7 +13,7 @@ import numpy as np
 
 from phosphene._version import __version__
 from phosphene.errors import InputError
-from phosphene.files import atomic_path, write_json
+from phosphene.files import FolderFormat, write_json
 from phosphene.rendering.gallery import Gallery
 from phosphene.table import Table
 
@@ -26,6 +26,7 @@ __all__ = ["Decoded", "decode"]
 log = logging.getLogger(__name__)
 
 FORMAT = "phosphene-decoded/1"
+FOLDER = FolderFormat("decoded responses", FORMAT, ("matches.json", "matches.tsv", "predictions.npz", "report.html"))
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,7 @@ class Decoded:
 
     def save(self, path: str | Path) -> Path:
         """Write the folder ``predictions.npz``, ``matches.tsv``, ``matches.json``, atomically."""
-        with atomic_path(path) as temporary:
-            temporary.mkdir()
+        with FOLDER.written(path) as temporary:
             np.savez(
                 temporary / "predictions.npz", embeddings=self.embeddings, subjects=self.subjects, responses=self.names
             )
@@ -142,6 +142,8 @@ def decode(
     >>> found = decode(decoder, responses, gallery, subject="sub-01", out_dir="decoded")   # doctest: +SKIP
     >>> found.table()["item"][0]                                                           # doctest: +SKIP
     """
+    if out_dir is not None:
+        FOLDER.check(out_dir)
     gallery.require(decoder.encoder)
     if gallery.embeddings.shape[1] != decoder.n_outputs:
         raise InputError(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from phosphene.errors import InputError, require, unknown
-from phosphene.files import atomic_path, read_json, write_json
+from phosphene.files import FolderFormat, read_json, write_json
 
 if TYPE_CHECKING:
     from phosphene.encoders import Encoder
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 #: galleries larger than this are searched with FAISS
 EXACT_UP_TO = 100_000
 FORMAT = "phosphene-gallery/1"
+FOLDER = FolderFormat("a gallery", FORMAT, ("gallery.json", "embeddings.npy", "index.faiss"))
 _BLOCK_VALUES = 2**25
 _FEWEST_PROBES = 8
 _POINTS_PER_CELL = 64  # training vectors of an inverted file, a cell
@@ -296,8 +297,7 @@ class Gallery:
 
     def save(self, path: str | Path) -> Path:
         """Write as a folder: ``gallery.json``, ``embeddings.npy`` and, where it was built, the index. Atomic."""
-        with atomic_path(path) as temporary:
-            temporary.mkdir()
+        with FOLDER.written(path) as temporary:
             np.save(temporary / "embeddings.npy", np.asarray(self.embeddings, dtype=np.float32), allow_pickle=False)
             write_json(
                 temporary / "gallery.json",

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from phosphene.decoders.ridge import RidgeConfig, fit_ridge, ridge_weights
 from phosphene.errors import InputError, LeakageError
-from phosphene.files import atomic_path, read_json, write_json
+from phosphene.files import FolderFormat, check_keys, read_json, write_json
 from phosphene.settings import Settings
 from phosphene.training import losses
 from phosphene.training.bench import refuse_leakage
@@ -41,6 +41,8 @@ __all__ = ["Pivot", "PivotConfig", "caption_items", "fit_pivot"]
 log = logging.getLogger(__name__)
 
 FORMAT = "phosphene-pivot"
+FOLDER = FolderFormat("a pivot", FORMAT, ("config.json", "pivot.safetensors"))
+_FACTS = ("kind", "images", "texts", "provenance")
 _BLOCK = 512
 
 
@@ -134,9 +136,8 @@ class Pivot:
     def save(self, path: str | Path) -> Path:
         """Write ``config.json`` and ``pivot.safetensors``, atomically."""
         path = Path(path)
-        facts = {"kind": self.kind, "images": self.images, "texts": self.texts, "provenance": self.provenance}
-        with atomic_path(path) as temporary:
-            temporary.mkdir()
+        facts = {name: getattr(self, name) for name in _FACTS}
+        with FOLDER.written(path) as temporary:
             write_json(temporary / "config.json", {"format": FORMAT, "version": 1, **facts})
             save_file({"weight": self.weight.contiguous(), "bias": self.bias}, temporary / "pivot.safetensors")
         return path
@@ -154,12 +155,13 @@ class Pivot:
         config = read_json(path / "config.json")
         if not isinstance(config, dict) or config.get("format") != FORMAT:
             raise InputError(f"{path / 'config.json'} is not the config of a pivot")
+        check_keys(f"{path / 'config.json'} of the pivot", config, ("format", "version", *_FACTS))
         try:
             tensors = load_file(path / "pivot.safetensors")
             weight, bias = tensors["weight"], tensors["bias"]
         except (FileNotFoundError, SafetensorError, OSError, KeyError) as error:
             raise InputError(f"{path / 'pivot.safetensors'} is not readable: {error}") from error
-        return cls(weight, bias, config["kind"], config["images"], config["texts"], config["provenance"])
+        return cls(weight, bias, *(config[name] for name in _FACTS))
 
 
 def caption_items(captions: Sequence[Sequence[str]]) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 
 from phosphene._version import __version__
 from phosphene.errors import InputError
-from phosphene.files import read_json, write_json
+from phosphene.files import read_json, refuse_filled, write_json
 from phosphene.training.log import CHANGE, append
 from phosphene.training.settings import MACHINE_KEYS
 
@@ -102,7 +102,7 @@ class RunFolder:
     Raises
     ------
     InputError
-        When the folder holds a run with other settings, naming them.
+        When the folder holds a run with other settings, naming them, or a result that no run in it has made.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], result: str = "decoder") -> None:
@@ -115,6 +115,8 @@ class RunFolder:
         self.known = (path / _CONFIG).exists()
         if self.known:
             self._compare(read_json(path / _CONFIG))
+        if not self.finished:
+            refuse_filled(self.result, f" when the run at {path} ends, and are not of that run")
 
     def _compare(self, found: Any) -> None:
         """Refuse another run's folder; after a stop some settings may have changed."""

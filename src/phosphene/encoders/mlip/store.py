@@ -14,12 +14,13 @@ from phosphene.encoders.mlip.config import MLIPConfig
 from phosphene.encoders.mlip.model import MLIP
 from phosphene.encoders.mlip.tokenizer import Tokenizer
 from phosphene.errors import InputError
-from phosphene.files import atomic_path, digest, read_json, write_json
+from phosphene.files import FolderFormat, digest, read_json, write_json
 
 __all__ = ["load_model", "read_config", "save_model"]
 
 _FORMAT = 1
 _KIND = "mlip"
+FOLDER = FolderFormat("an MLIP model", _FORMAT, ("config.json", "model.safetensors", "tokenizer.json", "card.md"))
 
 
 def save_model(
@@ -58,8 +59,7 @@ def save_model(
         "tokenizer": digest(text),
         "facts": dict(facts or {}),
     }
-    with atomic_path(path) as temporary:
-        temporary.mkdir()
+    with FOLDER.written(path) as temporary:
         write_json(temporary / "config.json", content)
         save_file(tensors, temporary / "model.safetensors")
         (temporary / "tokenizer.json").write_text(text, encoding="utf-8")
