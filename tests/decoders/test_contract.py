@@ -8,6 +8,7 @@ from made_view import made_view
 
 from phosphene.decoders import DECODERS, Decoder, make_decoder
 from phosphene.errors import InputError
+from phosphene.nn import LoRALinear, attach, detach
 
 SUBJECTS = {"sub-01": 53, "sub-02": 40}
 SHAPES = [(5, 6), (7,)]
@@ -214,3 +215,13 @@ def test_pooled_people_share_one_input_and_strangers_are_taken(case):
     assert sum(p.numel() for p in decoder.parameters()) == n_values
     with pytest.raises(InputError, match="one voxel grid"):
         decoder.add_subject("sub-04", 31)
+
+
+def test_attached_adapters_are_not_lost_without_a_word(tmp_path):
+    decoder = make_decoder("lite-mind", subjects={"sub-01": 40}, target_shape=(3,))
+    attach(decoder, ["readout.*"], lambda name, linear: LoRALinear(linear, rank=1))
+    with pytest.raises(InputError, match=r"adapters are attached to this lite-mind decoder.*LoRALinear.*detach"):
+        decoder.save(tmp_path / "lost")
+    assert not (tmp_path / "lost").exists()
+    detach(decoder, merge=True)
+    assert Decoder.load(decoder.save(tmp_path / "kept")).name == "lite-mind"

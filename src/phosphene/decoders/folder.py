@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from phosphene._version import __version__
 from phosphene.errors import InputError
 from phosphene.files import FolderFormat, read_json, write_json, write_text
+from phosphene.nn.adapter import AdaptedLinear
 from phosphene.table import Table
 
 if TYPE_CHECKING:
@@ -34,8 +35,9 @@ def save_decoder(decoder: Decoder, path: Path) -> Path:
     Raises
     ------
     InputError
-        When `path` holds anything but such a decoder.
+        When adapters were attached to it, which would be lost, or `path` holds anything but such a decoder.
     """
+    _refuse_attached(decoder)
     config = {
         "format": FORMAT,
         "version": 1,
@@ -63,6 +65,17 @@ def save_decoder(decoder: Decoder, path: Path) -> Path:
         decoder._save_people(temporary)
         write_text(temporary / "README.md", _card(decoder))
     return path
+
+
+def _refuse_attached(decoder: Decoder) -> None:
+    """Refuse layers that `phosphene.nn.attach` put there: nothing in the folder says how to make them again."""
+    layers = {name: type(each) for name, each in decoder.named_modules() if isinstance(each, AdaptedLinear)}
+    if strange := [f"{name} ({kind.__name__})" for name, kind in layers.items() if kind is not AdaptedLinear]:
+        raise InputError(
+            f"adapters are attached to this {decoder.name} decoder, and its folder cannot hold them: "
+            f"{', '.join(strange[:3])}{' ...' if len(strange) > 3 else ''}. Keep them in a file (save_adapter), and "
+            "detach them (detach; merge=True leaves their change in the layers) before the decoder is saved"
+        )
 
 
 def load_decoder(path: Path, without: Collection[str]) -> Decoder:
