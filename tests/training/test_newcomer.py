@@ -214,3 +214,25 @@ def test_who_cannot_be_added_is_refused(study: Study, targets: Targets, private:
         add_subject(plain, study, targets, "sub-03", progress=False)
     with pytest.raises(InputError, match=r"pool_subjects = False\).*would be random"):
         add_subject(of_two(study, targets, pool_subjects=False), study, targets, "sub-03", progress=False)
+
+
+def test_adapt_leads_here_too_and_refuses_what_has_no_use(
+    study: Study, targets: Targets, private: WillsAligner, tmp_path: Path
+) -> None:
+    words: dict[str, Any] = {"sessions": 1, "progress": False, "training": FEW}
+    added = add_subject(private, study, targets, "sub-03", **words)
+    same = adapt(private, study, targets, "sub-03", **words)
+    assert isinstance(same, WillsAligner)
+    assert state_digest(same) == state_digest(added)
+    place = private.save(tmp_path / "two")
+    for given, said in (
+        ({"arm": "lora"}, "no arms.* found arm"),
+        ({"rank": 2}, "no adapter settings.* found rank"),
+        ({"preset": "small"}, "found preset"),
+        ({"stimuli": ["a"]}, "found stimuli"),
+        ({}, r"written as a whole: name a run folder \(out\)"),
+    ):
+        with pytest.raises(InputError, match=said):
+            adapt(place, study, targets, "sub-03", **words, **given)
+    found = adapt(place, study, targets, "sub-03", out=tmp_path / "three", **words)
+    assert state_digest(Decoder.load(tmp_path / "three" / "decoder")) == state_digest(found) == state_digest(added)

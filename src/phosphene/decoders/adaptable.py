@@ -356,7 +356,9 @@ def check_adaptable(kind: type[Decoder]) -> None:
     InputError
     """
     if not issubclass(kind, AdaptableDecoder):
-        raise InputError(f"{kind.name} has no shared weights to which a person could be adapted; mindtuner has")
+        raise InputError(
+            f"{kind.name} has no shared weights to which a person could be adapted; mindtuner and wills-aligner have"
+        )
 
 
 def _moved(name: str, personal: Sequence[str], index: int) -> str:

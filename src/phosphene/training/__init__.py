@@ -7,6 +7,7 @@ from phosphene.training.alike import fit_alike
 from phosphene.training.estimator import DecoderRegressor
 from phosphene.training.fit import fit
 from phosphene.training.loop import TrainingError, TrainingInterrupted
+from phosphene.training.newcomer import add_subject
 from phosphene.training.pivot import Pivot, fit_pivot
 from phosphene.training.settings import TrainingConfig
 
@@ -18,6 +19,7 @@ __all__ = [
     "TrainingError",
     "TrainingInterrupted",
     "adapt",
+    "add_subject",
     "fit",
     "fit_alike",
     "fit_pivot",

@@ -17,6 +17,7 @@ from torch import nn
 from phosphene.decoders.adaptable import ADAPTER_ARMS, AdaptableDecoder, AdapterConfig, check_adaptable, check_of_arm
 from phosphene.decoders.base import Decoder
 from phosphene.decoders.seen import seen_together
+from phosphene.decoders.wills_aligner import WillsAligner
 from phosphene.errors import InputError, unknown
 from phosphene.files import digest
 from phosphene.nn.freezing import adapter_names, frozen, train_only, trainable, twin
@@ -80,9 +81,10 @@ def adapt(
     Parameters
     ----------
     decoder : Decoder or path
-        Of other people; given as a `Decoder`, it is not changed, and arms with adapters share the memory of its weights
-        with what they return. Given as a folder, and without `out`, the person is added to that folder: everything new
-        lies in ``people/<subject>/``, nothing else in it is touched.
+        Of other people: ``mindtuner``, or ``wills-aligner``, to which `phosphene.training.add_subject` adds the person
+        (no arms, adapters or presets). Given as a `Decoder`, it is not changed, and arms with adapters share the memory
+        of its weights with what they return. Given as a folder, and without `out`, the person is added to that folder:
+        everything new lies in ``people/<subject>/``, nothing else in it is touched (a wills-aligner needs `out`).
     study : Study
         Holds the person's recording; its current split is used, the person's training trials alone.
     targets : Targets
@@ -123,7 +125,8 @@ def adapt(
         mode. What happened is in ``decoder.apart[subject]`` (in ``decoder.provenance`` where the person is alone):
         ``"trained"`` counts parameters, ``"seconds"`` and ``"start_seconds"`` the time of all and of the closed form;
         ``"alignment"``, behind an aligner, tells whether it knew the person, and from what; if not, the person was
-        added to a copy of it from these sessions (`phosphene.training.in_front`).
+        added to a copy of it from these sessions (`phosphene.training.in_front`). Of a wills-aligner it is in
+        ``decoder.provenance["newcomers"][subject]``.
 
     Raises
     ------
@@ -141,7 +144,16 @@ def adapt(
         raise InputError(
             f"arm {arm!r} makes a model of {subject} alone, which is no part of {home}: name a run folder (out)"
         )
-    base = _adaptable(decoder if isinstance(decoder, Decoder) else Decoder.load(decoder, without=[subject]), targets)
+    given = decoder if isinstance(decoder, Decoder) else Decoder.load(decoder, without=[subject])
+    if isinstance(given, WillsAligner):
+        _check_of_experts(
+            arm, stimuli, {"preset": preset, "aligner": aligner}, adapter, home is not None and out is None
+        )
+        from phosphene.training.newcomer import add_subject
+
+        words: dict[str, Any] = {"sessions": sessions, "out": out, "seed": seed, "progress": progress}
+        return add_subject(given, study, targets, subject, training=training, **words)
+    base = _adaptable(given, targets)
     view = _scarce(base, study, targets, subject, sessions, stimuli)
     borrowed = None if aligner is None else _lenders(base, study, targets, view, subject, aligner, arm)
     aligner, alignment = base.aligner, {}
@@ -194,6 +206,21 @@ def adapt(
             work.save(run.result)
         shutil.rmtree(run.checkpoints, ignore_errors=True)  # of the whole network: the result is a small part of it
     return work
+
+
+def _check_of_experts(
+    arm: str, stimuli: Any, words: Mapping[str, Any], adapter: Mapping[str, Any], in_place: bool
+) -> None:
+    """Refuse what has no use where a person gets gates over the experts of a wills-aligner."""
+    given = [name for name, value in {**words, "stimuli": stimuli}.items() if value is not None]
+    given += [*(["arm"] if arm != "both" else []), *adapter]
+    if given:
+        raise InputError(
+            "a wills-aligner has no arms, no adapter settings, no presets of adaptation and no aligner beside its own: "
+            f"a new person gets gates over its experts, by settings of training alone; found {', '.join(given)}"
+        )
+    if in_place:
+        raise InputError("a wills-aligner with a new person is written as a whole: name a run folder (out)")
 
 
 def _read_back(run: RunFolder, place: Path, base: AdaptableDecoder, subject: str, arm: str) -> Decoder:
