@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,23 @@ def test_the_whole_arms_want_a_folder(study: Path, trained: Path, tmp_path: Path
     )
     assert "sub-03 of this person alone" in said
     assert list(Decoder.load(tmp_path / "run" / "decoder").subjects) == ["sub-03"]
+    # and a report of it, in a study of others too
+    words = ["report", str(tmp_path / "run"), str(study), "--out", str(tmp_path / "page.html"), "--rivals", "none"]
+    with pytest.raises(InputError, match=r"takes nobody else.*--subject of phosphene evaluate and report"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
+    done = CliRunner().invoke(app, [*words, "--subject", "sub-03"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "sub-03" in (tmp_path / "page.html").read_text()
+    with pytest.raises(InputError, match="--subject says who is scored now, found --scores"):
+        CliRunner().invoke(app, [*words, "--subject", "sub-03", "--scores", "x.json"], catch_exceptions=False)
+
+
+def test_a_decoder_of_another_run_is_not_replaced(study: Path, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "decoder", tmp_path / "three" / "decoder")
+    before = {each: each.read_bytes() for each in tmp_path.rglob("*") if each.is_file()}
+    with pytest.raises(InputError, match="files that would be lost"):
+        _run(trained, study, "--subject", 3, "--sessions", 1, "--arm", "ridge-only", "--out", tmp_path / "three")
+    assert {each: each.read_bytes() for each in tmp_path.rglob("*") if each.is_file()} == before
 
 
 def test_what_is_refused(study: Path, trained: Path, tmp_path: Path) -> None:

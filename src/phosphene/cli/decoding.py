@@ -299,17 +299,25 @@ def report(
     split: Splits = None,
     role: Role = "test",
     rivals: Rivals = "mean,nearest,ridge",
+    subject: Subjects = None,
     title: Annotated[str | None, typer.Option("--title")] = None,
     seed: Seed = 0,
 ) -> None:
     """Write one self-contained HTML page about a fitted decoder."""
+    from phosphene.errors import InputError
     from phosphene.evaluation import Scorecard
     from phosphene.recordings import Study
     from phosphene.reporting import report as write
 
+    if scores is not None and subject:
+        raise InputError("--subject says who is scored now, found --scores, which says who was: name them to evaluate")
     decoders = _fitted(run, split)
     with Study.open(study) as opened:
-        card = Scorecard.load(scores) if scores else _evaluated(decoders, opened, role, _rivals(rivals), None, seed)
+        card = (
+            Scorecard.load(scores)
+            if scores
+            else _evaluated(decoders, opened, role, _rivals(rivals), None, seed, subjects=subject)
+        )
         single = next(iter(decoders.values())) if len(decoders) == 1 else None
         path = write(single or decoders, opened, None, card, out, title=title, command=_command())
     typer.echo(path)

@@ -219,7 +219,7 @@ def _people(folds: Sequence[Fold], study: Study, subjects: Sequence[str] | None)
                 raise InputError(
                     f"this {fold.decoder.name} decoder was fitted on {', '.join(fold.decoder.subjects)} and takes "
                     f"nobody else; {person!r} needs a subject-free decoder (pool_subjects=True), adaptation, or "
-                    f"subjects=[...] to score only known people"
+                    "subjects=[...] to score only known people (--subject of phosphene evaluate and report)"
                 )
             fold.decoder.known_as(person)  # refuses people whom an aligner in front does not know
     return people
