@@ -4,18 +4,21 @@
 
 Pre-training on three virtual people with all their sessions, adaptation to a fourth with the first `--sessions` (1).
 Every arm is a line of ``FOLDER/records.jsonl`` as soon as it is done; an interrupted run goes on from its checkpoint.
-`--of` shortens the study (its sessions in all, and stimuli with them) to see that everything runs. `--name` keeps runs
-with other settings (`--set training.KEY=VALUE`, `adapter.KEY=VALUE`) apart; other people (`--person nonlinearity=1`)
-have a work folder of their own. With `--text ENCODER` the arm `both` is scored on text retrieval too: by the image as
-pivot with so many captions (`--captions`, a quarter of them shown to each person), and by a decoder that was
-pre-trained and adapted straight to the text of these.
+`--of` shortens the study (its sessions in all, and stimuli with them) to see that everything runs. Runs with another
+aligner, encoder or other settings (`--set training.KEY=VALUE`, `adapter.KEY=VALUE`) are other records; `--name` keeps
+apart what nothing else does; other people (`--person nonlinearity=1`) have a work folder of their own. With
+`--text ENCODER` the arm `both` is scored on text retrieval too: by the image as pivot with so many captions
+(`--captions`, a quarter of them shown to each person; `--pivot KEY=VALUE`), and by a decoder that was pre-trained and
+adapted straight to the text of these.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -27,12 +30,13 @@ import phosphene as ph
 from phosphene.alignment import make_aligner
 from phosphene.decoders.adaptable import settings_of_arm
 from phosphene.evaluation import compare_text, text_retrieval
-from phosphene.files import read_json, write_json
+from phosphene.files import digest, read_json, write_json
 from phosphene.settings import parse_assignments
 from phosphene.training import ARMS, adapt, fit_pivot
 from phosphene.training.adapt import parameter_table, scarce_view
 
 PEOPLE, NEW = ("sub-01", "sub-02", "sub-03"), "sub-04"
+ENCODER = "z:pocket"
 DIRECTIONS = ("brain_to_image", "image_to_brain")
 
 
@@ -50,6 +54,14 @@ class Records:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(self.known[key]) + "\n")
         return self.known[key]
+
+
+def key_of(options: argparse.Namespace, seed: int, last: str) -> str:
+    """Everything that a record depends on, the arm (or what else was measured) at the end."""
+    settings = digest(*sorted(options.set))[:8] if options.set else "preset"
+    encoder = f"{options.encoder.replace('/', '-').replace(':', '-')}-{options.kind}"
+    parts = (options.name, seed, options.of, f"{options.sessions:g}", encoder, options.align or "alone", settings, last)
+    return "/".join(map(str, parts))
 
 
 def study_of(work: Path, seed: int, of: int, person: dict[str, Any]) -> Path:
@@ -83,7 +95,7 @@ def arm_of(
     options: argparse.Namespace, records: Records, base: Any, study: Any, targets: Any, seed: int, arm: str
 ) -> None:
     """Adapt by one arm and score; the first person is scored too, before and after."""
-    key = f"{options.name}/{seed}/{options.of}/{options.sessions:g}/{options.kind}/{arm}"
+    key = key_of(options, seed, arm)
     if key in records.known:
         record = records.known[key]
     else:
@@ -113,23 +125,33 @@ def arm_of(
     print(parameter_table(record), flush=True)
 
 
+def straight_key(options: argparse.Namespace, seed: int, captions: int) -> str:
+    """What a decoder trained straight to the text depends on, as a name of a folder."""
+    return re.sub("[/: ]", "-", key_of(options, seed, f"text {options.text} {captions}"))
+
+
+def text_key(options: argparse.Namespace, seed: int, captions: int) -> str:
+    """The same of both ways to the text, which depend on the settings of the pivot too."""
+    return key_of(options, seed, f"text {options.text} {captions} {' '.join(sorted(options.pivot))}")
+
+
 def text_of(options: argparse.Namespace, records: Records, study: Any, images: Any, seed: int) -> None:
     """Text retrieval of the new person: by the image as pivot, and straight, with the same few captions."""
-    person = ph.Decoder.load(
-        options.work / f"run-{options.name}-{seed}-{options.of}-{options.sessions:g}-{options.kind}-both" / "decoder"
-    )
+    person = ph.Decoder.load(options.work / f"run-{key_of(options, seed, 'both').replace('/', '-')}" / "decoder")
     for captions in options.captions:
-        key = f"{options.name}/{seed}/{options.of}/{options.sessions:g}/text/{options.text}/{captions}"
+        key = text_key(options, seed, captions)
         if key in records.known:
             continue
         picked = _few(study, options.sessions, captions // 4, seed)
         texts = ph.encode(study.stimuli, options.text, fit_on=picked, cache=options.work / "text")
         start = time.perf_counter()
-        pivot = fit_pivot(study, images, texts, ids=picked, kind=person.target_kind, seed=seed)
+        pivot = fit_pivot(
+            study, images, texts, ids=picked, kind=person.target_kind, seed=seed, **parse_assignments(options.pivot)
+        )
         seconds = time.perf_counter() - start
         by_pivot = text_retrieval(person, study, texts, pivot, subjects=[NEW])
         # straight to the text: the same captions, people, sessions of the new one, and aligner
-        out = options.work / f"straight-{key.replace('/', '-').replace(':', '-')}"
+        out = options.work / f"straight-{straight_key(options, seed, captions)}"
         common = {"stimuli": picked, "seed": seed}
         direct = ph.fit("mindtuner", study, texts, subjects=list(PEOPLE), out=out / "base", **common)
         common |= {"sessions": options.sessions, "aligner": aligner_of(options, study)}
@@ -152,12 +174,11 @@ def _few(study: Any, sessions: float, each: int, seed: int) -> np.ndarray:
 
 def summary(records: Records, options: argparse.Namespace) -> dict[str, Any]:
     """Scores of every arm by seed, and how far the arm `both` is ahead of the others on the same seeds."""
-    start = f"{options.name}/"
-    end = f"/{options.of}/{options.sessions:g}/{options.kind}/"
     by_arm: dict[str, dict[int, Any]] = {}
-    for key, record in records.known.items():
-        if key.startswith(start) and end in key:
-            by_arm.setdefault(key.rsplit("/", 1)[1], {})[int(key.split("/")[1])] = record
+    seeds = {int(parts[1]) for parts in (key.split("/") for key in records.known) if parts[0] == options.name}
+    for arm, seed in itertools.product(ARMS, sorted(seeds)):
+        if (key := key_of(options, seed, arm)) in records.known:
+            by_arm.setdefault(arm, {})[seed] = records.known[key]
     rows = []
     for arm in (arm for arm in ARMS if arm in by_arm):
         found = by_arm[arm]
@@ -174,9 +195,12 @@ def summary(records: Records, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "command": f"python benchmarks/mindtuner.py --work FOLDER --name {options.name} --seeds "
         f"{' '.join(map(str, options.seeds))} --of {options.of} --sessions {options.sessions:g} --kind {options.kind}"
+        + (f" --encoder {options.encoder}" if options.encoder != ENCODER else "")
         + (f" --align {options.align}" if options.align else "")
         + (f" --person {' '.join(options.person)}" if options.person else "")
-        + (f" --set {' '.join(options.set)}" if options.set else ""),
+        + (f" --set {' '.join(options.set)}" if options.set else "")
+        + (f" --text {options.text} --captions {' '.join(map(str, options.captions))}" if options.text else "")
+        + (f" --pivot {' '.join(options.pivot)}" if options.pivot else ""),
         "versions": {"phosphene": ph.__version__, "torch": torch.__version__},
         "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads, CPU",
         "study": f"hours, {options.of} sessions, {options.sessions:g} of the new person, {len(PEOPLE)} people before",
@@ -185,8 +209,26 @@ def summary(records: Records, options: argparse.Namespace) -> dict[str, Any]:
         "encoder": f"{options.encoder}, {options.kind}",
         "align": options.align,
         "arms": rows,
-        "text": [record for key, record in records.known.items() if key.startswith(start) and "/text/" in key],
+        "text": [] if options.text is None else texts_told(records, options),
     }
+
+
+def texts_told(records: Records, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Both ways to the text and their difference, by number of captions, direction and metric; values by seed."""
+    rows = []
+    for captions in options.captions:
+        keys = [text_key(options, seed, captions) for seed in options.seeds]
+        for metric, way in itertools.product(("top-1 of 300", "two-way"), ("brain_to_text", "text_to_brain")):
+            found = []
+            for record in (records.known[key] for key in keys):
+                pairs = record["difference"]["rows"]
+                found += [row for row in pairs if (row["metric"], row["direction"]) == (metric, way)]
+            row = {"text": options.text, "captions": captions, "metric": metric, "direction": way}
+            row |= {"pivot_settings": parse_assignments(options.pivot)}
+            row |= {"by_pivot": [one["first"] for one in found], "direct": [one["second"] for one in found]}
+            row |= {name: [one[name] for one in found] for name in ("difference", "interval")}
+            rows.append(row)
+    return rows
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -203,6 +245,18 @@ def markdown(found: dict[str, Any]) -> str:
             parts = [row[m]["both ahead by"] for m in metrics]
             words = [f"{p['mean']:+.3f} ({', '.join(f'{value:+.3f}' for value in p['by_seed'])})" for p in parts]
             lines.append(f"| `{row['arm']}` | {' | '.join(words)} |")
+    if found["text"]:
+        lines += ["", "| captions | | by the image | straight | difference |", "|---|---|---|---|---|"]
+    for row in found["text"]:
+        cells = [f"{np.mean(row[n]):.3f} ({', '.join(f'{v:.3f}' for v in row[n])})" for n in ("by_pivot", "direct")]
+        each = ", ".join(
+            f"{d:+.3f} [{low:+.3f}, {high:+.3f}]"
+            for d, (low, high) in zip(row["difference"], row["interval"], strict=True)
+        )
+        what = f"{row['metric']}, {row['direction'].replace('_', ' ')}"
+        lines.append(
+            f"| {row['captions']} | {what} | {' | '.join(cells)} | {np.mean(row['difference']):+.3f} ({each}) |"
+        )
     return "\n".join(lines)
 
 
@@ -210,7 +264,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/mindtuner"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--encoder", default="z:pocket")
+    parser.add_argument("--encoder", default=ENCODER)
     parser.add_argument("--kind", choices=["pooled", "tokens"], default="pooled")
     parser.add_argument("--align", help="start the new person from the others, through this aligner (anatomical, ...)")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
@@ -221,6 +275,7 @@ def main() -> None:
     )
     parser.add_argument("--text", help="an encoder of captions, e.g. z:tfidf-svd30")
     parser.add_argument("--captions", type=int, nargs="+", default=[300, 3000])
+    parser.add_argument("--pivot", nargs="+", metavar="KEY=VALUE", default=[], help="of the pivot to the text")
     parser.add_argument("--set", nargs="+", metavar="KEY=VALUE", help="of the adaptation")
     parser.add_argument("--name", default="preset")
     parser.add_argument("--json", type=Path, help="where the summary of all seeds of this name goes")
