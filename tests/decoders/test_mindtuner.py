@@ -13,6 +13,8 @@ from made_view import made_view
 from phosphene.decoders import Decoder, make_decoder
 from phosphene.decoders.adaptable import AdapterConfig
 from phosphene.errors import InputError
+from phosphene.files import read_json, write_json
+from phosphene.nn import LoRALinear, attach
 from phosphene.nn.freezing import adapter_names, train_only, trainable
 from phosphene.settings import load_preset
 from phosphene.training.settings import TrainingConfig
@@ -173,21 +175,6 @@ def test_passes_that_were_no_step_neither_count_nor_stand_in_the_way_of_copies()
     assert decoder.penalties() == {}
 
 
-def test_contributions_by_place():
-    decoder, view, targets, _ = made((12,))
-    with_new(decoder, view, targets)
-    x = torch.from_numpy(view.responses("sub-03", slice(0, 4)))
-    found = decoder.contributions(x, "sub-03")
-    assert {name: tuple(each.shape) for name, each in found.items()} == {
-        "input": (4, 24),
-        "block-1": (4, 24),
-        "block-2": (4, 24),
-        "target": (4, 12),
-    }
-    with pytest.raises(InputError, match="sub-01 has no Skip-LoRA"):
-        decoder.contributions(torch.from_numpy(view.responses("sub-01", slice(0, 4))), "sub-01")
-
-
 @pytest.mark.parametrize("arm", ["ridge-only", "both"])
 def test_people_come_back_from_their_files(arm, tmp_path):
     decoder, view, targets, _ = made((3, 4))
@@ -261,3 +248,22 @@ def test_voxels_are_dropped_in_training_alone():
     assert not torch.equal(decoder.train()(x, "sub-01").embedding, decoder(x, "sub-01").embedding)
     decoder.voxel_dropout.p = 0.0
     assert torch.equal(decoder(x, "sub-01").embedding, decoder(x, "sub-01").embedding)
+
+
+@pytest.mark.parametrize("key", ["subject", "n_voxels", "space", "arm", "adapter"])
+def test_a_damaged_person_is_named(key, tmp_path):
+    decoder, view, targets, _ = made((12,))
+    bare = decoder.save(tmp_path / "base")
+    with_new(decoder, view, targets)
+    place = decoder.save_person(tmp_path / "person", "sub-03")
+    config = read_json(place / "config.json")
+    write_json(place / "config.json", {name: each for name, each in config.items() if name != key})
+    with pytest.raises(InputError, match=f"of an adapted person is damaged: it lacks {key}"):
+        Decoder.load(bare).load_person(place)
+
+
+def test_attached_adapters_are_refused_beside_those_of_people(tmp_path):
+    decoder = made((12,), start=False)[0]
+    attach(decoder, ["out"], lambda name, linear: LoRALinear(linear, rank=1))
+    with pytest.raises(InputError, match=r"attached to this mindtuner decoder.*out \(LoRALinear\)"):
+        decoder.save(tmp_path / "lost")

@@ -173,25 +173,6 @@ class MindTuner(AdaptableDecoder):
         terms, self._terms = self._terms, []
         return {"decorrelation": torch.stack(terms).mean()} if terms else {}
 
-    def contributions(self, responses: Tensor, subject: str) -> dict[str, Tensor]:
-        """What each skip of a person adds, by place (``"input"``, ``"block-1"``, ..., ``"target"``).
-
-        Parameters
-        ----------
-        responses : Tensor of shape (b, voxels)
-            As recorded.
-        subject : str
-            Somebody with skips.
-        """
-        x = self._standardised(responses, subject)
-        names = ["input", *[f"block-{number}" for number in range(1, len(self.blocks) + 1)], "target"]
-        with self.person.using(subject):
-            added = {name: bank(x) for name, bank in zip(names, self.skips, strict=True)}
-        found = {name: each for name, each in added.items() if each is not None}
-        if not found:
-            raise InputError(f"{subject} has no Skip-LoRA in this decoder; arms with: skip-lora, both")
-        return found
-
     # -- closed forms -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
