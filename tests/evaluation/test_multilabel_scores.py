@@ -212,3 +212,29 @@ def test_stimuli_of_training_are_refused(study: Study) -> None:
     }
     with pytest.raises(LeakageError, match="fitted on the training part"):
         evaluate_labels(decoder, study, role="train")
+
+
+def test_a_class_that_every_stimulus_has_has_no_curve_and_is_not_counted(study: Study, tmp_path: Path) -> None:
+    head, test = _head(study, True), study.split("test")
+    column = next(name for name in head.config.classes if name != "never" and _truth(study, head)[:, 0].any())
+    at = head.config.classes.index(column)
+    has = test.stimulus_ids[_truth(study, head)[:, at].astype(bool)]
+    fewer = study.with_splits({"some": {"train": study.roles()["train"], "test": has.tolist()}}).using("some")
+    card = evaluate_labels(head, fewer, n_boot=20)
+    truth = _truth(fewer, head).astype(bool)
+    present, curved = truth.any(axis=0), truth.any(axis=0) & ~truth.all(axis=0)
+    for subject in study.subjects:
+        assert column in card.always[subject]
+        assert card.get("mAP", subject).classes == present.sum()
+        assert card.get("AUC", subject).classes == curved.sum() < present.sum()
+    assert "classes without a negative (of AUC) left out" in card.table()
+    alone = study.with_splits({"one": {"train": study.roles()["train"], "test": has[:1].tolist()}}).using("one")
+    card = evaluate_labels(head, alone, rivals={"chance": _head(study, False)}, n_boot=20)
+    assert (card.get("AUC").classes, np.isnan(card.get("AUC").value)) == (0, True)
+    assert "nan" not in card.table()
+    assert read_json(card.save(tmp_path / "one.json"))["scores"][1]["value"] is None
+
+
+def test_resamples_are_counted_from_zero(study: Study) -> None:
+    with pytest.raises(InputError, match=r"n_boot.* found -1"):
+        evaluate_labels(_head(study, True), study, n_boot=-1)

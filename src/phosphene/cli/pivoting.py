@@ -64,7 +64,9 @@ def pivot(
     split: Split = None,
     role: Role = "test",
     subject: Subjects = None,
-    bootstrap: Annotated[int, typer.Option("--bootstrap", help="Resamples of captions for the intervals.")] = 1000,
+    bootstrap: Annotated[
+        int, typer.Option("--bootstrap", help="Resamples of captions for the intervals.", min=0)
+    ] = 1000,
     seed: Seed = 0,
     config: Config = None,
     assignments: Set = None,

@@ -1,15 +1,16 @@
 """Several labels a stimulus: average precision, area under the curve and Hamming distance, person by person.
 
-Classes without a positive among the scored stimuli have neither average precision nor a curve: they are left out of
-both means and counted. Hamming distance knows them all (to say one of them is wrong), and stands beside what saying
-"nothing" scores: with few labels a stimulus it hardly separates decoders.
+Classes without a positive among the scored stimuli have neither average precision nor a curve, those without a negative
+no curve: they are left out of the means, which are printed with how many entered. Hamming distance knows them all (to
+say one of them is wrong), and stands beside what saying "nothing" scores: with few labels a stimulus it hardly
+separates decoders.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,8 @@ class LabelScore:
     chance : float
         Of a random order (expected; the AUC's is a half); Hamming: of saying nothing.
     classes : int
-        Classes that entered the mean, of Hamming distance all; of the mean over people: the fewest of anybody.
+        Classes that entered the mean (of AUC those with a positive and a negative), of Hamming distance all; of the
+        mean over people: the fewest of anybody.
     n : int
         Stimuli (of the mean: of all people).
     """
@@ -147,12 +149,15 @@ class LabelCard:
         Classes without a positive among the scored stimuli, by person.
     facts : dict
         Study, split, role, unit, seed.
+    always : dict of str to list of str
+        Classes without a negative, which have no AUC, by person.
     """
 
     scores: list[LabelScore]
     differences: list[LabelScore]
     left_out: dict[str, list[str]]
     facts: dict[str, Any]
+    always: dict[str, list[str]] = field(default_factory=dict)
 
     def get(self, metric: str, subject: str = MEAN, method: str | None = None) -> LabelScore:
         """One figure; by default the mean over people of the first method."""
@@ -168,17 +173,21 @@ class LabelCard:
         for score in self.scores:
             interval = "" if np.isnan(score.low) else f"{score.low:.3f} to {score.high:.3f}"
             lines.append(
-                f"{score.method:24} {score.subject:10} {score.metric:8} {score.value:6.3f}  {interval:16} "
+                f"{score.method:24} {score.subject:10} {score.metric:8} {_figure(score.value)}  {interval:16} "
                 f"{score.chance:6.3f} {score.classes:7d}"
             )
         for row in self.differences:
+            if np.isnan(row.value):
+                lines.append(f"{self.scores[0].method} - {row.method}: {row.metric} - (not measured)")
+                continue
             lines.append(
                 f"{self.scores[0].method} - {row.method}: {row.metric} {row.value:+.3f} "
                 f"({row.low:+.3f} to {row.high:+.3f})"
             )
         lines += [
-            f"{subject}: {len(names)} classes without a positive left out: {', '.join(names[:8])}"
-            for subject, names in self.left_out.items()
+            f"{subject}: {len(names)} classes without a {what} left out: {', '.join(names[:8])}"
+            for what, by_person in (("positive", self.left_out), ("negative (of AUC)", self.always))
+            for subject, names in by_person.items()
             if names
         ]
         return "\n".join(lines)
@@ -187,6 +196,11 @@ class LabelCard:
         """Write everything as JSON."""
         write_json(Path(path), plain({"format": "phosphene-labels", **asdict(self)}))
         return Path(path)
+
+
+def _figure(value: float) -> str:
+    """Six characters; a dash where nothing could be measured."""
+    return f"{'-':>6}" if np.isnan(value) else f"{value:6.3f}"
 
 
 def evaluate_labels(
@@ -256,7 +270,7 @@ def evaluate_labels(
     scores: list[LabelScore] = []
     drawn: dict[tuple[str, str], list[np.ndarray]] = {}
     values: dict[tuple[str, str], list[float]] = {}
-    left_out = {}
+    left_out, always = {}, {}
     for person in people:
         ids, responses = view.averaged(person, repeats)
         truth = np.stack([truth_of[each] for each in ids.tolist()]) if len(ids) else np.zeros((0, len(classes)), bool)
@@ -265,12 +279,14 @@ def evaluate_labels(
             raise InputError(f"{person}: none of the {len(classes)} classes has a positive among {len(ids)} stimuli")
         left_out[person] = [classes[column] for column in np.flatnonzero(~present)]
         weights = resampler.weights(role, np.array([units[each] for each in ids.tolist()])).astype(np.float64)
+        always[person] = [classes[column] for column in np.flatnonzero(truth.all(axis=0))]
         for method, given in methods.items():
             one = _decoder_of(method, given, person)
             logits = one.predict(responses, one.known_as(person), what="classes")
+            counts = {"mAP": int(present.sum()), "AUC": int(present.sum()) - len(always[person])}
             for metric, (value, boot, chance) in _measured(truth, logits, present, weights).items():
                 interval = _interval(boot, value)
-                sizes = (len(classes) if metric == "Hamming" else int(present.sum()), len(ids))
+                sizes = (counts.get(metric, len(classes)), len(ids))
                 scores.append(LabelScore(method, person, metric, value, *interval, chance, *sizes))
                 drawn.setdefault((method, metric), []).append(boot)
                 values.setdefault((method, metric), []).append(value)
@@ -279,7 +295,7 @@ def evaluate_labels(
     unit_name = unit or study.unit or "stimulus"
     facts = {"study": study.name, "split": study.current_split, "role": role, "unit": unit_name, "seed": seed}
     facts["n_boot"] = n_boot
-    return LabelCard([*means, *scores], differences, left_out, {**facts, "classes": list(classes)})
+    return LabelCard([*means, *scores], differences, left_out, {**facts, "classes": list(classes)}, always)
 
 
 def _decoders(given: Decoder | Mapping[str, Decoder]) -> list[Decoder]:

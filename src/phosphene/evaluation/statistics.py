@@ -53,6 +53,8 @@ class Resampler:
     _drawn: dict[str, tuple[np.ndarray, np.ndarray]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.n_boot < 0:
+            raise InputError(f"n_boot, the number of resamples, must be 0 or more, found {self.n_boot}")
         self._drawn = {}
         for number, (split, names) in enumerate(self.units.items()):
             unique = np.unique(names)
