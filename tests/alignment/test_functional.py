@@ -168,3 +168,19 @@ def test_an_added_person_is_aligned_as_well_as_the_first() -> None:
         aligner.add("sub-03", view)
         report = inter_subject_correlation(aligner, study.split("test"), n_boot=0)
         assert (report.row().by_subject["sub-03"] or 0) > 0.8
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("srm", {"features": 5}),
+        ("procrustes", {"components": 5}),
+        ("ridge", {"penalties": 1}),
+        ("hybrid", {"penalties": 2}),
+    ],
+)
+def test_one_candidate_needs_no_list(method: str, words: dict[str, int]) -> None:
+    ((name, value),) = words.items()
+    assert getattr(make_aligner(method, **words).config, name) == (value,)
+    with pytest.raises(InputError, match=name):
+        make_aligner(method, **{name: 0})

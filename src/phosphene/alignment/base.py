@@ -24,7 +24,7 @@ from phosphene.table import Table
 if TYPE_CHECKING:
     from phosphene.recordings import StudyView
 
-__all__ = ["TRAINING_ROLES", "Aligner", "AlignerSettings", "Matrix", "PersonMap", "Template"]
+__all__ = ["TRAINING_ROLES", "Aligner", "AlignerSettings", "Matrix", "PersonMap", "Template", "several"]
 
 TRAINING_ROLES = ("train", "validation", "align")  # what a functional aligner may look at
 _RCOND = 0.01  # of a pseudo-inverse: what a map hardly passed is not brought back
@@ -32,6 +32,17 @@ _RCOND = 0.01  # of a pseudo-inverse: what a map hardly passed is not brought ba
 
 class AlignerSettings(Settings):
     """Settings every aligner has: none."""
+
+
+def several(value: Any) -> Any:
+    """One number, where candidates are listed, as a list of one.
+
+    Examples
+    --------
+    >>> several(5), several([5, 10])
+    ((5,), [5, 10])
+    """
+    return (value,) if isinstance(value, int | float) else value
 
 
 @dataclass(frozen=True)

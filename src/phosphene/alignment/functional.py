@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from phosphene.alignment import one_grid
 from phosphene.alignment.anatomical import Anatomical
-from phosphene.alignment.base import Aligner, AlignerSettings, PersonMap, Template
+from phosphene.alignment.base import Aligner, AlignerSettings, PersonMap, Template, several
 from phosphene.alignment.factored import factored
 from phosphene.alignment.resampling import AnatomicalSettings
 from phosphene.alignment.shared import mean_responses, shared_stimuli, units_of
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Components", "Functional", "FunctionalSettings", "Lesson", "Target", "common_target", "limited"]
 
-Components = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+Components = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1), BeforeValidator(several)]
 
 
 class FunctionalSettings(AlignerSettings):

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from scipy import sparse
 
-from phosphene.alignment.base import PersonMap
+from phosphene.alignment.base import PersonMap, several
 from phosphene.alignment.functional import Functional, FunctionalSettings, Lesson, common_target
 from phosphene.alignment.solvers import choose, ridge_map, ridge_path
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PENALTIES", "Penalties", "RidgeAligner", "RidgeAlignerSettings"]
 
-Penalties = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
+Penalties = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1), BeforeValidator(several)]
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
