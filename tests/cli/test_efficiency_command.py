@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from phosphene import virtual
 from phosphene.cli import app
 from phosphene.errors import InputError
+from phosphene.files import read_json
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,16 @@ def test_a_table_and_a_figure(file: Path, tmp_path: Path) -> None:
     assert "ridge-only, 1 people before, 1 sessions, seed 0: top-1" in said
     assert "± is the deviation" in said
     assert (tmp_path / "curves" / "efficiency.png").exists()
+
+
+def test_an_aligner_a_split_and_figures_as_json(file: Path, tmp_path: Path) -> None:
+    brief = ["--set", "training.epochs=1", "--set", "adapting.epochs=1", "--arms", "ridge-only"]
+    words = ["--subject", 2, "--targets", "gabor", "--sessions", 1, "--people", 1, "--out", tmp_path / "curves"]
+    _run(file, *words, *brief, "--align", "anatomical", "--split", "default", "--json", tmp_path / "same.json")
+    assert read_json(tmp_path / "same.json") == read_json(tmp_path / "curves" / "efficiency.json")
+    assert read_json(tmp_path / "same.json")["facts"]["aligner"] == "anatomical"
+    with pytest.raises(InputError, match="unknown split 'nowhere'"):
+        _run(file, *words, *brief, "--split", "nowhere")
 
 
 def test_numbers_that_are_none(file: Path, tmp_path: Path) -> None:

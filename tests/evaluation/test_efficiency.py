@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from phosphene import virtual
+from phosphene.alignment import make_aligner
 from phosphene.encoders import Targets, encode
 from phosphene.errors import InputError
 from phosphene.evaluation.efficiency import efficiency
@@ -130,3 +131,36 @@ def test_bad_input(made: tuple[Study, Targets], tmp_path: Path, words: dict[str,
         _run(made, tmp_path, **words)
     with pytest.raises(InputError, match="unknown subject"):
         efficiency(*made, "sub-09", tmp_path)
+
+
+def test_arms_borrow_through_an_aligner_and_from_scratch_does_not(made: tuple[Study, Targets], tmp_path: Path) -> None:
+    words: dict[str, Any] = {"sessions": [1], "people": [1, 2], "arms": ["ridge-only", "from-scratch"]}
+    found = _run(made, tmp_path / "by-name", aligner="anatomical", **words)
+    assert [(p.arm, p.people) for p in found.points] == [("ridge-only", 1), ("from-scratch", 0), ("ridge-only", 2)]
+    seed = tmp_path / "by-name" / "seed-0"
+    borrowed = {each.parent.name: "borrowed" in read_json(each) for each in seed.glob("*/config.json")}
+    assert {name for name, has in borrowed.items() if has} == {
+        "ridge-only-people-1-sessions-1",
+        "ridge-only-people-2-sessions-1",
+    }
+    of_one = read_json(
+        seed / "ridge-only-people-1-sessions-1" / "decoder" / "people" / "sub-02" / "adapter/config.json"
+    )
+    assert of_one["borrowed"]["people"] == ["sub-01"]
+    assert found.facts["aligner"] == "anatomical"
+    study = made[0]
+    aligner = make_aligner("anatomical").fit(study.split("train").subset(["sub-01", "sub-03"]))
+    same = _run(made, tmp_path / "given", aligner=aligner, **{**words, "people": [2]})
+    assert same.facts["aligner"].startswith("anatomical ")
+    assert same.points[0].scores == found.points[2].scores
+    with pytest.raises(InputError, match="borrowed was"):
+        _run(made, tmp_path / "by-name", **words)
+
+
+def test_the_pool_and_what_was_scored_are_told(made: tuple[Study, Targets], tmp_path: Path) -> None:
+    found = _run(made, tmp_path, sessions=[2], people=[1], arms=["ridge-only"])
+    assert found.points[0].scores["top-1 image_to_brain"]["pool"]["size"] == 20
+    assert "top-1 among 20 (chance 0.050); 20 test stimuli of split 'default', all repeats averaged" in found.table()
+    told = read_json(tmp_path / "efficiency.json")
+    assert told["facts"] == found.facts
+    assert {"stimuli", "repeats", "unit", "software", "study_digest"} <= told["facts"].keys()

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from phosphene.cli.adapting import person_named
 from phosphene.cli.decoding import targets_of
-from phosphene.cli.options import Config, Set, StudyFile, given_settings, numbers_of, progress_wanted, words_of
+from phosphene.cli.options import (
+    Config,
+    Json,
+    Set,
+    Split,
+    StudyFile,
+    given_settings,
+    numbers_of,
+    progress_wanted,
+    words_of,
+)
+
+if TYPE_CHECKING:
+    from phosphene.alignment import Aligner
 
 __all__ = ["efficiency"]
 
@@ -32,12 +45,24 @@ def efficiency(
         "both,from-scratch"
     ),
     seeds: Annotated[str, typer.Option("--seeds", help="One or several, between commas.")] = "0",
+    align: Annotated[
+        str | None,
+        typer.Option(
+            "--align",
+            help="Arms with adapters start where the people trained on before, brought to the new one, say: a folder "
+            "written by align, or a method, fitted to just them.",
+            metavar="NAME|DIR",
+        ),
+    ] = None,
+    split: Split = None,
     config: Config = None,
     assignments: Set = None,
+    json: Json = None,
 ) -> None:
     """Score a new person's decoder by the sessions it had, and by the people it was trained on before."""
     from phosphene.errors import unknown
     from phosphene.evaluation.efficiency import efficiency as run
+    from phosphene.files import write_json
     from phosphene.recordings import Study
 
     settings = given_settings(config, assignments)
@@ -45,6 +70,8 @@ def efficiency(
         if table not in _TABLES:
             raise unknown("table of settings", table, _TABLES)
     with Study.open(study) as opened:
+        if split is not None:
+            opened = opened.using(split)
         found = run(
             opened,
             targets_of(targets, opened),
@@ -60,9 +87,19 @@ def efficiency(
             training=settings.get("training"),
             adapting=settings.get("adapting"),
             adapter=settings.get("adapter"),
+            aligner=_aligner(align),
             report=typer.echo,
             progress=progress_wanted(),
             **settings.get("decoder", {}),
         )
     typer.echo(found.table())
     typer.echo(out / "efficiency.png")
+    if json is not None:
+        write_json(json, found.to_dict())
+
+
+def _aligner(word: str | None) -> Aligner | str | None:
+    """An aligner from a folder, or the name of a method."""
+    from phosphene.alignment import Aligner
+
+    return Aligner.load(word) if word is not None and (Path(word) / "config.json").exists() else word

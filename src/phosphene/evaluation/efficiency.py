@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from phosphene._version import __version__
+from phosphene.alignment import Aligner, make_aligner
 from phosphene.decoders.adaptable import AdapterConfig, check_adaptable, check_of_arm, settings_of_arm
 from phosphene.decoders.registry import decoder_class
 from phosphene.errors import InputError, refuse_doubles, unknown
@@ -49,7 +51,8 @@ class Point:
     trials : int
         Training trials of the new person.
     scores : dict
-        ``"top-1 brain_to_image"`` and the like: value, 95 % interval over stimuli, chance.
+        ``"top-1 brain_to_image"`` and the like: value, 95 % interval, chance, and the pool (``kind`` and ``size``: how
+        many stimuli were to choose from).
     trained : dict of str to int or float
         Parameters that were trained.
     seconds : float
@@ -68,7 +71,16 @@ class Point:
 
 @dataclass(frozen=True)
 class Efficiency:
-    """All points of one new person."""
+    """All points of one new person.
+
+    Attributes
+    ----------
+    subject, decoder : str
+    facts : dict
+        Study, split, targets, people trained on before, aligner, versions, and how was scored: ``stimuli``, how many of
+        the test part the person saw, ``repeats`` averaged (None: all), ``unit`` of the intervals.
+    points : list of Point
+    """
 
     subject: str
     decoder: str
@@ -88,8 +100,16 @@ class Efficiency:
                 f"{arm:13} {people:6d} {sessions:8.3g} {points[0].trials:7d} {cells[0]:>21} {cells[1]:>21} "
                 f"{points[0].trained.get('adapters', 0):9,d} {seconds:8.1f}"
             )
-        chance = self.points[0].scores["top-1 brain_to_image"]["chance"]
-        return "\n".join([*lines, f"chance {chance:.3f}; ± is the deviation over seeds"])
+        return "\n".join([*lines, self._protocol()])
+
+    def _protocol(self) -> str:
+        """What the figures were measured on."""
+        score, facts = self.points[0].scores["top-1 brain_to_image"], self.facts
+        pool = score.get("pool") or {"size": facts["stimuli"]}  # points of older versions do not tell
+        return (
+            f"top-1 among {pool['size']} (chance {score['chance']:.3f}); {facts['stimuli']} test stimuli of split "
+            f"{facts['split']!r}, all repeats averaged; ± is the deviation over seeds"
+        )
 
     def grouped(self) -> Iterator[tuple[tuple[str, int, float], list[Point]]]:
         """Points by arm, people and sessions, in that order."""
@@ -97,10 +117,14 @@ class Efficiency:
         for key in keys:
             yield key, [point for point in self.points if (point.arm, point.people, point.sessions) == key]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as in ``efficiency.json``."""
+        return {"format": "phosphene-efficiency", **asdict(self)}
+
     def save(self, folder: str | Path) -> Path:
         """Write ``efficiency.json`` and ``efficiency.png``."""
         folder = Path(folder)
-        write_json(folder / "efficiency.json", {"format": "phosphene-efficiency", **asdict(self)})
+        write_json(folder / "efficiency.json", self.to_dict())
         self._draw(folder / "efficiency.png")
         return folder
 
@@ -147,6 +171,7 @@ def efficiency(
     training: Mapping[str, Any] | None = None,
     adapting: Mapping[str, Any] | None = None,
     adapter: Mapping[str, Any] | None = None,
+    aligner: Aligner | str | None = None,
     report: Callable[[str], None] = log.info,
     progress: bool = True,
     **settings: Any,
@@ -178,6 +203,9 @@ def efficiency(
         Settings of both trainings, and of the adapters, over those of the presets. Every arm gets those of the
         adapters it has; one that none of the arms has is refused. In `adapting` and `adapter` a table under the name of
         an arm holds settings of that arm alone: ``{"learning_rate": 5e-4, "full": {"learning_rate": 1e-4}}``.
+    aligner : Aligner or str, optional
+        Through it every arm but ``"from-scratch"`` borrows from the people trained on before, as of `adapt`. Of a
+        method by name (``"anatomical"``) one is fitted to just these people, their training part.
     report : callable
         Told of every finished point.
     progress : bool
@@ -218,6 +246,9 @@ def efficiency(
             training=training,
             **settings,
         )
+        front = aligner
+        if isinstance(aligner, str):
+            front = make_aligner(aligner).fit(study.split("train").subset(others[:size]))
         for length, arm in itertools.product(lengths, arms):
             alone = arm == _ALONE
             if alone and number:
@@ -234,6 +265,7 @@ def efficiency(
                 out=folder,
                 seed=seed,
                 preset=preset,
+                aligner=None if alone else front,
                 progress=progress,
                 training=of_arms[arm][0],
                 **of_arms[arm][1],
@@ -243,10 +275,30 @@ def efficiency(
                 write_json(folder / "point.json", _scored(adapted, study, targets, subject, arm, before, length, seed))
             points.append(Point(**read_json(folder / "point.json")))
             report(_told(points[-1]))
-    facts = {"study": study.name, "split": study.current_split, "targets": targets.encoder.label, "people": others}
+    facts = _facts(study, targets, subject, others, aligner)
     found = Efficiency(subject, decoder, facts, points)
     found.save(out)
     return found
+
+
+def _facts(
+    study: Study, targets: Targets, subject: str, others: Sequence[str], aligner: Aligner | None
+) -> dict[str, Any]:
+    """What all points have in common, with what they were scored on."""
+    test = study.split("test")
+    return {
+        "study": study.name,
+        "study_digest": study.digest,
+        "split": study.current_split,
+        "targets": targets.encoder.label,
+        "targets_identity": targets.identity,
+        "people": list(others),
+        "aligner": aligner if aligner is None or isinstance(aligner, str) else f"{aligner.name} {aligner.identity}",
+        "stimuli": len(np.unique(test.trials(subject)["stimulus_id"])),
+        "repeats": None,
+        "unit": study.unit or "stimulus",
+        "software": f"phosphene {__version__}",
+    }
 
 
 def _of_arms(
@@ -300,7 +352,10 @@ def _scored(
     scores = {}
     for metric, way in itertools.product(("top-1", "two-way"), _DIRECTIONS):
         score = card.get(metric, way)
-        scores[f"{metric} {way}"] = {"value": score.value, "interval": score.interval, "chance": score.chance}
+        scores[f"{metric} {way}"] = {
+            **{"value": score.value, "interval": score.interval, "chance": score.chance},
+            "pool": score.pool,
+        }
     facts = adapted.provenance if arm in WHOLE_ARMS else adapted.apart[subject]
     return asdict(
         Point(arm, people, float(sessions), seed, facts["n_trials"], scores, facts["trained"], facts["seconds"])
