@@ -19,7 +19,7 @@ from phosphene.encoders.base import EncodedBatch, Encoder
 from phosphene.encoders.registry import make_encoder
 from phosphene.encoders.targets import RowView, Targets
 from phosphene.errors import InputError, unknown
-from phosphene.files import atomic_path, cache_root, digest, read_json, write_json
+from phosphene.files import FolderFormat, cache_root, digest, read_json, write_json
 
 if TYPE_CHECKING:
     from phosphene.stimuli import StimulusSet
@@ -29,6 +29,7 @@ __all__ = ["StorageType", "checked_device", "encode"]
 StorageType = Literal["auto", "float32", "float16"]
 
 _LOGGER = logging.getLogger(__name__)
+_PART = FolderFormat("a part of the target cache", None, ("index.json", "tokens.npy", "pooled.npy", "rows.npy"))
 # "auto" stores float16 from this many values a stimulus on: 257 x 768 tokens do, 256 x 48 do not
 _HALF_FROM = 65536
 
@@ -301,7 +302,7 @@ def _new_part(work: _Work, folder: Path, keys: np.ndarray, rows: np.ndarray) -> 
             shapes = _shapes(batch)
             store = folder / work.storage(shapes)
             path = store / f"part-{digest(*keys[rows].tolist())}"
-            with atomic_path(path) as temporary:
+            with _PART.written(path) as temporary:
                 create_rows(temporary, len(rows), shapes, work.storage(shapes))
                 write_json(temporary / "index.json", {"keys": keys[rows].tolist(), "kinds": list(shapes)})
             write_json(folder / "shapes.json", {kind: list(shape) for kind, shape in shapes.items()})
