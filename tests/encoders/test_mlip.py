@@ -215,6 +215,30 @@ def test_the_frequency_domain_has_nothing_to_merge(folder: Path, tokenizer: Toke
     np.testing.assert_array_equal(merging.encode(stimuli).pooled, whole.encode(stimuli).pooled)
 
 
+def test_a_model_trained_with_merging_gives_unmerged_targets_unless_told_otherwise(
+    tokenizer: Tokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    stimuli, trained = scene_set(4, size=32), {"tokens": 0.5, "guide": "both"}
+    save_model(tmp_path / "m", _model(merge=trained), tokenizer)
+    save_model(tmp_path / "plain", _model(), tokenizer)
+    name = f"mlip:{tmp_path / 'm'}"
+    whole, merged = make_encoder(name), make_encoder(name, merge=trained)
+    assert not whole.merge_plan().active
+    assert whole.identity == make_encoder(name, merge={}).identity != merged.identity
+    assert "merging" not in whole._facts()
+    without = make_encoder(f"mlip:{tmp_path / 'plain'}").encode(stimuli)
+    np.testing.assert_array_equal(whole.encode(stimuli).tokens, without.tokens)
+    words = "m was trained with token merging, which is left out: merge.tokens = 0.5, merge.guide = 'both'"
+    assert words in caplog.text
+    caplog.clear()
+    model = load_model(tmp_path / "m")[0]
+    states = model.spatial_projection(model.image_states(model.prepare(torch.from_numpy(stimuli.pixels()))).spatial)
+    np.testing.assert_allclose(merged.encode(stimuli).pooled, states[:, 0].detach().numpy(), atol=1e-6)
+    assert not np.allclose(merged.encode(stimuli).pooled, without.pooled, atol=1e-4)
+    assert "left out" not in caplog.text
+
+
 def test_a_changed_or_damaged_model_is_refused(folder: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     def copy(name: str) -> Path:
         save_model(tmp_path / name, _model(), tokenizer)

@@ -84,7 +84,7 @@ class MergeableEncoder(PretrainedEncoder, PixelEncoder):
         )
 
     def merging(self, folder: Path) -> MergeSettings:
-        """The settings in force; without any in the configuration, those that the model in the folder comes with."""
+        """The settings in force; without any in the configuration nothing is merged."""
         return self.config.merge or MergeSettings.build()
 
     def encode_pixels(self, frames: np.ndarray) -> EncodedBatch:

@@ -45,7 +45,8 @@ class MLIPConfig(Settings):
     vocabulary : int
         Entries of the tokenizer.
     merge : MergeSettings, optional
-        Token merging in the spatial blocks, in training and after; its `restore` concerns the encoder only.
+        Token merging in the spatial blocks while training and in the scores of the card. As an encoder the model
+        merges nothing unless it is told to; `restore` concerns the encoder only.
     """
 
     image_size: int = Field(64, ge=16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from importlib import resources
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from phosphene.stimuli import StimulusSet
 
 __all__ = ["SHIPPED", "MLIPEncoder", "MLIPImageConfig", "MLIPTextConfig", "MLIPTextEncoder", "find_mlip"]
+
+log = logging.getLogger(__name__)
 
 SHIPPED = ("pocket",)
 _MODEL = "model"  # how every run names the folder of what it trained
@@ -79,8 +82,8 @@ class MLIPImageConfig(MergingConfig):
     projected : bool
         Whether tokens are projected into the space shared with text; False gives the states of the tower.
     merge : MergeSettings, optional
-        Token merging in the spatial blocks, in place of what the model was trained with; with the domain "frequency",
-        which comes before them, it is refused.
+        Token merging in the spatial blocks; without it nothing is merged, also where the model was trained with
+        merging. With the domain "frequency", which comes before those blocks, it is refused.
     texts : tuple of str
         What merging guided by text is to spare.
     """
@@ -207,10 +210,17 @@ class MLIPEncoder(_MLIPSource, MergeableEncoder):
                     "not read; leave merging away, or take domain = 'spatial'"
                 )
             return MergeSettings.build()
-        return asked or self._model_config(folder).merge or MergeSettings.build()
+        return super().merging(folder)
 
     def _merge(self, folder: Path) -> MergeSettings:
         return self.merging(folder)
+
+    def _load(self, folder: Path) -> torch.nn.Module:
+        trained = self._model_config(folder).merge
+        if self.config.merge is None and trained is not None and trained.active:
+            said = ", ".join(f"merge.{setting}" for setting in trained.changed(MergeSettings.model_fields))
+            log.info("%s was trained with token merging, which is left out: %s would take it up", self.label, said)
+        return super()._load(folder)
 
     def with_merge(self, merge: MergeSettings) -> Self:
         twin = super().with_merge(merge)
