@@ -199,6 +199,29 @@ def test_a_model_is_called_by_the_name_of_its_run(
     assert make_encoder(f"mlip:runs/{run}").identity == make_encoder(f"mlip:{made}").identity
 
 
+@pytest.mark.parametrize("made", ["pocket", "pocket/model"])
+def test_a_shipped_name_that_is_also_a_folder_is_refused_as_ambiguous(
+    made: str, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = make_encoder("pocket").identity
+    assert make_encoder("mlip:pocket").identity == shipped
+    (tmp_path / made).parent.mkdir(exist_ok=True)
+    save_model(tmp_path / made, _model(), tokenizer)
+    for name in ("mlip:pocket", "mlip-text:pocket", "z:mlip:pocket"):
+        with pytest.raises(
+            InputError, match=r"'pocket' is a shipped model and a folder: \./pocket names .* plain pocket"
+        ):
+            make_encoder(name)
+    assert make_encoder("mlip:./pocket").identity != shipped
+    assert make_encoder("pocket").identity == shipped
+    assert make_encoder("z:pocket").inner.identity == shipped
+    monkeypatch.setenv("PHOSPHENE_MODELS", str(tmp_path))
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(InputError, match=r"a folder: /.*/pocket names"):
+        make_encoder("mlip:pocket")
+
+
 def test_the_frequency_domain_has_nothing_to_merge(folder: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     name, stimuli = f"mlip:{folder}", scene_set(3, size=32)
     for merge in ({"tokens": 0.5}, {"flops": 0.9, "guide": "frequency"}, {"r": 1}):

@@ -11,7 +11,7 @@ from phosphene.encoders.given import GivenEncoder
 from phosphene.encoders.labels import LabelEncoder
 from phosphene.encoders.merging.encoder import MergeableEncoder
 from phosphene.encoders.minilm import MiniLMEncoder
-from phosphene.encoders.mlip.encoder import SHIPPED, MLIPEncoder, MLIPTextEncoder
+from phosphene.encoders.mlip.encoder import SHIPPED, MLIPEncoder, MLIPTextEncoder, find_named_mlip
 from phosphene.encoders.pixels import PixelGridEncoder
 from phosphene.encoders.standardised import StandardisedEncoder
 from phosphene.encoders.tfidf import TfidfSvdEncoder
@@ -132,4 +132,6 @@ def _parse(name: str) -> tuple[str, dict[str, Any]]:
         raise InputError(f"encoder {name!r} needs a model: {name}:FOLDER")
     if not colon and family == "z":
         raise InputError("encoder 'z' needs the encoder to standardise: z:gabor, z:minilm ...")
+    if family in ("mlip", "mlip-text") and argument in SHIPPED:
+        find_named_mlip(argument)
     return family, {_ARGUMENTS[family]: argument} if colon else {}

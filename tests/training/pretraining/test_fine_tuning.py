@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -31,6 +32,15 @@ def test_a_model_is_fine_tuned_from_where_it_is(whole, tmp_path):
         run(tmp_path / "wide", start=whole, model={"width": 32})
     with pytest.raises(InputError, match="there is no MLIP model 'nowhere'"):
         run(tmp_path / "none", start="nowhere")
+
+
+def test_a_folder_with_the_name_of_a_shipped_model_is_refused_as_ambiguous(whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = run_settings(None, None, "pocket")[1]
+    shutil.copytree(whole, tmp_path / "pocket" / "model")
+    with pytest.raises(InputError, match=r"'pocket' is a shipped model and a folder: \./pocket names"):
+        pretrain(None, PICTURES, out=tmp_path / "run", start="pocket", progress=False)
+    assert run_settings(None, None, "./pocket")[1] != shipped
 
 
 def test_fine_tuning_keeps_the_objective_of_the_model_and_takes_the_rates_of_its_preset(tmp_path):

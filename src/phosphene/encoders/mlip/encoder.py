@@ -26,7 +26,16 @@ if TYPE_CHECKING:
 
     from phosphene.stimuli import StimulusSet
 
-__all__ = ["SHIPPED", "MLIPEncoder", "MLIPImageConfig", "MLIPTextConfig", "MLIPTextEncoder", "find_mlip"]
+__all__ = [
+    "SHIPPED",
+    "MLIPEncoder",
+    "MLIPImageConfig",
+    "MLIPTextConfig",
+    "MLIPTextEncoder",
+    "find_mlip",
+    "find_named_mlip",
+    "model_folder",
+]
 
 log = logging.getLogger(__name__)
 
@@ -47,17 +56,46 @@ def find_mlip(source: str) -> Path:
     """
     if source in SHIPPED:
         return Path(str(resources.files("phosphene") / "weights" / source))
-    places = [Path(source).expanduser()]
-    if os.environ.get("PHOSPHENE_MODELS"):
-        places.append(Path(os.environ["PHOSPHENE_MODELS"]) / source)
-    for place in places:
-        for folder in (place / _MODEL, place):  # the folder of a run has a config.json too, of its own settings
-            if (folder / "config.json").is_file():
-                return folder
+    for place in _places(source):
+        folder = model_folder(place)
+        if folder is not None:
+            return folder
     raise InputError(
         f"there is no MLIP model {source!r}: neither shipped ({', '.join(SHIPPED)}), nor a folder with config.json as "
         "'phosphene pretrain' writes it, here or in the folder PHOSPHENE_MODELS"
     )
+
+
+def find_named_mlip(source: str) -> Path:
+    """As `find_mlip`, for ``mlip:SOURCE`` and ``--from SOURCE``, which may mean a shipped model or a folder.
+
+    Raises
+    ------
+    InputError
+        When there is none, or a shipped one and a folder of that name.
+    """
+    folders = [place for place in _places(source) if model_folder(place) is not None] if source in SHIPPED else []
+    if folders:
+        place = folders[0] if folders[0].is_absolute() else f"./{folders[0]}"
+        raise InputError(
+            f"{source!r} is a shipped model and a folder: {place} names the folder; the shipped one is the encoder "
+            f"plain {source}, and a model to start from where there is no such folder"
+        )
+    return find_mlip(source)
+
+
+def model_folder(place: Path) -> Path | None:
+    """The folder of a model, which may be that of its run; None where there is none."""
+    for folder in (place / _MODEL, place):  # the folder of a run has a config.json too, of its own settings
+        if (folder / "config.json").is_file():
+            return folder
+    return None
+
+
+def _places(source: str) -> list[Path]:
+    """Where a folder is looked for: here, then below ``PHOSPHENE_MODELS``."""
+    models = os.environ.get("PHOSPHENE_MODELS")
+    return [Path(source).expanduser(), *([Path(models) / source] if models else [])]
 
 
 def _run_name(source: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from phosphene.encoders.mlip import MLIPConfig
-from phosphene.encoders.mlip.encoder import find_mlip
+from phosphene.encoders.mlip.encoder import find_named_mlip
 from phosphene.encoders.mlip.store import read_config
 from phosphene.errors import InputError, unknown
 from phosphene.settings import Settings, flattened, load_preset, merge
@@ -208,8 +208,9 @@ def run_settings(
     settings : mapping, optional
         Tables over those of the preset.
     start : str or path, optional
-        Model to start from, by name or folder; it brings its own ``[model]`` table, and its ``[objective]`` where the
-        preset has none, with the temperatures and biases it ended with where the form of the loss is the same.
+        Model to start from, by name or folder, refused where a name may mean both. It brings its own ``[model]`` table,
+        and its ``[objective]`` where the preset has none, with the temperatures and biases it ended with where the form
+        of the loss is the same.
 
     Raises
     ------
@@ -220,7 +221,7 @@ def run_settings(
         if preset == FINE_TUNING:
             raise InputError(f"preset {FINE_TUNING!r} needs a model to start from: --from pocket, or a model folder")
         return pretrain_settings(preset, settings), None
-    content = read_config(find_mlip(str(start)))
+    content = read_config(find_named_mlip(str(start)))
     asked = (settings or {}).get("model", {})
     other = [key for key, value in asked.items() if content["model"].get(key) != value]
     if other:
