@@ -194,7 +194,7 @@ def test_a_model_is_called_by_the_name_of_its_run(
             np.testing.assert_array_equal(again.encode(stimuli).pooled, encoder.encode(stimuli).pooled)
             assert make_encoder(f"{kind}:{name}").identity == encoder.identity
         lost = Encoder.load(tmp_path / kind)
-        lost.locate(made)
+        lost.locate(made.parent)  # the folder of the run does as well
         np.testing.assert_array_equal(lost.encode(stimuli).pooled, encoder.encode(stimuli).pooled)
     assert make_encoder(f"mlip:runs/{run}").identity == make_encoder(f"mlip:{made}").identity
 
@@ -316,6 +316,8 @@ def test_settings_that_cannot_be(settings: dict, words: str) -> None:
 def test_captions_at_the_door(tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(InputError, match="1 of 2 captions are empty, the first is number 1"):
         tokenizer.encode(["a ball", "  "], 64)
+    with pytest.raises(InputError, match="there are no captions to encode"):
+        tokenizer.encode([], 64)
     long = "a red ball left of a blue box above a green tree behind a yellow star"
     with pytest.raises(InputError, match=r"longer than the context of 8 tokens, for example 'a red ball"):
         tokenizer.encode([long, "a ball"], 8)

@@ -47,6 +47,18 @@ def test_its_card_says_what_it_is() -> None:
         assert said in card
 
 
+def test_the_table_in_the_docs_is_that_of_its_card() -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "mlip.md").read_text(encoding="utf-8")
+    lines = iter(docs.split("## The shipped weights")[1].split("## ")[0].splitlines())
+    rows = [line.strip("| ").split(" | ")[2:] for line in lines if line.startswith("| ")][1:]
+    found = [cell.strip() for row in rows for cell in row]
+    alone = [score for score in FACTS["scores"] if score["score"] == "spatial"]
+    by_probe = {(score["part"], score["task"]): score for score in alone}
+    tasks = ("shape", "colour", "material", "all together", "image to text", "text to image")
+    wanted = [by_probe[f"{part} compositions", task] for task in tasks for part in ("seen", "unseen")]
+    assert found == [f"{100 * s['value']:.1f} ({100 * s['low']:.1f} to {100 * s['high']:.1f})" for s in wanted]
+
+
 @pytest.fixture(scope="module")
 def scores() -> dict[tuple[str, str], float]:
     data = DataSettings.build(FACTS["settings"]["data"] | {"plain": 1.0})

@@ -139,6 +139,9 @@ def test_bad_input(clip: Path, pictures: StimulusSet) -> None:
         fidelity(pictures, f"hf:{clip}", by="flop")
     with pytest.raises(InputError, match="repeats must be at least 1"):
         fidelity(pictures, f"hf:{clip}", repeats=0)
+    for size in (0, -1):
+        with pytest.raises(InputError, match=f"batch_size must be at least 1, found {size}"):
+            fidelity(pictures, f"hf:{clip}", batch_size=size)
     with pytest.raises(InputError, match=r"'z:gabor' has no tower .*; pocket, mlip:FOLDER, hf:MODEL have"):
         fidelity(pictures, "z:gabor")
     with pytest.raises(InputError, match=r"tokens = 1\.5"):

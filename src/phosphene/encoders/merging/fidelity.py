@@ -207,7 +207,7 @@ def fidelity(
     >>> report = fidelity(scene_set(8), "hf:FOLDER", [0.7, 0.5], cosine=0.99)  # doctest: +SKIP
     >>> print(report.text())  # doctest: +SKIP
     """
-    _check(stimuli, by, cosine, repeats)
+    _check(stimuli, by, cosine, batch_size, repeats)
     full, base = _unmerged(encoder, device)
     asked = [(rate, _merged(full, base, by, rate)) for rate in _reachable(full, base, by, rates)]
     size = min(batch_size or full.batch_size, len(stimuli))
@@ -236,11 +236,13 @@ def fidelity(
     return FidelityReport(full.label, by, tuple(rows), protocol, cosine)
 
 
-def _check(stimuli: StimulusSet, by: str, cosine: float | None, repeats: int) -> None:
+def _check(stimuli: StimulusSet, by: str, cosine: float | None, batch_size: int | None, repeats: int) -> None:
     if by not in ("flops", "tokens"):
         raise unknown("measure of a merging rate", by, ("flops", "tokens"))
     if cosine is not None and not 0 < cosine <= 1:
         raise InputError(f"the wanted cosine must be above 0 and at most 1, found {cosine:g}")
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, found {batch_size}")
     if repeats < 1:
         raise InputError(f"repeats must be at least 1, found {repeats}")
     if not stimuli.has_pixels or len(stimuli) < 3:

@@ -150,6 +150,9 @@ class _MLIPSource(PretrainedEncoder):
     def saved_label(self) -> str:
         return self.label
 
+    def locate(self, folder: str | Path) -> None:
+        super().locate(model_folder(Path(folder)) or folder)
+
     def _find(self) -> Path:
         return find_mlip(self.source)
 

@@ -123,8 +123,10 @@ class Tokenizer:
         Raises
         ------
         InputError
-            For an empty caption or one that is too long, naming it.
+            For an empty caption or one that is too long, naming it; where there are none at all.
         """
+        if not texts:
+            raise InputError("there are no captions to encode")
         empty = [row for row, text in enumerate(texts) if not text.strip()]
         if empty:
             raise InputError(f"{len(empty)} of {len(texts)} captions are empty, the first is number {empty[0]}")
