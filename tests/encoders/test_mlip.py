@@ -11,6 +11,7 @@ import torch
 
 from phosphene.encoders import Encoder, encode, make_encoder
 from phosphene.encoders.merging.fidelity import fidelity
+from phosphene.encoders.merging.settings import MergeSettings
 from phosphene.encoders.mlip import MLIP, MLIPConfig, Tokenizer, load_model, save_model
 from phosphene.encoders.mlip.similarity import SCORES, similarities
 from phosphene.errors import InputError
@@ -383,6 +384,25 @@ def test_merged_encoder_gives_the_full_grid_under_its_own_identity(folder: Path)
         guided.encode(stimuli)
     spoken = make_encoder(f"mlip:{folder}", merge={"tokens": 0.5, "guide": "text"}, texts=("a red ball",))
     assert spoken.encode(stimuli).tokens.shape == (4, 17, 12)
+
+
+def test_a_model_that_merges_otherwise_shares_its_weights(folder: Path) -> None:
+    model = load_model(folder)[0]
+    twin = model.with_merge(MergeSettings(tokens=0.5))
+    assert not twin.training
+    assert twin.config.merge == MergeSettings(tokens=0.5)
+    assert model.config.merge is None
+    own, others = dict(model.named_parameters()), dict(twin.named_parameters())
+    assert own.keys() == others.keys()
+    for name, parameter in own.items():
+        assert others[name].data_ptr() == parameter.data_ptr()
+        assert not others[name].requires_grad
+    pixels = torch.randn(2, 3, 32, 32)
+    merged = load_model(folder, MergeSettings(tokens=0.5))[0]
+    assert torch.equal(twin.encode_image(pixels).spatial, merged.encode_image(pixels).spatial)
+    before = torch.random.get_rng_state()
+    model.with_merge(None)
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_flops_budget_counts_what_merging_cannot_change() -> None:

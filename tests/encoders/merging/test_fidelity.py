@@ -161,10 +161,10 @@ def test_every_encoder_with_the_setting_keeps_its_promises() -> None:
     assert all(kind in able or not issubclass(kind, MergeableEncoder) for kind in ENCODERS.values())
 
 
-def test_mlip_towers_too(tmp_path: Path, pictures: StimulusSet) -> None:
+def test_mlip_towers_too(tmp_path: Path, pictures: StimulusSet, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from phosphene.encoders.mlip import MLIP, MLIPConfig, Tokenizer, save_model
+    from phosphene.encoders.mlip import MLIP, MLIPConfig, Tokenizer, save_model, store
 
     torch.manual_seed(0)
     sizes = {"width": 16, "heads": 2, "embed": 12, "token_embed": 8, "text_width": 16, "text_heads": 2}
@@ -172,7 +172,10 @@ def test_mlip_towers_too(tmp_path: Path, pictures: StimulusSet) -> None:
     tokenizer = Tokenizer.train([text for texts in pictures.captions for text in texts], 300)
     model = MLIP(MLIPConfig.build({**sizes, **depth, "merge": {"tokens": 0.9}}))
     save_model(tmp_path / "tiny", model, tokenizer, card="# tiny\n", facts={})
+    load, loaded = store.load_model, []
+    monkeypatch.setattr(store, "load_model", lambda *some: loaded.append(some) or load(*some))
     report = fidelity(pictures, f"mlip:{tmp_path / 'tiny'}", [0.5, 0.8], by="tokens", repeats=1, cosine=0.5)
+    assert len(loaded) == 1
     assert [row.remaining for row in report.rows] == [19, 30]
     assert report.rows[0].cosine < report.rows[1].cosine < 1
     whole = make_encoder(f"mlip:{tmp_path / 'tiny'}", merge={})

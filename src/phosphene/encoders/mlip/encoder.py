@@ -265,7 +265,8 @@ class MLIPEncoder(_MLIPSource, MergeableEncoder):
 
     def with_merge(self, merge: MergeSettings) -> Self:
         twin = super().with_merge(merge)
-        twin._network = None  # the tower holds its schedule: it is built anew
+        network: Any = self.network()
+        twin._network = network.with_merge(twin.merging(self.folder))  # the tower holds its schedule
         return twin
 
     def _read_facts(self, folder: Path) -> dict[str, Any]:

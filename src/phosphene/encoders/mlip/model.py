@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from phosphene.encoders.merging.guides import embedding_cue
+from phosphene.encoders.merging.settings import MergeSettings
 from phosphene.encoders.mlip.config import MLIPConfig
 from phosphene.encoders.mlip.image import Cue, ImageStates, ImageTower
 from phosphene.encoders.mlip.text import TextTower
@@ -85,6 +86,15 @@ class MLIP(nn.Module):
             self.word_projection = nn.Linear(config.text_width, config.token_embed, bias=False)
             if config.frequency_head:
                 self.frequency_token_projection = nn.Linear(config.width, config.token_embed, bias=False)
+
+    def with_merge(self, merge: MergeSettings | None) -> MLIP:
+        """The same weights, shared, in a model that merges tokens otherwise: merging has no weights of its own."""
+        with torch.random.fork_rng(devices=[]):  # first weights are drawn here, and not kept
+            twin = MLIP(self.config.model_copy(update={"merge": merge}))
+        twin.load_state_dict(self.state_dict(), assign=True)
+        for parameter, own in zip(twin.parameters(), self.parameters(), strict=True):
+            parameter.requires_grad_(own.requires_grad)
+        return twin.train(self.training)
 
     def image_states(self, pixels: Tensor, texts: Tensor | None = None) -> ImageStates:
         """Tokens of pictures before any projection, merged as the settings say.
