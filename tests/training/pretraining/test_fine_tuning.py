@@ -34,6 +34,27 @@ def test_a_model_is_fine_tuned_from_where_it_is(whole, tmp_path):
         run(tmp_path / "none", start="nowhere")
 
 
+def test_merging_has_no_weights_and_may_be_another_one_than_the_start_had(whole, tmp_path):
+    merging = run(tmp_path / "on", start=whole, model={"merge": {"tokens": 0.8}}, training={"steps": 1})
+    model = load_model(merging)[0]
+    assert model.config.merge.tokens == 0.8
+    assert any(model.image.rates)
+    kept = run_settings(None, {"model": {"merge": {"tokens": 0.8}}}, merging)[0].model
+    assert kept == run_settings(None, None, merging)[0].model == model.config
+    other = run_settings(None, {"model": {"merge": {"flops": 0.9}}}, merging)[0].model.merge  # in place of its own
+    assert (other.tokens, other.flops) == (None, 0.9)
+    for none in (None, {}):
+        off = run(tmp_path / f"off{none}", start=merging, model={"merge": none}, training={"steps": 1})
+        assert not any(load_model(off)[0].image.rates)
+    with pytest.raises(InputError, match=r"has its own sizes: remove model\.width"):
+        run_settings(None, {"model": {"merge": {"tokens": 0.8}, "width": 32}}, whole)
+    with pytest.raises(InputError, match="out of reach"):
+        run(tmp_path / "far", start=whole, model={"merge": {"tokens": 0.01}})
+    for start in (None, whole):
+        with pytest.raises(InputError, match="model = 3"):
+            run_settings(None, {"model": 3}, start)
+
+
 def test_a_folder_with_the_name_of_a_shipped_model_is_refused_as_ambiguous(whole, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shipped = run_settings(None, None, "pocket")[1]

@@ -306,6 +306,8 @@ def _model(
     """The model a run starts with, the same in every process, and its tokenizer."""
     if start is not None:
         model, tokenizer = load_model(find_mlip(str(start)))
+        if settings.model != model.config:
+            model = model.with_merge(settings.model.merge)
         return model.requires_grad_(True), tokenizer
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -209,8 +209,8 @@ def run_settings(
         Tables over those of the preset.
     start : str or path, optional
         Model to start from, by name or folder, refused where a name may mean both. It brings its own ``[model]`` table,
-        and its ``[objective]`` where the preset has none, with the temperatures and biases it ended with where the form
-        of the loss is the same.
+        where ``merge`` alone may be another, and its ``[objective]`` where the preset has none, with the temperatures
+        and biases it ended with where the form of the loss is the same.
 
     Raises
     ------
@@ -222,10 +222,7 @@ def run_settings(
             raise InputError(f"preset {FINE_TUNING!r} needs a model to start from: --from pocket, or a model folder")
         return pretrain_settings(preset, settings), None
     content = read_config(find_named_mlip(str(start)))
-    asked = (settings or {}).get("model", {})
-    other = [key for key, value in asked.items() if content["model"].get(key) != value]
-    if other:
-        raise InputError(f"the model to start from has its own sizes: remove model.{', model.'.join(other)}")
+    model = _with_asked(content["model"], (settings or {}).get("model", {}))
     chosen = load_preset("encoders", "mlip", preset or FINE_TUNING)
     if any(content["model"].get(key) != value for key, value in chosen.get("model", {}).items()):
         log.info("sizes are those of the model to start from, not of preset %r", preset)
@@ -233,4 +230,17 @@ def run_settings(
     known = {key: value for key, value in facts.get("settings", {}).get("objective", {}).items() if value is not None}
     if pretrain_settings(None, {"objective": known}, *layers).objective.form == known.get("form"):
         known |= {**facts.get("temperatures", {}), **facts.get("biases", {})}  # learned with that form of the loss
-    return pretrain_settings(None, {"objective": known}, *layers, {"model": content["model"]}), str(content["weights"])
+    return pretrain_settings(None, {"objective": known}, *layers, {"model": model}), str(content["weights"])
+
+
+def _with_asked(model: Mapping[str, Any], asked: Any) -> dict[str, Any]:
+    """The ``[model]`` table of a model to start from, with other token merging where that is asked for."""
+    if not isinstance(asked, Mapping):
+        raise InputError(f"model = {asked!r}: [model] is a table of settings, such as model.merge.tokens = 0.5")
+    other = [key for key, value in asked.items() if key != "merge" and model.get(key) != value]
+    if other:
+        raise InputError(
+            f"the model to start from has its own sizes: remove model.{', model.'.join(other)}; merge alone, which has "
+            "no weights, may be another one"
+        )
+    return {**model, **({"merge": asked["merge"]} if "merge" in asked else {})}
