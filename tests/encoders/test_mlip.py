@@ -297,6 +297,65 @@ def test_a_model_without_frequency_domain_says_so(tokenizer: Tokenizer, tmp_path
         make_encoder(f"mlip:{tmp_path / 'm'}", domain="frequency").encode(scene_set(2, size=32))
 
 
+def _untrained(path: Path, tokenizer: Tokenizer, facts: dict, **settings: object) -> str:
+    save_model(path, _model(**settings), tokenizer, facts=facts)
+    return f"mlip:{path}"
+
+
+# as models tell it now, and as earlier ones did, in their settings alone
+TOLD = {"untrained": ["frequency"]}
+IN_SETTINGS = {"start": None, "settings": {"objective": {"spatial_weight": 1.0, "frequency_weight": 0.0}}}
+
+
+@pytest.mark.parametrize("facts", [TOLD, IN_SETTINGS])
+def test_an_embedding_that_nothing_trained_is_no_target(facts: dict, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    stimuli, name = scene_set(3, size=32), _untrained(tmp_path / "m", tokenizer, facts)
+    with pytest.raises(InputError, match=r"nothing trained the frequency embedding .* domain = 'spatial'.*projected"):
+        encode(stimuli, make_encoder(name, domain="frequency"), cache=False)
+    states = make_encoder(name, domain="frequency", projected=False)
+    found = states.encode(stimuli)
+    np.testing.assert_allclose(found.pooled, found.tokens.mean(axis=1), atol=1e-5)  # nor is it pooled by that map
+    trained = make_encoder(_untrained(tmp_path / "t", tokenizer, {}), domain="frequency", projected=False)
+    np.testing.assert_array_equal(trained.encode(stimuli).tokens, found.tokens)
+    assert trained.identity != states.identity
+    spatial = make_encoder(name)
+    assert spatial.identity == make_encoder(f"mlip:{tmp_path / 't'}").identity
+    both = {"untrained": ["frequency", "frequency_token"]}
+    beside = _untrained(tmp_path / "p", tokenizer, both, arrangement="parallel")  # then nothing trains that branch
+    with pytest.raises(InputError, match="nothing trained the frequency embedding"):
+        encode(stimuli, make_encoder(beside, domain="frequency", projected=False), cache=False)
+
+
+def test_a_model_says_what_nothing_trained_unless_its_start_may_have(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    for facts in ({}, {**IN_SETTINGS, "start": "abc"}, {**IN_SETTINGS, "untrained": []}):
+        name = _untrained(tmp_path / str(len(list(tmp_path.iterdir()))), tokenizer, facts)
+        assert make_encoder(name, domain="frequency").encode(scene_set(2, size=32)).pooled.shape == (2, 12)
+
+
+@pytest.mark.parametrize("guide", ["frequency", "both", "text"])
+def test_an_embedding_that_nothing_trained_guides_no_merging(
+    guide: str, tokenizer: Tokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stimuli, merge = scene_set(16, size=32), {"tokens": 0.6, "guide": guide, "strength": 1.0}
+    texts = {"texts": ("a red ball",)} if guide == "text" else {}
+    trained = make_encoder(_untrained(tmp_path / "t", tokenizer, {}), merge=merge, **texts)
+    assert trained.encode(stimuli) is not None
+    assert "random" not in caplog.text
+    untrained = make_encoder(_untrained(tmp_path / "m", tokenizer, TOLD), merge=merge, **texts)
+    found = untrained.encode(stimuli).pooled
+    untrained.encode(stimuli)
+    assert caplog.text.count("nothing trained the frequency embedding of this model") == 1
+    assert untrained.identity != trained.identity
+    assert not np.allclose(found, trained.encode(stimuli).pooled, atol=1e-4)
+    # the random projection takes no part
+    other = load_model(tmp_path / "m")[0]
+    with torch.no_grad():
+        other.frequency_projection.weight.add_(1.0)
+    save_model(tmp_path / "o", other, tokenizer, facts=TOLD)
+    again = make_encoder(f"mlip:{tmp_path / 'o'}", merge=merge, **texts)
+    np.testing.assert_array_equal(again.encode(stimuli).pooled, found)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

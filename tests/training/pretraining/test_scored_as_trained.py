@@ -11,8 +11,9 @@ import pytest
 import torch
 from tiny_pairs import coloured, tiny
 
-from phosphene.encoders import encode
+from phosphene.encoders import encode, make_encoder
 from phosphene.encoders.mlip import MLIP, load_model
+from phosphene.errors import InputError
 from phosphene.stimuli import StimulusSet
 from phosphene.training.pretraining import pretrain, pretrain_settings
 
@@ -57,6 +58,26 @@ def test_of_a_model_to_start_from_nothing_is_said_to_be_random(tmp_path: Path) -
     first = _run(tmp_path / "first", training={"steps": 1})
     second = _run(tmp_path / "second", first, objective={"frequency_weight": 0.0})
     assert "random:" not in (second / "card.md").read_text()
+
+
+def test_what_nothing_trained_is_kept_with_the_model_and_guides_no_merging(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    untrained, merge = {"frequency_weight": 0.0}, {"tokens": 0.8, "guide": "frequency"}
+    first = _run(tmp_path / "first", objective=untrained, training={"steps": 1})
+    with pytest.raises(InputError, match="nothing trained the frequency embedding"):
+        encode(coloured(4), make_encoder(f"mlip:{first}", domain="frequency"), cache=False)
+    guided, cue = [], MLIP._cue
+    monkeypatch.setattr(MLIP, "_cue", lambda self, texts: guided.append(cue(self, texts)) or guided[-1])
+    still = _run(tmp_path / "still", first, model={"merge": merge}, training={"steps": 1})  # as random as it began
+    assert set(guided) == {None}
+    assert "which are random: frequency." in (still / "card.md").read_text()
+    assert "stay random: frequency " in caplog.text
+    guided.clear()
+    trained = _run(tmp_path / "trained", first, objective={"frequency_weight": 1.0}, model={"merge": merge})
+    assert None not in guided
+    assert "random:" not in (trained / "card.md").read_text()
+    assert encode(coloured(4), make_encoder(f"mlip:{trained}", domain="frequency"), cache=False).shape() == (12,)
 
 
 def test_presets_train_every_embedding_that_they_have() -> None:

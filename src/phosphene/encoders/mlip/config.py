@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -82,6 +83,16 @@ class MLIPConfig(Settings):
         idle |= {} if self.token_heads else {"token_embed": "token_heads = false"}
         merging = {} if self.merge is None else self.merge.without_use()
         return idle | {f"merge.{name}": why for name, why in merging.items()}
+
+    def untrained(self, weights: Mapping[str, float]) -> tuple[str, ...]:
+        """Embeddings that the model has and no part of an objective trains, by the names of its weights."""
+        there = {
+            "spatial": True,
+            "frequency": self.frequency_head,
+            "spatial_token": self.token_heads,
+            "frequency_token": self.token_heads and self.frequency_head,
+        }
+        return tuple(name for name, present in there.items() if present and not weights[name])
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 SHIPPED = ("pocket",)
 _MODEL = "model"  # how every run names the folder of what it trained
 _SENTENCES_AT_ONCE = 256
+_READ_FREQUENCY = ("frequency", "both", "text")  # guides of merging
+_UNTRAINED = "nothing trained the frequency embedding of this model, which is random (objective.frequency_weight = 0)"
 
 
 def find_mlip(source: str) -> Path:
@@ -118,7 +120,9 @@ class MLIPImageConfig(MergingConfig):
     domain : {"spatial", "frequency"}
         Whose tokens and pooled embedding are given.
     projected : bool
-        Whether tokens are projected into the space shared with text; False gives the states of the tower.
+        Whether tokens are projected into the space shared with text; False gives the states of the tower. The
+        frequency embedding of a model whose objective did not train it is random: it is refused, and states are pooled
+        by their own mean.
     merge : MergeSettings, optional
         Token merging in the spatial blocks; without it nothing is merged, also where the model was trained with
         merging. With the domain "frequency", which comes before those blocks, it is refused.
@@ -231,6 +235,8 @@ class MLIPEncoder(_MLIPSource, MergeableEncoder):
             return tokens, projected[:, 0]
         if states.frequency is None or model.frequency_projection is None:
             raise unknown(f"domain of encoder {self.label!r}:", "frequency", ["spatial"])
+        if not model.frequency_trained:  # `_read_facts` has seen that states are asked for
+            return states.frequency, states.frequency.mean(dim=1)
         projected = model.frequency_projection(states.frequency)
         return projected if self.config.projected else states.frequency, projected.mean(dim=1)
 
@@ -261,7 +267,19 @@ class MLIPEncoder(_MLIPSource, MergeableEncoder):
         if self.config.merge is None and trained is not None and trained.active:
             said = ", ".join(f"merge.{setting}" for setting in trained.changed(MergeSettings.model_fields))
             log.info("%s was trained with token merging, which is left out: %s would take it up", self.label, said)
+        if self._guide_falls_back(folder):
+            log.warning("encoder %r: %s, so merging is guided without it", self.label, _UNTRAINED)
         return super()._load(folder)
+
+    def _guide_falls_back(self, folder: Path) -> bool:
+        """Whether the guide of merging would read the frequency embedding, and nothing trained that."""
+        reads = self._model_config(folder).frequency_head and self.merging(folder).guide in _READ_FREQUENCY
+        return reads and "frequency" in self._untrained(folder)
+
+    def _untrained(self, folder: Path) -> tuple[str, ...]:
+        from phosphene.encoders.mlip.store import read_config, untrained
+
+        return untrained(read_config(folder))
 
     def with_merge(self, merge: MergeSettings) -> Self:
         twin = super().with_merge(merge)
@@ -270,7 +288,18 @@ class MLIPEncoder(_MLIPSource, MergeableEncoder):
         return twin
 
     def _read_facts(self, folder: Path) -> dict[str, Any]:
-        return super()._read_facts(folder) | self.merging_facts(folder)
+        facts = super()._read_facts(folder) | self.merging_facts(folder)
+        if "merging" in facts and self._guide_falls_back(folder):
+            facts["merging"]["cue"] = "frequency untrained"
+        if self.config.domain == "frequency" and "frequency" in (untrained := self._untrained(folder)):
+            beside = self._model_config(folder).arrangement == "parallel"
+            if self.config.projected or (beside and "frequency_token" in untrained):
+                raise InputError(
+                    f"encoder {self.label!r}: {_UNTRAINED}; take domain = 'spatial'"
+                    f"{'' if beside else ', or projected = False for the states before that projection'}"
+                )
+            facts["pooled"] = "states"
+        return facts
 
     def _model_config(self, folder: Path) -> MLIPConfig:
         from phosphene.encoders.mlip.store import read_config

@@ -108,7 +108,7 @@ class ImageTower(nn.Module):
         self.frequency_norm = nn.LayerNorm(width) if config.frequency_head else None
         self.rates = merge_rates(config)
 
-    def forward(self, pixels: Tensor, cue: Cue | None = None) -> ImageStates:
+    def forward(self, pixels: Tensor, cue: Cue | None = None, of_frequency: bool = True) -> ImageStates:
         """Tokens of pictures.
 
         Parameters
@@ -118,6 +118,8 @@ class ImageTower(nn.Module):
         cue : callable, optional
             Salience of patches for merging guided by frequency or text; without it the guide by frequency takes the
             high-pass energy of the grid.
+        of_frequency : bool
+            Whether that is read from the tokens of the frequency domain, where there are any.
 
         Raises
         ------
@@ -140,7 +142,8 @@ class ImageTower(nn.Module):
             for block in self.spatial:
                 tokens = block(tokens)
             return ImageStates(self.norm(tokens), frequency)
-        salience = None if cue is None else cue(self.norm(patches) if frequency is None else frequency)
+        read = frequency if of_frequency and frequency is not None else None
+        salience = None if cue is None else cue(self.norm(patches) if read is None else read)
         return self._merging(tokens, frequency, salience)
 
     def _merging(self, tokens: Tensor, frequency: Tensor | None, salience: Tensor | None) -> ImageStates:

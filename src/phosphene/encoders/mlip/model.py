@@ -64,6 +64,11 @@ class MLIP(nn.Module):
     ----------
     config : MLIPConfig
 
+    Attributes
+    ----------
+    frequency_trained : bool
+        Whether anything trains the frequency embedding. Where nothing does, it guides no merging.
+
     Examples
     --------
     >>> model = MLIP(MLIPConfig(width=32, embed=16, text_width=32))
@@ -73,7 +78,7 @@ class MLIP(nn.Module):
 
     def __init__(self, config: MLIPConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.frequency_trained = config, True
         self.image, self.text = ImageTower(config), TextTower(config)
         self.spatial_projection = nn.Linear(config.width, config.embed, bias=False)
         self.text_projection = nn.Linear(config.text_width, config.embed, bias=False)
@@ -94,6 +99,7 @@ class MLIP(nn.Module):
         twin.load_state_dict(self.state_dict(), assign=True)
         for parameter, own in zip(twin.parameters(), self.parameters(), strict=True):
             parameter.requires_grad_(own.requires_grad)
+        twin.frequency_trained = self.frequency_trained
         return twin.train(self.training)
 
     def image_states(self, pixels: Tensor, texts: Tensor | None = None) -> ImageStates:
@@ -105,15 +111,22 @@ class MLIP(nn.Module):
         texts : Tensor (texts, embed), optional
             Pooled text embeddings, for merging guided by text: patches that resemble one of them are spared.
         """
-        return self.image(pixels, self._cue(texts))
+        states: ImageStates = self.image(pixels, self._cue(texts), self._frequency_guides)
+        return states
+
+    @property
+    def _frequency_guides(self) -> bool:
+        return self.frequency_projection is not None and self.frequency_trained
 
     def _cue(self, texts: Tensor | None) -> Cue | None:
         """Salience of patches: likeness to the texts, or of the frequency tokens to their own picture's embedding."""
         guide = "none" if self.config.merge is None else self.config.merge.guide
-        project = self.frequency_projection or self.spatial_projection
+        project = self.spatial_projection
+        if self._frequency_guides and self.frequency_projection is not None:
+            project = self.frequency_projection
         if guide == "text" and texts is not None:
             return lambda patches: embedding_cue(project(patches), texts)
-        if guide in ("frequency", "both") and self.frequency_projection is not None:
+        if guide in ("frequency", "both") and self._frequency_guides:
 
             def own(patches: Tensor) -> Tensor:
                 projected = project(patches)

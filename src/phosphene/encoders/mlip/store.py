@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from phosphene.encoders.mlip.tokenizer import Tokenizer
 from phosphene.errors import InputError
 from phosphene.files import FolderFormat, digest, read_json, write_json
 
-__all__ = ["load_model", "read_config", "save_model"]
+__all__ = ["load_model", "read_config", "save_model", "untrained"]
 
 _FORMAT = 1
 _KIND = "mlip"
@@ -89,6 +90,23 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def untrained(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """Embeddings of a model that nothing trained, by the names of their weights in the objective.
+
+    Parameters
+    ----------
+    content : mapping
+        As `read_config` gives it. A model that does not tell says it by its settings, unless it began with another
+        one, which may have trained them.
+    """
+    facts = content["facts"]
+    objective = facts.get("settings", {}).get("objective")
+    if "untrained" in facts or objective is None or facts.get("start") is not None:
+        return tuple(facts.get("untrained", ()))
+    weights = {key.removesuffix("_weight"): value for key, value in objective.items() if key.endswith("_weight")}
+    return MLIPConfig.build(content["model"]).untrained(defaultdict(lambda: 1.0, weights))
+
+
 def load_model(path: str | Path, merge: MergeSettings | None = None) -> tuple[MLIP, Tokenizer]:
     """Read a model written by `save_model`, in eval mode on the CPU.
 
@@ -118,6 +136,7 @@ def load_model(path: str | Path, merge: MergeSettings | None = None) -> tuple[ML
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise InputError(f"{file} does not fit the settings in config.json: {error}") from error
+    model.frequency_trained = "frequency" not in untrained(content)
     return model.float().eval().requires_grad_(False), _tokenizer(path / "tokenizer.json", content["tokenizer"])
 
 

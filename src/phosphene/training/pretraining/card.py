@@ -175,7 +175,7 @@ def model_card(settings: PretrainSettings, facts: Mapping[str, Any], scores: Seq
         "## Limits",
         "",
         *_limits(facts),
-        *_untrained(settings, facts),
+        *_untrained(facts),
     ]
     return "\n".join(lines) + "\n"
 
@@ -189,12 +189,10 @@ def _changes(facts: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _untrained(settings: PretrainSettings, facts: Mapping[str, Any]) -> list[str]:
-    """Embeddings that are as random as they began; a model to start from may have trained them."""
-    names = settings.untrained if facts["start"] is None else ()
-    return (
-        [f"* No part of the objective trained these embeddings, which are random: {', '.join(names)}."] if names else []
-    )
+def _untrained(facts: Mapping[str, Any]) -> list[str]:
+    """Embeddings that are as random as they began."""
+    names = facts["untrained"]
+    return [f"* Nothing trained these embeddings, which are random: {', '.join(names)}."] if names else []
 
 
 def _limits(facts: Mapping[str, Any]) -> list[str]:

@@ -17,6 +17,8 @@ from phosphene.encoders.mlip import MLIP, Tokenizer, load_model, save_model
 from phosphene.encoders.mlip.encoder import find_mlip
 from phosphene.encoders.mlip.seen import SeenPictures
 from phosphene.encoders.mlip.similarity import SCORES
+from phosphene.encoders.mlip.store import read_config
+from phosphene.encoders.mlip.store import untrained as untrained_before
 from phosphene.errors import InputError
 from phosphene.files import digest, write_json, write_text
 from phosphene.stimuli import StimulusSet, check_captions, check_pictures_apart, picture_hashes
@@ -132,6 +134,8 @@ def pretrain(
     fabric.barrier()  # every process has looked into the run folder before the first one writes there
     leads = fabric.global_rank == 0
     model, words = _model(chosen, start, given, pairs.source, run, fabric, seed)
+    untrained = _untrained(chosen, start)
+    model.frequency_trained = "frequency" not in untrained
     check_lengths(pairs.source.corpus(), words, chosen.model.text_context, cut=chosen.data.long_captions == "cut")
     loader = PairLoader(
         pairs.source,
@@ -145,11 +149,11 @@ def pretrain(
         run.begin()
         if unused := chosen.unused(settings or {}, scenes=stimuli is None):
             log.warning("without a use: %s", ", ".join(f"{name} ({why})" for name, why in unused.items()))
-        if start is None and chosen.untrained:
+        if untrained:
             log.warning(
                 "no part of the objective trains these embeddings, which stay random: %s (model.frequency_head and "
                 "model.token_heads = false leave them out)",
-                ", ".join(chosen.untrained),
+                ", ".join(untrained),
             )
         if start is None and not (run.path / _TOKENIZER).exists():
             write_text(run.path / _TOKENIZER, words.to_json())
@@ -175,7 +179,7 @@ def pretrain(
         )
     if leads:
         facts = _facts(chosen, pairs, model, done, fabric)
-        facts |= {"preset": preset, "seed": seed, "start": model_start}
+        facts |= {"preset": preset, "seed": seed, "start": model_start, "untrained": list(untrained)}
         facts |= {"changes": run.changes} if run.changes else {}
         facts |= {} if given is None else {"tokenizer": "given"}
         facts |= {"temperatures": objective.temperatures(), "biases": objective.biases()}
@@ -321,6 +325,14 @@ def _model(
         else:
             text = Tokenizer.train(source.corpus(), settings.model.vocabulary).to_json()
     return model, Tokenizer.from_json(fabric.broadcast(text))
+
+
+def _untrained(settings: PretrainSettings, start: str | Path | None) -> tuple[str, ...]:
+    """Embeddings that stay random: the objective does not train them, nor did that of a model to start from."""
+    if start is None:
+        return settings.untrained
+    before = untrained_before(read_config(find_mlip(str(start))))
+    return tuple(name for name in settings.untrained if name in before)
 
 
 def _render_pool(scenes: ScenePairs, pool: int, fabric: Fabric, progress: bool) -> None:

@@ -169,14 +169,7 @@ class PretrainSettings(Settings):
     @property
     def untrained(self) -> tuple[str, ...]:
         """Embeddings that the model has and no part of the objective trains, by the names of the weights."""
-        tokens, frequency = self.model.token_heads, self.model.frequency_head
-        there = {
-            "spatial": True,
-            "frequency": frequency,
-            "spatial_token": tokens,
-            "frequency_token": tokens and frequency,
-        }
-        return tuple(name for name, present in there.items() if present and not self.objective.weights[name])
+        return self.model.untrained(self.objective.weights)
 
 
 def pretrain_settings(preset: str | None, *layers: Mapping[str, Any] | None) -> PretrainSettings:
