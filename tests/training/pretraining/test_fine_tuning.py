@@ -89,6 +89,62 @@ def test_the_sizes_and_the_card_are_those_of_the_model_to_start_from(whole, tmp_
     assert (whole / "card.md").read_text().startswith("# MLIP model\n")
 
 
+ONLY_SCENES = "**Trained on procedural scenes only**: no photograph, no text written by people."
+
+
+def test_the_card_tells_what_the_model_to_start_from_saw(whole, tmp_path):
+    short = {"training": {"steps": 1}, "data": {"long_captions": "cut", "plain": 1.0}}
+    photo = json.loads((whole / "config.json").read_text())
+    scenes = run(tmp_path / "scenes", None, start=whole, **short)
+    card = (scenes / "card.md").read_text()
+    assert "procedural scenes only" not in card
+    assert "no photograph" not in card
+    assert "Nothing is known of its behaviour on photographs" not in card
+    assert "**This run: procedural scenes**, after pictures in one before." in card
+    seen = f"22 pictures with 66 captions (content {photo['facts']['data']['identity']})"
+    assert f"* Before, as `{whole.parent.name}` (weights {photo['weights']}): {seen}." in card
+
+    first = run(tmp_path / "first", None, **short)
+    assert ONLY_SCENES in (first / "card.md").read_text()
+    more = run(tmp_path / "more", None, start=first, **short)  # scenes throughout
+    assert ONLY_SCENES in (more / "card.md").read_text()
+    assert "* Before, as `first` (weights" in (more / "card.md").read_text()
+    tuned = run(tmp_path / "tuned", start=more, **short)
+    lines = [line for line in (tuned / "card.md").read_text().splitlines() if line.startswith("* Before")]
+    assert [line.split("(weights ")[0] for line in lines] == ["* Before, as `first` ", "* Before, as `more` "]
+    assert all(line.endswith("): procedural scenes.") for line in lines)
+    assert str(tmp_path) not in (tuned / "card.md").read_text() + (tuned / "config.json").read_text()
+
+
+def test_the_card_claims_nothing_of_a_start_that_does_not_tell(whole, tmp_path):
+    model, tokenizer = load_model(whole)
+    earlier = {"data": {"source": "scenes"}, "start": "0" * 32}  # a version that told the last run alone
+    for name, facts, words in (
+        ("silent", {}, "): nothing is told."),
+        ("earlier", earlier, "): procedural scenes, after a model of which nothing is told."),
+    ):
+        save_model(tmp_path / name, model, tokenizer, facts=facts)
+        card = (
+            run(tmp_path / f"from-{name}", None, start=tmp_path / name, training={"steps": 1}) / "card.md"
+        ).read_text()
+        assert "procedural scenes only" not in card
+        assert "**This run: procedural scenes**, after a model that does not tell all it was trained on." in card
+        assert words in card
+
+
+def test_the_card_tells_merging_and_what_the_objective_ended_with(tmp_path):
+    out = run(tmp_path, model={"merge": {"tokens": 0.8}}, training={"steps": 3})
+    facts, card = json.loads((out / "config.json").read_text())["facts"], (out / "card.md").read_text()
+    assert (
+        "* Trained and scored with token merging (merge.tokens = 0.8); as an encoder it merges nothing unless" in card
+    )
+    (line,) = [line for line in card.splitlines() if line.startswith("* Objective: ")]
+    assert f"temperature {facts['temperatures']['temperature']:.4g} (learned, from 0.07)" in line
+    assert "bias" not in line  # the form softmax has none
+    fixed = run(tmp_path / "fixed", objective={"learn_temperature": False}, training={"steps": 1})
+    assert ", temperature 0.07, token_temperature 0.07, " in (fixed / "card.md").read_text()
+
+
 def test_fine_tuning_goes_on_with_what_the_form_of_the_loss_has_learned(tmp_path):
     first = run(tmp_path, objective={"form": "sigmoid", "bias": -3.0, "token_bias": -4.0})
     facts = json.loads((first / "config.json").read_text())["facts"]

@@ -35,6 +35,7 @@ __all__ = [
     "find_mlip",
     "find_named_mlip",
     "model_folder",
+    "run_name",
 ]
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ def _places(source: str) -> list[Path]:
     return [Path(source).expanduser(), *([Path(models) / source] if models else [])]
 
 
-def _run_name(source: str) -> str:
+def run_name(source: str) -> str:
     """Name by which a model is found again: its folder's, or where that is called ``model`` that of the run."""
     place = Path(source).expanduser()
     if place.is_dir():
@@ -148,7 +149,7 @@ class _MLIPSource(PretrainedEncoder):
 
     @property
     def label(self) -> str:
-        return f"{self.source}{self.suffix}" if self.source in SHIPPED else f"{self.name}:{_run_name(self.source)}"
+        return f"{self.source}{self.suffix}" if self.source in SHIPPED else f"{self.name}:{run_name(self.source)}"
 
     @property
     def saved_label(self) -> str:
@@ -196,7 +197,7 @@ class _MLIPSource(PretrainedEncoder):
     def _saved_config(self) -> dict[str, Any]:
         return {
             **super()._saved_config(),
-            "source": self.source if self.source in SHIPPED else _run_name(self.source),
+            "source": self.source if self.source in SHIPPED else run_name(self.source),
         }
 
 

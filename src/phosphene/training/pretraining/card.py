@@ -104,7 +104,7 @@ def _recipe(settings: PretrainSettings, facts: Mapping[str, Any]) -> list[str]:
         held += simple if data.simple_batches else ""
         supply = f"a pool of {data.pool:,} scenes" if data.pool else "new scenes in every step"
         return [
-            "**Trained on procedural scenes only**: no photograph, no text written by people.",
+            _supply(facts),
             f"{supply[0].upper()}{supply[1:]}, {settings.model.image_size} x {settings.model.image_size} pixels; "
             f"{data.sampled} of {data.captions} captions a scene in a step{plain}; {100 * data.hard_share:.0f} % of "
             f"groups of {data.group} scenes have {data.group_colours} colours and {data.group_materials} materials; "
@@ -116,6 +116,60 @@ def _recipe(settings: PretrainSettings, facts: Mapping[str, Any]) -> list[str]:
         f"{data_facts['held_out_pictures']:,} further pictures held out for the probes "
         f"(content {data_facts['identity']}).",
     ]
+
+
+def _sources(facts: Mapping[str, Any]) -> set[str]:
+    """What the weights were trained on, in all runs that made them: "scenes", "pictures", "unknown"."""
+    runs = [*facts.get("before", ()), facts]
+    sources = {run["data"].get("source", "unknown") for run in runs}
+    return sources if runs[0]["start"] is None else {*sources, "unknown"}
+
+
+def _supply(facts: Mapping[str, Any]) -> str:
+    """What a run on scenes can say of itself: that there was nothing else only where all runs before it tell so."""
+    sources = _sources(facts)
+    if sources == {"scenes"}:
+        return "**Trained on procedural scenes only**: no photograph, no text written by people."
+    what = "pictures in one before" if "pictures" in sources else "a model that does not tell all it was trained on"
+    return f"**This run: procedural scenes**, after {what}."
+
+
+def _before(facts: Mapping[str, Any]) -> list[str]:
+    """One line for each of the runs that made the model to start from."""
+    lines = []
+    for place, run in enumerate(facts.get("before", ())):
+        data = run["data"]
+        what = {"scenes": "procedural scenes", "pictures": "pictures"}.get(data.get("source", ""), "nothing is told")
+        if {"training_pictures", "captions", "identity"} <= data.keys():
+            what = f"{data['training_pictures']:,} pictures with {data['captions']:,} captions"
+            what += f" (content {data['identity']})"
+        what += ", after a model of which nothing is told" if run["start"] is not None and not place else ""
+        lines.append(f"* Before, as `{run['name']}` (weights {run['weights']}): {what}.")
+    return lines
+
+
+def _objective(settings: PretrainSettings, facts: Mapping[str, Any]) -> str:
+    """Settings of the objective that have a use; of what was learned the last value and the first."""
+    values, idle = settings.objective.model_dump(mode="json"), settings.objective.without_use()
+    learned = {**facts["temperatures"], **facts["biases"]}
+    said = []
+    for key, first in values.items():
+        last = learned.get(key)
+        if key in idle or (first is None and last is None):
+            continue
+        if last is None or (first is not None and f"{last:.4g}" == f"{first:.4g}"):
+            said.append(f"{key} {first}")
+        else:
+            said.append(f"{key} {last:.4g} (learned{'' if first is None else f', from {first:g}'})")
+    return ", ".join(said)
+
+
+def _merging(settings: PretrainSettings) -> list[str]:
+    merge = settings.model.merge
+    if merge is None or not merge.active:
+        return []
+    said = ", ".join(f"merge.{setting}" for setting in merge.changed(type(merge).model_fields))
+    return [f"* Trained and scored with token merging ({said}); as an encoder it merges nothing unless it is told to."]
 
 
 def model_card(settings: PretrainSettings, facts: Mapping[str, Any], scores: Sequence[Score]) -> str:
@@ -138,7 +192,6 @@ def model_card(settings: PretrainSettings, facts: Mapping[str, Any], scores: Seq
     begun += ", a given tokenizer" if facts.get("tokenizer") else ""
     name = f" {facts['preset']}" if facts["preset"] else ""
     title = f"MLIP model{name}" if facts["start"] is None else f"Fine-tuned MLIP model, preset{name}"
-    weights = {key: value for key, value in settings.objective.model_dump(mode="json").items() if value is not None}
     batches = f" in {training.accumulate} batches" if training.accumulate > 1 else ""
     averaged = f"averaged weights (decay {training.ema:g})" if training.ema else "weights not averaged"
     lines = [
@@ -152,13 +205,15 @@ def model_card(settings: PretrainSettings, facts: Mapping[str, Any], scores: Seq
         "",
         *_recipe(settings, facts),
         "",
+        *_before(facts),
         f"* Start: {begun}; seed {facts['seed']}.",
         f"* {facts['steps']:,} steps of {facts['batch_size']:,} pictures{batches}: "
         f"{facts['pairs_seen']:,} pairs of picture and caption seen.",
         f"* AdamW, learning rate {training.learning_rate:g} ({training.schedule}), weight decay "
         f"{training.weight_decay:g}, {averaged}, precision {facts['precision']}.",
         *_changes(facts),
-        f"* Objective: {', '.join(f'{key} {value}' for key, value in weights.items())}.",
+        f"* Objective: {_objective(settings, facts)}.",
+        *_merging(settings),
         f"* {facts['hardware']}; {facts['seconds'] / 60:.1f} minutes.",
         *(["* Weights are written as float16; the scores are theirs."] if training.save_precision == "float16" else []),
         f"* phosphene {__version__}, torch {torch.__version__}.",
@@ -196,14 +251,18 @@ def _untrained(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _limits(facts: Mapping[str, Any]) -> list[str]:
-    if facts["data"]["source"] == "scenes":
+    if facts["data"]["source"] == "pictures":
         return [
-            "* Knows the words and things of the scene grammar: shapes, colours, materials, places, backgrounds, "
-            "light. Nothing is known of its behaviour on photographs.",
-            "* Small and trained for a short time: a target for studies of decoding and a start for fine-tuning, no "
-            "substitute for encoders trained on web data.",
+            "* Knows what the pictures and captions named above show; its probes come from the same source and say "
+            "nothing about other pictures.",
         ]
+    words = (
+        "* Knows the words and things of the scene grammar: shapes, colours, materials, places, backgrounds, light. "
+    )
+    if _sources(facts) != {"scenes"}:
+        return [f"{words}Its probes show scenes alone: they say nothing about the pictures of other runs."]
     return [
-        "* Knows what the pictures and captions named above show; its probes come from the same source and say "
-        "nothing about other pictures.",
+        f"{words}Nothing is known of its behaviour on photographs.",
+        "* Small and trained for a short time: a target for studies of decoding and a start for fine-tuning, no "
+        "substitute for encoders trained on web data.",
     ]

@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 
 from phosphene.encoders.images import at_size
 from phosphene.encoders.mlip import MLIP, Tokenizer, load_model, save_model
-from phosphene.encoders.mlip.encoder import find_mlip
+from phosphene.encoders.mlip.encoder import find_mlip, run_name
 from phosphene.encoders.mlip.seen import SeenPictures
 from phosphene.encoders.mlip.similarity import SCORES
 from phosphene.encoders.mlip.store import read_config
@@ -180,6 +180,7 @@ def pretrain(
     if leads:
         facts = _facts(chosen, pairs, model, done, fabric)
         facts |= {"preset": preset, "seed": seed, "start": model_start, "untrained": list(untrained)}
+        facts |= {} if start is None else {"before": _before(start)}
         facts |= {"changes": run.changes} if run.changes else {}
         facts |= {} if given is None else {"tokenizer": "given"}
         facts |= {"temperatures": objective.temperatures(), "biases": objective.biases()}
@@ -373,6 +374,15 @@ def _facts(
         "seconds": round(done.seconds, 1),
         "settings": settings.model_dump(mode="json"),
     }
+
+
+def _before(start: str | Path) -> list[dict[str, Any]]:
+    """The runs that made the model to start from, first to last: its name and weights, and what each was trained on."""
+    content = read_config(find_mlip(str(start)))
+    facts = content["facts"]
+    data = {key: value for key, value in facts.get("data", {}).items() if key != "fitted_on"}
+    last = {"name": run_name(str(start)), "weights": content["weights"], "data": data, "start": facts.get("start")}
+    return [*facts.get("before", []), last]
 
 
 def _finish(
