@@ -40,13 +40,15 @@ def picture_hashes(stimuli: StimulusSet) -> np.ndarray:
     return np.array([digest(picture) for _, block in stimuli.blocks() for picture in block], dtype=str)
 
 
-def check_pictures_apart(parts: Mapping[str, StimulusSet]) -> None:
+def check_pictures_apart(parts: Mapping[str, StimulusSet], hashes: Mapping[str, np.ndarray] | None = None) -> None:
     """Refuse a picture that occurs in two parts, under whatever id and with whatever captions.
 
     Parameters
     ----------
     parts : mapping of str to StimulusSet
         By name, such as ``{"train": ..., "held-out": ...}``. Repeats within a part are no leak.
+    hashes : mapping of str to (n,) array of str, optional
+        `picture_hashes` of the parts, where they are known already: pixels are then not read.
 
     Raises
     ------
@@ -66,8 +68,10 @@ def check_pictures_apart(parts: Mapping[str, StimulusSet]) -> None:
     if len(set(shapes.values())) > 1:
         found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise InputError(f"pictures can be compared at one size only, found {found}")
+    if hashes is None:
+        hashes = {name: picture_hashes(part) for name, part in parts.items()}
     first_id = {
-        name: dict(zip(reversed(picture_hashes(part).tolist()), reversed(part.ids.tolist()), strict=True))
+        name: dict(zip(reversed(hashes[name].tolist()), reversed(part.ids.tolist()), strict=True))
         for name, part in parts.items()
     }
     for one, other in itertools.combinations(parts, 2):

@@ -446,6 +446,54 @@ def test_what_cannot_be_trained_on_is_refused(tmp_path):
         run(tmp_path, seed=-1)
 
 
+class Counted:
+    """Pixels that count how many pictures are read."""
+
+    def __init__(self, pixels):
+        self._pixels, self.read = pixels, 0
+        self.shape, self.dtype = pixels.shape, pixels.dtype
+
+    def __getitem__(self, rows):
+        found = self._pixels[rows]
+        self.read += 1 if found.ndim == 3 else len(found)
+        return found
+
+
+def counted(stimuli):
+    """The stimuli, and what counts their reads."""
+    pixels = Counted(stimuli.pixels())
+    return StimulusSet(stimuli.ids, pixels, stimuli.captions, stimuli.labels), pixels
+
+
+def test_each_picture_is_hashed_once(whole, tmp_path):
+    (training, trained), (held_out, probed) = counted(PICTURES), counted(coloured(6, seed=5))
+    lazy = {"steps": 1, "batch_size": 4, "memory_gb": 0.0}
+    out = run(tmp_path, training, held_out=held_out, training=lazy)
+    trained.read = probed.read = 0
+    assert run(tmp_path, training, held_out=held_out, training=lazy) == out  # finished: only what tells it is the same
+    assert (trained.read, probed.read) == (24, 6 + 6)  # the probes keep theirs
+    alone, read = counted(PICTURES)
+    run(tmp_path / "share", alone, training=lazy)
+    assert read.read <= 24 + 2 + 3 * 4  # of two batches ahead
+
+
+def test_captions_are_looked_at_before_the_pictures(whole, tmp_path):
+    long = PICTURES.with_captions([["word " * 90]] * 24)
+    for options in ({"start": whole}, {"tokenizer": whole / "tokenizer.json"}):
+        stimuli, pixels = counted(long)
+        with pytest.raises(InputError, match="longer than the context of 80 tokens"):
+            run(tmp_path, stimuli, data={"long_captions": "refuse"}, training={"memory_gb": 0.0}, **options)
+        assert pixels.read == 0
+
+
+@pytest.mark.parametrize(("asked", "told"), [(13, True), (12, False)])
+def test_a_batch_larger_than_there_are_pictures_is_told(tmp_path, caplog, asked, told):
+    training = {"batch_size": asked, "steps": 2, "accumulate": 3}
+    run(tmp_path, coloured(12), training=training, data={"held_out": 0.0})
+    words = "training.batch_size = 13 is more than the 12 pictures: batches have 12, and 2 steps are 6 epochs"
+    assert (words in caplog.text) == told
+
+
 def test_other_held_out_pictures_are_another_run(tmp_path):
     training = {"steps": 1}
     run(tmp_path, held_out=coloured(6, seed=5), training=training)

@@ -17,7 +17,7 @@ from phosphene.encoders.mlip.tokenizer import Tokenizer
 from phosphene.errors import InputError
 from phosphene.files import FolderFormat, digest, read_json, write_json
 
-__all__ = ["load_model", "read_config", "save_model", "untrained"]
+__all__ = ["load_model", "load_tokenizer", "read_config", "save_model", "untrained"]
 
 _FORMAT = 1
 _KIND = "mlip"
@@ -137,10 +137,18 @@ def load_model(path: str | Path, merge: MergeSettings | None = None) -> tuple[ML
     except RuntimeError as error:
         raise InputError(f"{file} does not fit the settings in config.json: {error}") from error
     model.frequency_trained = "frequency" not in untrained(content)
-    return model.float().eval().requires_grad_(False), _tokenizer(path / "tokenizer.json", content["tokenizer"])
+    return model.float().eval().requires_grad_(False), load_tokenizer(path)
 
 
-def _tokenizer(file: Path, expected: str) -> Tokenizer:
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of a model folder.
+
+    Raises
+    ------
+    InputError
+        When it cannot be read, or is not the one that was saved.
+    """
+    file, expected = Path(path) / "tokenizer.json", read_config(path)["tokenizer"]
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from phosphene.encoders.mlip import MLIP, Tokenizer, load_model, save_model
 from phosphene.encoders.mlip.encoder import find_mlip, run_name
 from phosphene.encoders.mlip.seen import SeenPictures
 from phosphene.encoders.mlip.similarity import SCORES
-from phosphene.encoders.mlip.store import read_config
+from phosphene.encoders.mlip.store import load_tokenizer, read_config
 from phosphene.encoders.mlip.store import untrained as untrained_before
 from phosphene.errors import InputError
 from phosphene.files import digest, write_json, write_text
@@ -29,7 +30,7 @@ from phosphene.training.pretraining.card import hardware, model_card, read_curve
 from phosphene.training.pretraining.loop import PairProgress, train_pairs
 from phosphene.training.pretraining.objective import MLIPObjective
 from phosphene.training.pretraining.probes import Probe, Score, held_out_probes, scene_probes
-from phosphene.training.pretraining.settings import FINE_TUNING, DataSettings, PretrainSettings, run_settings
+from phosphene.training.pretraining.settings import FINE_TUNING, DataSettings, PairSteps, PretrainSettings, run_settings
 from phosphene.training.pretraining.sources import ScenePairs, StimulusPairs
 from phosphene.training.progress import progress_bar
 from phosphene.training.run_folder import RunFolder
@@ -108,7 +109,8 @@ def pretrain(
     given = None if tokenizer is None else _given_tokenizer(Path(tokenizer), chosen, start)
     preset = preset or (None if start is None else FINE_TUNING)
     seen = SeenPictures() if start is None else SeenPictures.of_model(start)
-    pairs = _pairs(chosen, stimuli, held_out, classes, seed, seen)
+    known = given if start is None else load_tokenizer(find_mlip(str(start)))
+    pairs = _pairs(chosen, stimuli, held_out, classes, seed, seen, known)
     run = RunFolder(
         Path(out),
         {
@@ -149,6 +151,8 @@ def pretrain(
         run.begin()
         if unused := chosen.unused(settings or {}, scenes=stimuli is None):
             log.warning("without a use: %s", ", ".join(f"{name} ({why})" for name, why in unused.items()))
+        if pairs.source.batch_size < chosen.training.batch_size:
+            log.warning("%s", _smaller_batches(chosen.training, pairs.source.batch_size))
         if untrained:
             log.warning(
                 "no part of the objective trains these embeddings, which stay random: %s (model.frequency_head and "
@@ -211,6 +215,7 @@ def _pairs(
     classes: str | None,
     seed: int,
     seen: SeenPictures,
+    words: Tokenizer | None,
 ) -> _Pairs:
     data, training, size = settings.data, settings.training, settings.model.image_size
     if stimuli is None:
@@ -219,6 +224,8 @@ def _pairs(
         scenes = ScenePairs(data, training.batch_size, size, seed)
         return _Pairs(scenes, scene_probes(data, training.probe_pictures, size), {"source": "scenes"}, seen)
     check_captions(stimuli)
+    if words is not None and data.long_captions == "refuse":  # captions are cheap to look at, pictures are not
+        check_lengths(itertools.chain(*stimuli.captions), words, settings.model.text_context, cut=False)
     stimuli = at_size(stimuli, size, training.memory_gb)
     keys = picture_hashes(stimuli)
     if held_out is None:
@@ -228,8 +235,8 @@ def _pairs(
     else:
         check_captions(held_out)
         held_out = at_size(held_out, size, training.memory_gb)
-        check_pictures_apart({"training": stimuli, "held-out": held_out})
         held_keys = picture_hashes(held_out)
+        check_pictures_apart({"training": stimuli, "held-out": held_out}, {"training": keys, "held-out": held_keys})
         seen.refuse(held_out.ids, held_keys)
     source = StimulusPairs(stimuli, data, training.batch_size, seed, keys)
     probe = Probe([])
@@ -334,6 +341,15 @@ def _untrained(settings: PretrainSettings, start: str | Path | None) -> tuple[st
         return settings.untrained
     before = untrained_before(read_config(find_mlip(str(start))))
     return tuple(name for name in settings.untrained if name in before)
+
+
+def _smaller_batches(training: PairSteps, pictures: int) -> str:
+    """That there are fewer pictures than a batch was to have, and what the number of steps comes to."""
+    epochs = training.steps * training.accumulate
+    return (
+        f"training.batch_size = {training.batch_size} is more than the {pictures} pictures: batches have {pictures}, "
+        f"and {training.steps:,} steps are {epochs:,} epochs; training.batch_size and training.steps can be set"
+    )
 
 
 def _render_pool(scenes: ScenePairs, pool: int, fabric: Fabric, progress: bool) -> None:
