@@ -97,8 +97,11 @@ class Encoder(ABC):
         """Ids of all stimuli that anything in it has learned from; None where nothing has."""
         return self.fitted_on
 
-    def remembered(self, stimuli: StimulusSet) -> frozenset[str] | None:
-        """What `Targets` of these stimuli remember: `trained_on`, and which of the stimuli are copies of such."""
+    def remembered(self, stimuli: StimulusSet, cache: Path | None = None) -> frozenset[str] | None:
+        """What `Targets` of these stimuli remember: `trained_on`, and which of the stimuli are copies of such.
+
+        What was read of the pictures for that is kept in `cache`, the folder of the target cache.
+        """
         return self.trained_on
 
     @property

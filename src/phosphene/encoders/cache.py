@@ -224,9 +224,8 @@ def _encode_to_cache(work: _Work, folder: Path) -> Targets:
     where = _locations(parts)
     part, row = np.array([where[key] for key in keys.tolist()], dtype=np.int64).T
     views = {kind: _in_order([p.arrays[kind] for p in parts], part, row) for kind in parts[0].kinds}
-    return Targets(
-        work.stimuli.ids, views.get("tokens"), views["pooled"], work.encoder, work.encoder.remembered(work.stimuli)
-    )
+    remembered = work.encoder.remembered(work.stimuli, folder.parent)
+    return Targets(work.stimuli.ids, views.get("tokens"), views["pooled"], work.encoder, remembered)
 
 
 def _in_order(arrays: list[np.ndarray], part: np.ndarray, row: np.ndarray) -> np.ndarray | RowView:

@@ -15,6 +15,8 @@ from phosphene.encoders.base import EncodedBatch, Encoder, EncoderConfig
 from phosphene.files import digest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from phosphene.stimuli import StimulusSet
 
 __all__ = ["StandardisedConfig", "StandardisedEncoder"]
@@ -69,8 +71,8 @@ class StandardisedEncoder(Encoder):
         inner = self.inner.trained_on
         return self.fitted_on if inner is None else inner | (self.fitted_on or frozenset())
 
-    def remembered(self, stimuli: StimulusSet) -> frozenset[str] | None:
-        inner = self.inner.remembered(stimuli)
+    def remembered(self, stimuli: StimulusSet, cache: Path | None = None) -> frozenset[str] | None:
+        inner = self.inner.remembered(stimuli, cache)
         return self.fitted_on if inner is None else inner | (self.fitted_on or frozenset())
 
     def _fit(self, stimuli: StimulusSet) -> None:

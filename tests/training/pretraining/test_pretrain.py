@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from tiny_pairs import PICTURES, coloured, run, same, tiny, weights
+from tiny_pairs import PICTURES, coloured, counted, run, same, tiny, weights
 
 from phosphene.encoders.mlip import MLIP, Tokenizer, save_model
 from phosphene.errors import InputError, LeakageError
@@ -444,25 +444,6 @@ def test_what_cannot_be_trained_on_is_refused(tmp_path):
         run(tmp_path, None, held_out=PICTURES)
     with pytest.raises(InputError, match="seed must be an integer"):
         run(tmp_path, seed=-1)
-
-
-class Counted:
-    """Pixels that count how many pictures are read."""
-
-    def __init__(self, pixels):
-        self._pixels, self.read = pixels, 0
-        self.shape, self.dtype = pixels.shape, pixels.dtype
-
-    def __getitem__(self, rows):
-        found = self._pixels[rows]
-        self.read += 1 if found.ndim == 3 else len(found)
-        return found
-
-
-def counted(stimuli):
-    """The stimuli, and what counts their reads."""
-    pixels = Counted(stimuli.pixels())
-    return StimulusSet(stimuli.ids, pixels, stimuli.captions, stimuli.labels), pixels
 
 
 def test_each_picture_is_hashed_once(whole, tmp_path):

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_pairs import coloured, tiny
+from tiny_pairs import coloured, counted, tiny
 
 from phosphene.encoders import encode, make_encoder
-from phosphene.encoders.mlip import MLIP, load_model
+from phosphene.encoders.mlip import MLIP, load_model, store
 from phosphene.errors import InputError
 from phosphene.stimuli import StimulusSet
 from phosphene.training.pretraining import pretrain, pretrain_settings
@@ -117,3 +117,20 @@ def test_pictures_known_under_another_name_are_remembered(tmp_path: Path) -> Non
         assert targets.fitted_on >= known | set(pictures.ids.tolist())
         assert ("nsd-25" in targets.fitted_on) == name.startswith("z:")
     assert encode(study, "pocket", cache=False, progress=False).fitted_on is None
+
+
+def test_pictures_that_were_compared_once_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _run(tmp_path / "run", training={"steps": 1}, data={"held_out": 0.0})
+    parsed, parse = [], store.read_json
+    monkeypatch.setattr(store, "read_json", lambda path: parsed.append(path) or parse(path))
+    remembered = []
+    for expected in (12 + 12 + 12, 12, 12 + 12):  # keys of the cache, embeddings, comparison
+        stimuli, pixels = counted(coloured(12, size=20))
+        targets = encode(stimuli, f"mlip:{model}", cache=tmp_path / "cache", progress=False)
+        assert pixels.read == expected
+        remembered.append(targets.fitted_on)
+        for file in (tmp_path / "cache" / "pictures").iterdir():
+            if expected == 12:  # a damaged one is written anew
+                file.write_text(file.read_text().replace("0", "1"))
+    assert remembered[0] == remembered[1] == remembered[2]
+    assert len(parsed) <= 1

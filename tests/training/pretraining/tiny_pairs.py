@@ -65,6 +65,25 @@ def coloured(n: int = 24, size: int = 16, seed: int = 0) -> StimulusSet:
 PICTURES = coloured(24)
 
 
+class Counted:
+    """Pixels that count how many pictures are read."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self._pixels, self.read = pixels, 0
+        self.shape, self.dtype = pixels.shape, pixels.dtype
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        found = self._pixels[rows]
+        self.read += 1 if found.ndim == 3 else len(found)
+        return found
+
+
+def counted(stimuli: StimulusSet) -> tuple[StimulusSet, Counted]:
+    """The stimuli, and what counts their reads."""
+    pixels = Counted(stimuli.pixels())
+    return StimulusSet(stimuli.ids, pixels, stimuli.captions, stimuli.labels), pixels
+
+
 def run(out: Path, stimuli: StimulusSet | None = PICTURES, seed: int = 0, **tables: Any) -> Path:
     """Pretrain the smallest model into a folder; the folder of the model."""
     options = {key: tables.pop(key) for key in ("held_out", "start", "classes", "tokenizer") if key in tables}

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 
 from phosphene.encoders.base import CaptionEncoder, EncodedBatch, EncoderConfig
-from phosphene.encoders.images import at_size, resize
+from phosphene.encoders.images import resize
 from phosphene.encoders.merging.encoder import MergeableEncoder, MergingConfig
 from phosphene.encoders.merging.plan import TowerShape
 from phosphene.encoders.merging.settings import MergeSettings
 from phosphene.encoders.mlip.config import MLIPConfig
 from phosphene.encoders.pretrained import PretrainedEncoder
 from phosphene.errors import InputError, unknown
-from phosphene.stimuli import picture_hashes
 
 if TYPE_CHECKING:
     import torch
@@ -176,9 +175,9 @@ class _MLIPSource(PretrainedEncoder):
         model, self._tokenizer = load_model(folder, self._merge(folder))
         return model
 
-    def remembered(self, stimuli: StimulusSet) -> frozenset[str] | None:
+    def remembered(self, stimuli: StimulusSet, cache: Path | None = None) -> frozenset[str] | None:
         """Ids that the model was trained on, and those of the stimuli whose pictures it knows under whatever id."""
-        from phosphene.encoders.mlip.seen import SeenPictures
+        from phosphene.encoders.mlip.seen import SeenPictures, hashes_at
         from phosphene.encoders.mlip.store import read_config
 
         self._facts()
@@ -186,8 +185,7 @@ class _MLIPSource(PretrainedEncoder):
         seen = SeenPictures.of_facts(content["facts"])
         if not (seen.knows_pixels and stimuli.has_pixels):
             return self.trained_on
-        at_its_size = at_size(stimuli, content["model"]["image_size"], memory_gb=0.0)
-        copies = stimuli.ids[seen.has(picture_hashes(at_its_size))]
+        copies = stimuli.ids[seen.has(hashes_at(stimuli, content["model"]["image_size"], cache))]
         return frozenset(copies.tolist()) | (self.trained_on or frozenset())
 
     def _merge(self, folder: Path) -> MergeSettings | None:

@@ -11,10 +11,13 @@ from typing import Any, Self
 
 import numpy as np
 
+from phosphene.encoders.images import at_size
 from phosphene.encoders.mlip.store import read_config
 from phosphene.errors import InputError, LeakageError
+from phosphene.files import digest, read_json, write_json
+from phosphene.stimuli import StimulusSet, picture_hashes
 
-__all__ = ["SeenPictures"]
+__all__ = ["SeenPictures", "hashes_at"]
 
 log = logging.getLogger(__name__)
 
@@ -104,3 +107,26 @@ class SeenPictures:
                 f"{', '.join(names[:_SHOWN])}: the model to start from was trained on them, and scores there would "
                 "count what it knows by heart; hold out others"
             )
+
+
+def hashes_at(stimuli: StimulusSet, size: int, cache: Path | None = None) -> np.ndarray:
+    """Hashes (n,) of the pixels of stimuli at the size of a model.
+
+    They are kept in the folder `cache` under the content hashes of the stimuli, where those are known: then no picture
+    is read again.
+    """
+    square = at_size(stimuli, size, memory_gb=0.0)
+    if cache is None or not stimuli.hashes_known:
+        return picture_hashes(square)
+    file = cache / "pictures" / f"{digest(str(size), *stimuli.hashes.tolist())}.json"
+    if file.exists():
+        try:
+            kept = read_json(file)
+            if kept["checksum"] == digest(*kept["hashes"]):
+                return np.array(kept["hashes"], dtype=str)
+        except (InputError, KeyError, TypeError):
+            pass
+        log.warning("%s is damaged; the pictures are read again", file)
+    hashes = picture_hashes(square)
+    write_json(file, {"hashes": hashes.tolist(), "checksum": digest(*hashes.tolist())})
+    return hashes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def save_model(
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """``config.json`` of a model folder, checked.
+    """``config.json`` of a model folder, checked; the same object for all calls, not to be changed.
 
     Raises
     ------
@@ -79,6 +80,12 @@ def read_config(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not (path / "config.json").is_file():
         raise InputError(f"{path} holds no MLIP model: no config.json")
+    state = (path / "config.json").stat()
+    return _parsed(path.absolute(), state.st_mtime_ns, state.st_size, state.st_ino)
+
+
+@lru_cache(maxsize=8)  # it holds a line for each picture trained on, and is asked for many times
+def _parsed(path: Path, *state: int) -> dict[str, Any]:
     content = read_json(path / "config.json")
     if not isinstance(content, dict) or content.get("model_type") != _KIND:
         raise InputError(f"{path / 'config.json'} is not that of an MLIP model (model_type 'mlip')")
