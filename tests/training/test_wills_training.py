@@ -342,3 +342,19 @@ def test_training_once_more_keeps_what_is_not_named_of_a_stage(study: Study, tar
     assert again.provenance["stage2"]["training"] == {**before, "epochs": 1}
     assert before["learning_rate"] == TRAINING["stage2"]["learning_rate"]
     assert again.provenance["training"] == decoder.provenance["training"]
+
+
+def test_a_collapse_in_training_is_warned_of_by_name(
+    study: Study, targets: Targets, aligner: Aligner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    attach = WillsAligner._attach
+
+    def one_sided(decoder: WillsAligner, *words: Any) -> None:
+        attach(decoder, *words)
+        with torch.no_grad():
+            decoder.router.constant[0] += 50.0
+
+    monkeypatch.setattr(WillsAligner, "_attach", one_sided)
+    decoder = fitted(study, targets, aligner)
+    assert "expert 0 has 100%" in decoder.provenance["experts"]["collapse"]
+    assert "the experts of this wills-aligner collapsed: expert 0 has 100%" in caplog.text
