@@ -163,7 +163,7 @@ def _files_in(path: str | Path) -> list[str]:
         raise InputError(f"{path} is a file, where a folder is to be written: name another folder")
     if path.is_dir() and Path.cwd().is_relative_to(path.resolve()):
         raise InputError(f"{path} is the folder this runs in, which cannot be replaced: name another folder")
-    inside = path.rglob("*") if path.is_dir() else ()
+    inside = list(path.rglob("*")) if path.is_dir() else []
     return sorted(each.relative_to(path).as_posix() for each in inside if each.is_symlink() or not each.is_dir())
 
 

@@ -164,3 +164,8 @@ def test_the_pool_and_what_was_scored_are_told(made: tuple[Study, Targets], tmp_
     told = read_json(tmp_path / "efficiency.json")
     assert told["facts"] == found.facts
     assert {"stimuli", "repeats", "unit", "software", "study_digest"} <= told["facts"].keys()
+
+
+def test_an_aligner_that_nobody_uses_is_refused(made: tuple[Study, Targets], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'from-scratch' knows nothing of other people: an aligner has no use"):
+        _run(made, tmp_path, arms=["from-scratch"], aligner="anatomical")

@@ -221,6 +221,8 @@ def efficiency(
         raise unknown("arm", wrong[0], ARMS)
     if not arms or not seeds:
         raise InputError(f"one arm and one seed are needed at least, found {len(arms)} and {len(seeds)}")
+    if aligner is not None and set(arms) == {_ALONE}:
+        raise InputError(f"arm {_ALONE!r} knows nothing of other people: an aligner has no use")
     for what, each in (("arm", arms), ("seed", seeds), ("number of people", people), ("number of sessions", sessions)):
         refuse_doubles(what, map(str, each))
     of_arms = _of_arms(arms, adapting or {}, adapter or {})
@@ -246,9 +248,8 @@ def efficiency(
             training=training,
             **settings,
         )
-        front = aligner
-        if isinstance(aligner, str):
-            front = make_aligner(aligner).fit(study.split("train").subset(others[:size]))
+        lent = study.split("train").subset(others[:size])
+        front = make_aligner(aligner).fit(lent) if isinstance(aligner, str) else aligner
         for length, arm in itertools.product(lengths, arms):
             alone = arm == _ALONE
             if alone and number:

@@ -270,7 +270,8 @@ def evaluate_labels(
     scores: list[LabelScore] = []
     drawn: dict[tuple[str, str], list[np.ndarray]] = {}
     values: dict[tuple[str, str], list[float]] = {}
-    left_out, always = {}, {}
+    left_out: dict[str, list[str]] = {}
+    always: dict[str, list[str]] = {}
     for person in people:
         ids, responses = view.averaged(person, repeats)
         truth = np.stack([truth_of[each] for each in ids.tolist()]) if len(ids) else np.zeros((0, len(classes)), bool)
