@@ -12,8 +12,8 @@ import torch
 from phosphene.encoders import Encoder, encode, make_encoder
 from phosphene.encoders.merging.fidelity import fidelity
 from phosphene.encoders.merging.settings import MergeSettings
-from phosphene.encoders.mlip import MLIP, MLIPConfig, Tokenizer, load_model, save_model
-from phosphene.encoders.mlip.similarity import SCORES, similarities
+from phosphene.encoders.mlip import MLIP, MLIPConfig, Tokenizer, load_model, save_model, similarities
+from phosphene.encoders.mlip.similarity import SCORES
 from phosphene.errors import InputError
 from phosphene.nn.late_interaction import late_interaction
 from phosphene.settings import load_preset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from phosphene.encoders import encode, make_encoder
 from phosphene.encoders.mlip import load_model
 from phosphene.encoders.mlip.encoder import find_mlip
+from phosphene.encoders.mlip.similarity import SCORES
 from phosphene.encoders.mlip.store import read_config
 from phosphene.evaluation.metrics import count_true, similarity, top_k
 from phosphene.settings import load_preset
@@ -57,6 +59,15 @@ def test_the_table_in_the_docs_is_that_of_its_card() -> None:
     tasks = ("shape", "colour", "material", "all together", "image to text", "text to image")
     wanted = [by_probe[f"{part} compositions", task] for task in tasks for part in ("seen", "unseen")]
     assert found == [f"{100 * s['value']:.1f} ({100 * s['low']:.1f} to {100 * s['high']:.1f})" for s in wanted]
+
+
+def test_the_example_of_three_scores_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "mlip.md").read_text(encoding="utf-8")
+    example = docs.split("## Scores of pictures and captions")[1].split("```python\n")[1].split("```")[0]
+    (tmp_path / "example.py").write_text(example, encoding="utf-8")
+    runpy.run_path(str(tmp_path / "example.py"))
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split(" [")[0] for line in told] == [*SCORES]
 
 
 @pytest.fixture(scope="module")

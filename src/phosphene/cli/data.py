@@ -101,7 +101,7 @@ def check(study: StudyFile, json: Json = None) -> None:
 
 def encode(
     study: StudyFile,
-    encoder: Annotated[str, typer.Option("--encoder", help="Such as gabor, tfidf-svd30, hf:FOLDER.", metavar="NAME")],
+    encoder: Annotated[str, typer.Option("--encoder", help="Such as pocket, gabor, hf:FOLDER.", metavar="NAME")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the targets.", metavar="DIR")],
     split: Annotated[str | None, typer.Option("--split", help="Fit on the training part of this split.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu or cuda.")] = None,

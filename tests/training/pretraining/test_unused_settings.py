@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from tiny_pairs import coloured, tiny
 
 from phosphene.training.pretraining import pretrain
 from phosphene.training.pretraining.settings import PretrainSettings
+from phosphene.training.settings import StepSettings
 
 NO_TOKENS = {"spatial_token_weight": 0.0, "frequency_token_weight": 0.0}
 
@@ -51,3 +55,12 @@ def test_a_run_tells_them_in_its_log(tmp_path, caplog) -> None:
     pretrain(None, coloured(24), out=tmp_path, progress=False, settings=settings)
     words = "without a use: objective.bias (form = 'softmax'), data.group (pictures are not scenes), data.only"
     assert words in caplog.text
+
+
+@pytest.mark.parametrize("table", PretrainSettings.model_fields)
+def test_docs_name_every_setting(table: str) -> None:
+    docs = (Path(__file__).parents[3] / "docs" / "pretraining.md").read_text(encoding="utf-8")
+    (row,) = [line for line in docs.splitlines() if line.startswith(f"| `[{table}]` |")]
+    fields = PretrainSettings.model_fields[table].annotation.model_fields
+    shared = StepSettings.model_fields if table == "training" else ()  # in training.md
+    assert re.findall(r"`(\w+)`", row) == [name for name in fields if name not in shared]

@@ -8,12 +8,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from phosphene.encoders.mlip.config import MLIPConfig
     from phosphene.encoders.mlip.model import MLIP, ImageFeatures, TextFeatures
+    from phosphene.encoders.mlip.similarity import similarities
     from phosphene.encoders.mlip.store import load_model, save_model
     from phosphene.encoders.mlip.tokenizer import Tokenizer
 
-__all__ = ["MLIP", "ImageFeatures", "MLIPConfig", "TextFeatures", "Tokenizer", "load_model", "save_model"]
+__all__ = [
+    "MLIP",
+    "ImageFeatures",
+    "MLIPConfig",
+    "TextFeatures",
+    "Tokenizer",
+    "load_model",
+    "save_model",
+    "similarities",
+]
 
-_HOMES = {"MLIPConfig": "config", "Tokenizer": "tokenizer", "load_model": "store", "save_model": "store"}
+_HOMES = {
+    "MLIPConfig": "config",
+    "Tokenizer": "tokenizer",
+    "load_model": "store",
+    "save_model": "store",
+    "similarities": "similarity",
+}
 
 
 def __getattr__(name: str) -> Any:
