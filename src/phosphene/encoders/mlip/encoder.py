@@ -292,10 +292,11 @@ class MLIPEncoder(_MLIPSource, MergeableEncoder):
             facts["merging"]["cue"] = "frequency untrained"
         if self.config.domain == "frequency" and "frequency" in (untrained := self._untrained(folder)):
             beside = self._model_config(folder).arrangement == "parallel"
-            if self.config.projected or (beside and "frequency_token" in untrained):
+            random_states = beside and "frequency_token" in untrained  # nothing else reads that branch
+            if self.config.projected or random_states:
                 raise InputError(
                     f"encoder {self.label!r}: {_UNTRAINED}; take domain = 'spatial'"
-                    f"{'' if beside else ', or projected = False for the states before that projection'}"
+                    f"{'' if random_states else ', or projected = False for the states before that projection'}"
                 )
             facts["pooled"] = "states"
         return facts
