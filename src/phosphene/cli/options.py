@@ -50,7 +50,7 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", help="One setting, as a.b=c; may be repeated.", metavar="KEY=VALUE")
 ]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the same figures as JSON.", metavar="FILE")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
 Splits = Annotated[
     str | None,
     typer.Option(
