@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from phosphene.evaluation.audits import leave_cluster_out, participation_ratio
 from phosphene.evaluation.compare import Comparison, compare
+from phosphene.evaluation.efficiency import Efficiency, efficiency
 from phosphene.evaluation.evaluate import evaluate
 from phosphene.evaluation.multi_subject import multi_subject
 from phosphene.evaluation.multilabel import LabelCard, evaluate_labels
@@ -13,6 +14,7 @@ from phosphene.evaluation.text_retrieval import TextCard, text_retrieval
 
 __all__ = [
     "Comparison",
+    "Efficiency",
     "LabelCard",
     "Score",
     "Scorecard",
@@ -20,6 +22,7 @@ __all__ = [
     "TextComparison",
     "compare",
     "compare_text",
+    "efficiency",
     "evaluate",
     "evaluate_labels",
     "leave_cluster_out",

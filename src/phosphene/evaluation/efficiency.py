@@ -283,7 +283,7 @@ def efficiency(
 
 
 def _facts(
-    study: Study, targets: Targets, subject: str, others: Sequence[str], aligner: Aligner | None
+    study: Study, targets: Targets, subject: str, others: Sequence[str], aligner: Aligner | str | None
 ) -> dict[str, Any]:
     """What all points have in common, with what they were scored on."""
     test = study.split("test")
