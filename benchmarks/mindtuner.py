@@ -7,7 +7,7 @@ Every arm is a line of ``FOLDER/records.jsonl`` as soon as it is done; an interr
 `--of` shortens the study (its sessions in all, and stimuli with them) to see that everything runs. Runs with another
 aligner, encoder or other settings (`--set training.KEY=VALUE`, `adapter.KEY=VALUE`) are other records; `--name` keeps
 apart what nothing else does; other people (`--person nonlinearity=1`) have a work folder of their own. With
-`--text ENCODER` the arm `both` is scored on text retrieval too: by the image as pivot with so many captions
+`--text ENCODER ...` the arm `both` is scored on text retrieval too: by the image as pivot with so many captions
 (`--captions`, a quarter of them shown to each person; `--pivot KEY=VALUE`), and by a decoder that was pre-trained and
 adapted straight to the text of these.
 """
@@ -125,25 +125,25 @@ def arm_of(
     print(parameter_table(record), flush=True)
 
 
-def straight_key(options: argparse.Namespace, seed: int, captions: int) -> str:
+def straight_key(options: argparse.Namespace, seed: int, text: str, captions: int) -> str:
     """What a decoder trained straight to the text depends on, as a name of a folder."""
-    return re.sub("[/: ]", "-", key_of(options, seed, f"text {options.text} {captions}"))
+    return re.sub("[/: ]", "-", key_of(options, seed, f"text {text} {captions}"))
 
 
-def text_key(options: argparse.Namespace, seed: int, captions: int) -> str:
+def text_key(options: argparse.Namespace, seed: int, text: str, captions: int) -> str:
     """The same of both ways to the text, which depend on the settings of the pivot too."""
-    return key_of(options, seed, f"text {options.text} {captions} {' '.join(sorted(options.pivot))}")
+    return key_of(options, seed, f"text {text} {captions} {' '.join(sorted(options.pivot))}")
 
 
 def text_of(options: argparse.Namespace, records: Records, study: Any, images: Any, seed: int) -> None:
     """Text retrieval of the new person: by the image as pivot, and straight, with the same few captions."""
     person = ph.Decoder.load(options.work / f"run-{key_of(options, seed, 'both').replace('/', '-')}" / "decoder")
-    for captions in options.captions:
-        key = text_key(options, seed, captions)
+    for encoder, captions in itertools.product(options.text, options.captions):
+        key = text_key(options, seed, encoder, captions)
         if key in records.known:
             continue
         picked = _few(study, options.sessions, captions // 4, seed)
-        texts = ph.encode(study.stimuli, options.text, fit_on=picked, cache=options.work / "text")
+        texts = ph.encode(study.stimuli, encoder, fit_on=picked, cache=options.work / "text")
         start = time.perf_counter()
         pivot = fit_pivot(
             study, images, texts, ids=picked, kind=person.target_kind, seed=seed, **parse_assignments(options.pivot)
@@ -151,7 +151,7 @@ def text_of(options: argparse.Namespace, records: Records, study: Any, images: A
         seconds = time.perf_counter() - start
         by_pivot = text_retrieval(person, study, texts, pivot, subjects=[NEW])
         # straight to the text: the same captions, people, sessions of the new one, and aligner
-        out = options.work / f"straight-{straight_key(options, seed, captions)}"
+        out = options.work / f"straight-{straight_key(options, seed, encoder, captions)}"
         common = {"stimuli": picked, "seed": seed}
         direct = ph.fit("mindtuner", study, texts, subjects=list(PEOPLE), out=out / "base", **common)
         common |= {"sessions": options.sessions, "aligner": aligner_of(options, study)}
@@ -199,7 +199,11 @@ def summary(records: Records, options: argparse.Namespace) -> dict[str, Any]:
         + (f" --align {options.align}" if options.align else "")
         + (f" --person {' '.join(options.person)}" if options.person else "")
         + (f" --set {' '.join(options.set)}" if options.set else "")
-        + (f" --text {options.text} --captions {' '.join(map(str, options.captions))}" if options.text else "")
+        + (
+            f" --text {' '.join(options.text)} --captions {' '.join(map(str, options.captions))}"
+            if options.text
+            else ""
+        )
         + (f" --pivot {' '.join(options.pivot)}" if options.pivot else ""),
         "versions": {"phosphene": ph.__version__, "torch": torch.__version__},
         "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads, CPU",
@@ -209,21 +213,21 @@ def summary(records: Records, options: argparse.Namespace) -> dict[str, Any]:
         "encoder": f"{options.encoder}, {options.kind}",
         "align": options.align,
         "arms": rows,
-        "text": [] if options.text is None else texts_told(records, options),
+        "text": texts_told(records, options),
     }
 
 
 def texts_told(records: Records, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Both ways to the text and their difference, by number of captions, direction and metric; values by seed."""
     rows = []
-    for captions in options.captions:
-        keys = [text_key(options, seed, captions) for seed in options.seeds]
+    for encoder, captions in itertools.product(options.text, options.captions):
+        keys = [text_key(options, seed, encoder, captions) for seed in options.seeds]
         for metric, way in itertools.product(("top-1 of 300", "two-way"), ("brain_to_text", "text_to_brain")):
             found = []
             for record in (records.known[key] for key in keys):
                 pairs = record["difference"]["rows"]
                 found += [row for row in pairs if (row["metric"], row["direction"]) == (metric, way)]
-            row = {"text": options.text, "captions": captions, "metric": metric, "direction": way}
+            row = {"text": encoder, "captions": captions, "metric": metric, "direction": way}
             row |= {"pivot_settings": parse_assignments(options.pivot)}
             row |= {"by_pivot": [one["first"] for one in found], "direct": [one["second"] for one in found]}
             row |= {name: [one[name] for one in found] for name in ("difference", "interval")}
@@ -246,7 +250,7 @@ def markdown(found: dict[str, Any]) -> str:
             words = [f"{p['mean']:+.3f} ({', '.join(f'{value:+.3f}' for value in p['by_seed'])})" for p in parts]
             lines.append(f"| `{row['arm']}` | {' | '.join(words)} |")
     if found["text"]:
-        lines += ["", "| captions | | by the image | straight | difference |", "|---|---|---|---|---|"]
+        lines += ["", "| text | captions | | by the image | straight | difference |", "|---" * 6 + "|"]
     for row in found["text"]:
         cells = [f"{np.mean(row[n]):.3f} ({', '.join(f'{v:.3f}' for v in row[n])})" for n in ("by_pivot", "direct")]
         each = ", ".join(
@@ -254,9 +258,8 @@ def markdown(found: dict[str, Any]) -> str:
             for d, (low, high) in zip(row["difference"], row["interval"], strict=True)
         )
         what = f"{row['metric']}, {row['direction'].replace('_', ' ')}"
-        lines.append(
-            f"| {row['captions']} | {what} | {' | '.join(cells)} | {np.mean(row['difference']):+.3f} ({each}) |"
-        )
+        cells = [row["text"], str(row["captions"]), what, *cells, f"{np.mean(row['difference']):+.3f} ({each})"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -273,7 +276,7 @@ def main() -> None:
     parser.add_argument(
         "--person", nargs="+", metavar="KEY=VALUE", default=[], help="virtual people, over the preset's"
     )
-    parser.add_argument("--text", help="an encoder of captions, e.g. z:tfidf-svd30")
+    parser.add_argument("--text", nargs="+", default=[], help="encoders of captions, e.g. z:tfidf-svd30 z:pocket-text")
     parser.add_argument("--captions", type=int, nargs="+", default=[300, 3000])
     parser.add_argument("--pivot", nargs="+", metavar="KEY=VALUE", default=[], help="of the pivot to the text")
     parser.add_argument("--set", nargs="+", metavar="KEY=VALUE", help="of the adaptation")
