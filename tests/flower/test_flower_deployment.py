@@ -37,7 +37,7 @@ def processes_with(words: str) -> list[str]:
 
 def test_a_deployment_with_tls_and_registered_sites(study: Path, tmp_path: Path) -> None:
     folder = tmp_path / "flower"
-    config = run_config(study, tmp_path, rounds=1, wait=90.0, deadline=90.0)
+    config = run_config(study, tmp_path, rounds=1, wait=300.0, deadline=300.0)
     config = {name: value for name, value in config.items() if name not in ("study", "keep")}
     with deployment(folder) as server:
         nodes = {}

@@ -16,7 +16,7 @@ from phosphene.federation import GlobalState
 
 def test_a_simulated_run_has_the_same_weights_and_a_failed_one_says_so(study: Path, tmp_path: Path) -> None:
     with simulation(tmp_path / "flower") as server:
-        told = server.run(run_config(study, tmp_path, rounds=2, wait=60.0, deadline=60.0))
+        told = server.run(run_config(study, tmp_path, rounds=2, wait=300.0, deadline=300.0))
         assert told[0] == "finished:completed", told[1]
         bad = run_config(tmp_path / "none.h5", tmp_path / "bad", wait=5.0)
         status, said = server.run(bad)
