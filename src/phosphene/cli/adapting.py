@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from phosphene.cli.decoding import aligner_named
-from phosphene.cli.options import Config, Json, Seed, Set, Split, StudyFile, given_settings, progress_wanted
+from phosphene.cli.options import Config, Json, Seed, Set, Split, StudyFile, progress_wanted, settings_in
 from phosphene.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -187,10 +187,7 @@ def _decoder_folder(path: Path) -> Path:
 
 def _settings(config: Path | None, assignments: Sequence[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings in two tables: ``[training]`` (of the adaptation) and ``[adapter]``."""
-    settings = given_settings(config, assignments)
-    for key in settings:
-        if key not in ("training", "adapter"):
-            raise unknown("table of settings", key, ["training", "adapter"])
+    settings = settings_in(("training", "adapter"), config, assignments)
     return settings.get("training", {}), settings.get("adapter", {})
 
 

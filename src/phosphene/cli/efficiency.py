@@ -15,9 +15,9 @@ from phosphene.cli.options import (
     Set,
     Split,
     StudyFile,
-    given_settings,
     numbers_of,
     progress_wanted,
+    settings_in,
     words_of,
 )
 
@@ -60,15 +60,11 @@ def efficiency(
     json: Json = None,
 ) -> None:
     """Score a new person's decoder by the sessions it had, and by the people it was trained on before."""
-    from phosphene.errors import unknown
     from phosphene.evaluation.efficiency import efficiency as run
     from phosphene.files import write_json
     from phosphene.recordings import Study
 
-    settings = given_settings(config, assignments)
-    for table in settings:
-        if table not in _TABLES:
-            raise unknown("table of settings", table, _TABLES)
+    settings = settings_in(_TABLES, config, assignments)
     with Study.open(study) as opened:
         if split is not None:
             opened = opened.using(split)

@@ -14,12 +14,11 @@ from phosphene.cli.options import (
     Split,
     StudyFile,
     Subjects,
-    given_settings,
     numbers_of,
     progress_wanted,
+    settings_in,
     words_of,
 )
-from phosphene.errors import unknown
 
 __all__ = ["multi_subject"]
 
@@ -64,10 +63,7 @@ def multi_subject(
     from phosphene.evaluation.multi_subject import multi_subject as run
     from phosphene.recordings import Study
 
-    settings = given_settings(config, assignments)
-    for table in settings:
-        if table not in _TABLES:
-            raise unknown("table of settings", table, _TABLES)
+    settings = settings_in(_TABLES, config, assignments)
     numbers = numbers_of("--seeds", seeds, int)
     with Study.open(study) as opened:
         if split is not None:

@@ -33,6 +33,7 @@ __all__ = [
     "open_runs",
     "people_of_runs",
     "progress_wanted",
+    "settings_in",
     "words_of",
 ]
 
@@ -93,12 +94,20 @@ def given_settings(config: Path | None, assignments: Sequence[str] | None) -> di
     return merge(read_config(config) if config else {}, parse_assignments(assignments or []))
 
 
+def settings_in(
+    tables: Sequence[str], config: Path | None, assignments: Sequence[str] | None
+) -> dict[str, dict[str, Any]]:
+    """What ``--config`` and ``--set`` say in these tables; another one is refused by name."""
+    settings = given_settings(config, assignments)
+    for table in settings:
+        if table not in tables:
+            raise unknown("table of settings", table, tables)
+    return settings
+
+
 def decoder_settings(config: Path | None, assignments: Sequence[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings in the two tables a preset has: ``[decoder]`` and ``[training]``."""
-    settings = given_settings(config, assignments)
-    for key in settings:
-        if key not in ("decoder", "training"):
-            raise unknown("table of settings", key, ["decoder", "training"])
+    settings = settings_in(("decoder", "training"), config, assignments)
     return settings.get("decoder", {}), settings.get("training", {})
 
 

@@ -17,8 +17,8 @@ from phosphene.cli.options import (
     StudyFile,
     Subjects,
     TextTargets,
-    given_settings,
     progress_wanted,
+    settings_in,
 )
 from phosphene.errors import InputError, unknown
 
@@ -119,10 +119,7 @@ def _settings(
     config: Path | None, assignments: list[str] | None, fitted: Path | None, captions: int | None, direct: str
 ) -> dict[str, Any]:
     """Settings in two tables: ``[pivot]``, and ``[direct]``, the training of the alternative."""
-    settings = given_settings(config, assignments)
-    for table in settings:
-        if table not in _TABLES:
-            raise unknown("table of settings", table, _TABLES)
+    settings = settings_in(_TABLES, config, assignments)
     if fitted is not None and (captions is not None or settings.get("pivot")):
         raise InputError("--captions and settings of the pivot are for one that is fitted now, found --pivot")
     if direct != "fit" and settings.get("direct"):

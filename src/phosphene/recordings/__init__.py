@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from phosphene.recordings.recording import Recording
 from phosphene.recordings.store import StudyWriter
-from phosphene.recordings.study import Study, StudyView
+from phosphene.recordings.study import Study
+from phosphene.recordings.view import StudyView
 
 __all__ = ["Recording", "Study", "StudyView", "StudyWriter"]
