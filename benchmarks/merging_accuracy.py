@@ -40,7 +40,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from phosphene.encoders.merging import MergeSettings
-from phosphene.encoders.mlip import MLIP, load_model, save_model
+from phosphene.encoders.mlip import MLIP, load_model
 from phosphene.encoders.mlip.encoder import SHIPPED, find_mlip
 from phosphene.encoders.mlip.image import tower_shape
 from phosphene.encoders.mlip.store import read_config
@@ -152,15 +152,12 @@ def continued(base: Trained, guide: str, strength: float, sizes: Sizes, work: Pa
     settings["data"] |= {"pool": sizes.pool // 2}
     told = {**settings, "merge": merge.model_dump(), "start": base.identity}
     out = run_folder(work, f"{base.tower}-{base.seed}-{guide}".replace(" ", "-"), told)
-    start = out.with_name(f"{out.name}-start")
-    if not start.exists():
-        model, tokenizer = load_model(base.folder, merge)
-        save_model(start, model, tokenizer)
+    settings["model"] = {"merge": merge.model_dump()}
     spent = out.with_name(f"{out.name}-spent.json")
     before, begun = read_json(spent)["cpu_s"] if spent.exists() else 0.0, time.process_time()
     if not (out / "model").exists():
         try:
-            pretrain(None, out=out, start=start, seed=1000 + base.seed, progress=False, settings=settings)
+            pretrain(None, out=out, start=base.folder, seed=1000 + base.seed, progress=False, settings=settings)
         finally:  # an interrupted training goes on in another call
             write_json(spent, {"cpu_s": before + time.process_time() - begun})
     return Trained(base.tower, TRAINED, base.seed, out / "model", guide), read_json(spent)["cpu_s"]

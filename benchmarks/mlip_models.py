@@ -130,7 +130,10 @@ def _twin(folder: Path, work: Path) -> Path:
 
 
 def _trained(preset: str, steps: int, seed: int, work: Path) -> Pair:
-    tables = pretrain_settings(preset, {"training": {"steps": steps, "probe_steps": 0}}).model_dump(mode="json")
+    whole = pretrain_settings(preset)
+    simple = round(whole.data.simple_batches * steps / whole.training.steps)  # as large a share of the shorter run
+    fewer = {"training": {"steps": steps, "probe_steps": 0}, "data": {"simple_batches": simple}}
+    tables = pretrain_settings(preset, fewer).model_dump(mode="json")
     made: Sequence[tuple[str, Tables]] = [("mlip", tables), ("clip", plain_clip(tables))]
     folders = [
         pretrain(None, out=work / f"{name}-{preset}-{steps}-{seed}", seed=seed, settings=settings)
