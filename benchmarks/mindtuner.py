@@ -28,12 +28,11 @@ import torch
 
 import phosphene as ph
 from phosphene.alignment import make_aligner
-from phosphene.decoders.adaptable import settings_of_arm
 from phosphene.evaluation import compare_text, text_retrieval
 from phosphene.files import digest, read_json, write_json
 from phosphene.settings import parse_assignments
 from phosphene.training import ARMS, adapt, fit_pivot
-from phosphene.training.adapt import parameter_table, scarce_view
+from phosphene.training.adapt import WHOLE_ARMS, parameter_table, scarce_view, settings_of_arms
 
 PEOPLE, NEW = ("sub-01", "sub-02", "sub-03"), "sub-04"
 ENCODER = "z:pocket"
@@ -100,8 +99,8 @@ def arm_of(
         record = records.known[key]
     else:
         given = parse_assignments(options.set or [])
-        known = settings_of_arm(arm)
-        of_arm = {name: value for name, value in given.get("adapter", {}).items() if name in known}
+        tables = (given.get(table, {}) for table in ("training", "adapter"))
+        training, adapter = settings_of_arms(options.arms, *tables)[arm]
         aligner = None if arm == "from-scratch" else aligner_of(options, study)
         adapted = adapt(
             base,
@@ -113,10 +112,10 @@ def arm_of(
             seed=seed,
             out=options.work / f"run-{key.replace('/', '-')}",
             aligner=aligner,
-            training=given.get("training"),
-            **of_arm,
+            training=training,
+            **adapter,
         )
-        facts = adapted.provenance if arm in ("full", "from-scratch") else adapted.apart[NEW]
+        facts = adapted.provenance if arm in WHOLE_ARMS else adapted.apart[NEW]
         kept = ("trained", "seconds", "start_seconds", "n_trials", "best_epoch", "epochs", "validation_best", "adapter")
         found = scores(adapted, study, targets, NEW)
         record = records.add(key, {**{name: facts[name] for name in kept}, "scores": found, "settings": given})
@@ -283,6 +282,8 @@ def main() -> None:
     parser.add_argument("--name", default="preset")
     parser.add_argument("--json", type=Path, help="where the summary of all seeds of this name goes")
     options = parser.parse_args()
+    if options.text and "both" not in options.arms:
+        parser.error("--text is measured with the arm both, which is not among --arms")
     options.work.mkdir(parents=True, exist_ok=True)
     person = parse_assignments(options.person)
     if (kept := options.work / "people.json").exists() and read_json(kept) != person:

@@ -38,6 +38,19 @@ class Settings(BaseModel):
         except ValidationError as error:
             raise InputError(_explain(cls, error)) from error
 
+    @classmethod
+    def check_names(cls, table: Mapping[str, Any]) -> None:
+        """Refuse a key that is no setting; whether values agree only a preset beside them can say.
+
+        Raises
+        ------
+        InputError
+            Naming it, and those that are.
+        """
+        for name in table:
+            if name not in cls.model_fields:
+                raise unknown(f"setting of {cls.__name__}:", name, cls.model_fields)
+
     def changed(self, names: Iterable[str]) -> list[str]:
         """Those of the named settings that are not at their defaults, as ``name = value``."""
         fields = type(self).model_fields

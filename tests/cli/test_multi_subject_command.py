@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from phosphene import virtual
 from phosphene.cli import app
 from phosphene.errors import InputError
+from phosphene.files import read_json
 
 BRIEF = {
     "decoder.width": 16,
@@ -41,12 +42,12 @@ def _run(*words: object, **settings: object) -> str:
 
 def test_a_table_from_one_line(file: Path, tmp_path: Path) -> None:
     words = ["--targets", "gabor", "--classes", "shape_*", "--arms", "single,mindtuner", "--out", tmp_path / "many"]
-    said = _run(file, *words)
+    said = _run(file, *words, "--bootstrap", 20, "--json", tmp_path / "table.json")
     assert "wills-aligner, stages 1 + 2 minus the others [95 % interval]:" in said
     assert "mindtuner (LoRA and Skip-LoRA)" in said
     assert "mAP" in said
     assert "what another seed would give is not in the intervals" in said
-    assert (tmp_path / "many" / "multi_subject.json").exists()
+    assert read_json(tmp_path / "table.json") == read_json(tmp_path / "many" / "multi_subject.json")
     assert (tmp_path / "many" / "seed-0" / "labels.json").exists()
 
 

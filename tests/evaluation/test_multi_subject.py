@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from phosphene.decoders import Decoder
 from phosphene.encoders import Targets, encode
 from phosphene.errors import InputError
 from phosphene.evaluation import Scorecard, multi_subject
-from phosphene.evaluation.multi_subject import ARMS, SINGLE, STAGE1, WILLS, first_stage
+from phosphene.evaluation.multi_subject import ARMS, SINGLE, STAGE1, WILLS, Setup, first_stage
 from phosphene.files import read_json
 from phosphene.recordings import Recording, Study
 
@@ -118,7 +119,7 @@ def test_what_is_finished_is_not_trained_again(made: Made, all_of_them: tuple[Pa
 
 
 def test_several_seeds(made: Made, tmp_path: Path) -> None:
-    found = _run(made, tmp_path, arms=["naive"], seeds=[0, 1])
+    found = _run(made, tmp_path, arms=["naive"], seeds=[0, 1], mindtuner=None)
     assert found.models == [WILLS, STAGE1, "naive pooling"]
     assert not found.labels
     row = next(row for row in found.rows() if (row["model"], row["metric"]) == ("naive pooling", "two-way"))
@@ -141,7 +142,7 @@ def test_what_a_study_does_not_allow_is_left_out_and_said(tmp_path: Path) -> Non
     uneven = Study(study.stimuli, [first, fewer], {"default": parts}, name="uneven", scaling="none")
     told = "it takes voxels by number, and people have 30 (sub-01), 20 (sub-02)"
     with pytest.raises(InputError, match="arm 'naive' cannot be trained: it takes voxels by number"):
-        _run((uneven, targets), tmp_path, arms=["naive"], aligner="ridge")
+        _run((uneven, targets), tmp_path, arms=["naive"], aligner="ridge", mindtuner=None)
     assert not list(tmp_path.iterdir())
     found = _run((uneven, targets), tmp_path, aligner="ridge")
     assert found.left_out == {"naive": told}
@@ -158,9 +159,28 @@ def test_what_a_study_does_not_allow_is_left_out_and_said(tmp_path: Path) -> Non
         ({"seeds": []}, "a seed are needed, found 3 and 0"),
         ({"seeds": [1, 1]}, "seed"),
         ({"stage2": "none"}, "without its second stage"),
+        ({"seeds": [0, -1]}, "seed must be an integer from 0 to 4294967295, found -1"),
         ({"mindtuner": {"decoders": {}}}, "unknown table of mindtuner's settings 'decoders'"),
+        ({"mindtuner": {"decoder": {"widht": 8}}}, "unknown setting of MindTunerConfig: 'widht'"),
+        ({"mindtuner": {"training": {"epoch": 8}}}, "unknown setting of TrainingConfig: 'epoch'"),
+        ({"mindtuner": {"adapting": {"epoch": 8}}}, "unknown setting of TrainingConfig: 'epoch'"),
+        ({"mindtuner": {"adapter": {"ranks": 8}}}, "unknown setting of AdapterConfig: 'ranks'"),
+        ({"arms": ["single"]}, "mindtuner.decoder has no use: none of the arms wills-aligner, single has"),
+        ({"arms": ["ridge"]}, "mindtuner.adapting has no use"),
+        ({"arms": ["fine-tuning"]}, "rank = 2 is a setting of the arms"),
     ],
 )
 def test_refused(made: Made, tmp_path: Path, words: dict[str, Any], said: str) -> None:
+    """Before anything is trained."""
     with pytest.raises(InputError, match=said):
         _run(made, tmp_path, **words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_both_kinds_of_newcomers_get_what_they_have_a_use_for(made: Made, all_of_them: tuple[Path, Any]) -> None:
+    setup = Setup(*made, all_of_them[0], tuple(made[0].subjects), None)  # type: ignore[arg-type]
+    adapter = {"rank": 2, "voxel_dropout": 0.25, "full": {"voxel_dropout": 0.5}}
+    setup = replace(setup, mindtuner={**BACKBONE, "adapter": adapter}, seed=0, folder=all_of_them[0] / "others")
+    full, both = (setup.newcomer("sub-01", arm) for arm in ("full", "both"))
+    assert full.provenance["adapter"]["voxel_dropout"] == 0.5
+    assert (both.apart["sub-01"]["adapter"]["rank"], both.apart["sub-01"]["adapter"]["voxel_dropout"]) == (2, 0.25)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from phosphene.alignment import Aligner, make_aligner
 from phosphene.decoders import Decoder
-from phosphene.decoders.borrowed import borrow
+from phosphene.decoders.borrowed import Borrowed, borrow
 from phosphene.decoders.ridge import RidgeConfig, fit_ridge
 from phosphene.encoders import Targets
 from phosphene.errors import InputError, LeakageError
@@ -108,3 +109,54 @@ def test_what_cannot_lend_is_refused(study: Study, targets: Targets, base: Decod
     )
     with pytest.raises(InputError, match="has an aligner in front of it"):
         adapt(behind, study, targets, NEW, aligner=aligner, **words)
+
+
+@pytest.fixture(scope="module")
+def few(study: Study, base: Decoder) -> tuple[Any, ...]:
+    """Arguments of `RidgeLayer.solve` for a new person."""
+    view = study.split("train").subset([NEW]).first_sessions(2)
+    ids, responses = view.averaged(NEW)
+    x = torch.from_numpy((responses - responses.mean(axis=0)) / responses.std(axis=0))
+    return [ids], x, view
+
+
+def test_a_prediction_that_says_nothing_is_not_borrowed(targets: Targets, base: Any, few: tuple[Any, ...]) -> None:
+    seeded = torch.Generator().manual_seed(0)
+    n_voxels, n_scores = few[1].shape[1], len(base.ridge.deviation)
+    noise = Borrowed(torch.randn(n_voxels, n_scores, generator=seeded), torch.zeros(n_scores))
+    alone = base.ridge.solve(*few, targets, base.target_kind, NEW)
+    for a, b in zip(alone, base.ridge.solve(*few, targets, base.target_kind, NEW, noise), strict=True):
+        assert torch.equal(a, b)
+    truth = torch.linalg.lstsq(few[1].double(), base.ridge.scores(few[0][0], targets, base.target_kind).double())
+    right = Borrowed(truth.solution.float(), torch.zeros(n_scores))
+    assert not torch.equal(alone[0], base.ridge.solve(*few, targets, base.target_kind, NEW, right)[0])
+
+
+def test_scores_of_a_new_person_are_spread_as_the_network_is_used_to(
+    targets: Targets, base: Any, few: tuple[Any, ...]
+) -> None:
+    layer = copy.deepcopy(base.ridge)
+    assert float(layer.spread) > 0
+
+    def weight(spread: float) -> torch.Tensor:
+        layer.spread.fill_(spread)
+        found: torch.Tensor = layer.solve(*few, targets, base.target_kind, NEW)[0]
+        return found
+
+    torch.testing.assert_close(weight(0.02), 2 * weight(0.01))
+    torch.testing.assert_close(weight(1e6), weight(1e4))  # noise is not blown up without end
+    assert weight(1e4).norm() > weight(0.01).norm()
+
+
+def test_the_spread_is_that_of_what_the_trained_network_reads(study: Study, targets: Targets, base: Any) -> None:
+    view, kind, base = study.split("train").subset(OTHERS), base.target_kind, copy.deepcopy(base)
+    base.conclude(view, targets, kind)
+    pairs = [base._averaged(view, person) for person in OTHERS]
+    with torch.no_grad():
+        hidden = torch.cat([base._input(person)(x) for person, (_, x) in zip(OTHERS, pairs, strict=True)])
+    ids = np.concatenate([each for each, _ in pairs])
+    truth = base.ridge.scores(ids, targets, kind).double()
+    weight, intercept, _ = fit_ridge(hidden.double(), truth, view.units_of(ids), RidgeConfig())
+    said = hidden.double() @ weight + intercept
+    expected = said.var(dim=0, unbiased=False).mean().sqrt()
+    torch.testing.assert_close(base.ridge.spread.double(), expected, rtol=1e-4, atol=0)

@@ -94,14 +94,21 @@ def fit(
             typer.echo(f"{folder / 'decoder'}: {fitted.name} for {len(fitted.subjects)} people, split {name}")
 
 
-def aligner_named(name: str, study: Study, subjects: list[str] | None) -> Aligner:
-    """An aligner from a folder, or fitted now."""
-    from phosphene.alignment import Aligner, make_aligner
+def aligner_given(word: str) -> Aligner | str:
+    """An aligner from a folder, or the name of a method."""
+    from phosphene.alignment import Aligner
 
-    if (Path(name) / "config.json").exists():
-        return Aligner.load(name)
-    view = study.split("train")
-    return make_aligner(name).fit(view if subjects is None else view.subset(subjects))
+    return Aligner.load(word) if (Path(word) / "config.json").exists() else word
+
+
+def aligner_named(word: str, study: Study, subjects: list[str] | None) -> Aligner:
+    """An aligner from a folder, or fitted now."""
+    from phosphene.alignment import make_aligner
+
+    found, view = aligner_given(word), study.split("train")
+    if isinstance(found, str):
+        return make_aligner(found).fit(view if subjects is None else view.subset(subjects))
+    return found
 
 
 def targets_of(name: str, study: Study) -> Targets:

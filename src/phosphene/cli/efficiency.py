@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from phosphene.cli.adapting import person_named
-from phosphene.cli.decoding import targets_of
+from phosphene.cli.decoding import aligner_given, targets_of
 from phosphene.cli.options import (
     Config,
     Json,
@@ -20,9 +20,6 @@ from phosphene.cli.options import (
     settings_in,
     words_of,
 )
-
-if TYPE_CHECKING:
-    from phosphene.alignment import Aligner
 
 __all__ = ["efficiency"]
 
@@ -83,7 +80,7 @@ def efficiency(
             training=settings.get("training"),
             adapting=settings.get("adapting"),
             adapter=settings.get("adapter"),
-            aligner=_aligner(align),
+            aligner=None if align is None else aligner_given(align),
             report=typer.echo,
             progress=progress_wanted(),
             **settings.get("decoder", {}),
@@ -92,10 +89,3 @@ def efficiency(
     typer.echo(out / "efficiency.png")
     if json is not None:
         write_json(json, found.to_dict())
-
-
-def _aligner(word: str | None) -> Aligner | str | None:
-    """An aligner from a folder, or the name of a method."""
-    from phosphene.alignment import Aligner
-
-    return Aligner.load(word) if word is not None and (Path(word) / "config.json").exists() else word

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from phosphene.cli.decoding import aligner_named, targets_of
+from phosphene.cli.decoding import aligner_given, targets_of
 from phosphene.cli.options import (
     Config,
+    Json,
     Set,
     Split,
     StudyFile,
@@ -55,12 +56,15 @@ def multi_subject(
     kind: Annotated[str | None, typer.Option("--kind", help="tokens or pooled.")] = None,
     preset: Annotated[str | None, typer.Option("--preset", help="Of every arm: small, few or nsd.")] = None,
     seeds: Annotated[str, typer.Option("--seeds", help="One or several, between commas: a training each.")] = "0",
+    bootstrap: Annotated[int, typer.Option("--bootstrap", help="Resamples for the intervals.", min=0)] = 1000,
     split: Split = None,
     config: Config = None,
     assignments: Set = None,
+    json: Json = None,
 ) -> None:
     """Train one model of many people and its rivals, and say what each difference is worth."""
     from phosphene.evaluation.multi_subject import multi_subject as run
+    from phosphene.files import write_json
     from phosphene.recordings import Study
 
     settings = settings_in(_TABLES, config, assignments)
@@ -74,15 +78,18 @@ def multi_subject(
             out,
             arms=None if arms is None else words_of(arms),
             subjects=subject,
-            aligner=aligner_named(align, opened, subject),
+            aligner=aligner_given(align),
             classes=classes or (),
             preset=preset,
             kind=kind,
             seeds=numbers,
+            n_boot=bootstrap,
             training=settings.get("training"),
             mindtuner=settings.get("mindtuner"),
             progress=progress_wanted(),
             **settings.get("decoder", {}),
         )
     typer.echo(found.table())
+    if json is not None:
+        write_json(json, found.to_dict())
     typer.echo(f"{out}: multi_subject.json, multi_subject.txt, scorecards by seed")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from phosphene.decoders.borrowed import Borrowed
-from phosphene.decoders.ridge import RidgeConfig, fit_ridge, fit_ridge_beside
+from phosphene.decoders.ridge import RidgeConfig, fit_ridge, ridge_out_of_fold
 from phosphene.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ __all__ = ["Components", "RidgeLayer", "principal_components"]
 
 _BLOCK = 256
 _MOST_STIMULI, _MOST_NUMBERS = 4096, 2 * 10**8  # of targets held at once
+_MOST_SPREAD = 4.0  # times what ridge says, at most: noise alone must not be blown up without end
 _LEAST = 1e-6  # variance of a component, relative to the first
 
 
@@ -78,6 +79,7 @@ class RidgeLayer(nn.Module):
     deviation: Tensor
     lift: Tensor
     offset: Tensor
+    spread: Tensor
 
     def __init__(self, n_outputs: int) -> None:
         super().__init__()
@@ -85,6 +87,7 @@ class RidgeLayer(nn.Module):
         self.register_buffer("components", torch.empty(0, n_outputs))
         for name in ("deviation", "lift", "offset"):
             self.register_buffer(name, torch.empty(0))
+        self.register_buffer("spread", torch.zeros(()))  # of the scores that the trained network reads; before: none
 
     def set(self, basis: Components, lift: Tensor, offset: Tensor) -> None:
         """Set components, and the map from scores into the network, ``(width, k)`` and ``(width,)``."""
@@ -116,29 +119,28 @@ class RidgeLayer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Weight ``(width, V)`` and bias ``(width,)`` of an input layer, from responses x ``(n, V)`` to stimuli.
 
-        With what is `borrowed` from other people ridge finds what a share of that leaves (`fit_ridge_beside`).
+        With what is `borrowed` from other people ridge corrects their prediction, unless alone it says more of left-out
+        trials. Ridge shrinks what it doubts, the more the fewer the trials, and a trained network would read that as
+        pictures that are all alike: scores are spread, on left-out trials, as those that it was trained to read.
         """
-        if borrowed is None:
+        names = np.concatenate(ids)
+        if not self.spread:  # nothing is trained yet
             weight, intercept = self._ridge(ids, x, view, targets, kind, who)
-        else:
-            weight, intercept = self._ridge_beside(np.concatenate(ids), x, view, targets, kind, who, borrowed)
-        return self.lift @ weight.T, self.lift @ intercept + self.offset
-
-    def _ridge_beside(
-        self, ids: np.ndarray, x: Tensor, view: StudyView, targets: Targets, kind: str, who: str, borrowed: Borrowed
-    ) -> tuple[Tensor, Tensor]:
-        z, prior = self.scores(ids, targets, kind), x @ borrowed.matrix + borrowed.offset
-        own, share = fit_ridge_beside(x.double(), z.double(), prior.double(), view.units_of(ids), RidgeConfig(), who)
-        weight = own.float() + share.float() * borrowed.matrix
-        return weight, z.mean(dim=0) - x.mean(dim=0) @ weight
+            return self.lift @ weight.T, self.lift @ intercept + self.offset
+        dtype, units = _precision(x), view.units_of(names)
+        x, z = x.to(dtype), self.scores(names, targets, kind).to(dtype)
+        starts = [_beside(x, z, units, each, who) for each in ([None] if borrowed is None else [None, borrowed])]
+        said, weight = max(starts, key=lambda start: _agreement(start[0], z))
+        weight = weight * float(self.spread / _spread(said).clamp_min(float(self.spread) / _MOST_SPREAD))
+        intercept = z.mean(dim=0) - x.mean(dim=0) @ weight
+        return self.lift @ weight.T.float(), self.lift @ intercept.float() + self.offset
 
     def _ridge(
         self, ids: Sequence[np.ndarray], x: Tensor, view: StudyView, targets: Targets, kind: str, who: str
     ) -> tuple[Tensor, Tensor]:
         names = np.concatenate(ids)
         units = view.units_of(names)
-        # double precision while it is cheap; penalties near zero need it
-        dtype = torch.float64 if min(x.shape) <= 3000 else torch.float32
+        dtype = _precision(x)
         z = self.scores(names, targets, kind).to(dtype)
         weight, intercept, _ = fit_ridge(x.to(dtype), z, units, RidgeConfig(), who)
         return weight.float(), intercept.float()
@@ -153,9 +155,36 @@ class RidgeLayer(nn.Module):
         """
         weight, intercept = self._ridge(ids, hidden, view, targets, kind, "the trained input layers")
         said = (hidden @ weight + intercept).double()
+        self.spread = _spread(said).float()
         mean, centre = said.mean(dim=0), hidden.double().mean(dim=0)
         said, h = said - mean, hidden.double() - centre
         gram = said.T @ said
         gram.diagonal().add_(1e-2 * gram.diagonal().mean())
         lift = torch.linalg.solve(gram, said.T @ h).T
         self.lift, self.offset = lift.float().contiguous(), (centre - lift @ mean).float()
+
+
+def _beside(x: Tensor, z: Tensor, units: np.ndarray, borrowed: Borrowed | None, who: str) -> tuple[Tensor, Tensor]:
+    """Scores of left-out trials ``(n, k)`` by ridge beside what is borrowed, and the weight ``(V, k)`` of both."""
+    config, prior = RidgeConfig(), torch.zeros_like(z)
+    if borrowed is not None:
+        prior = x @ borrowed.matrix.to(x) + borrowed.offset.to(x)
+    weight, _, _ = fit_ridge(x, z - prior, units, config, who)
+    said = prior + ridge_out_of_fold(x, z - prior, units, config, who)
+    return said, weight if borrowed is None else weight + borrowed.matrix.to(x)
+
+
+def _precision(x: Tensor) -> torch.dtype:
+    """Double while it is cheap; penalties near zero need it."""
+    return torch.float64 if min(x.shape) <= 3000 else torch.float32
+
+
+def _agreement(said: Tensor, z: Tensor) -> float:
+    """Correlation of all scores together, each with a mean of zero; how far they are spread does not matter."""
+    said, z = said - said.mean(dim=0), z - z.mean(dim=0)
+    return float((said * z).sum() / (said.norm() * z.norm()).clamp_min(1e-12))
+
+
+def _spread(scores: Tensor) -> Tensor:
+    """Root of the mean variance of scores ``(n, k)``."""
+    return scores.var(dim=0, unbiased=False).mean().sqrt()

@@ -11,7 +11,7 @@ import numpy as np
 
 from phosphene.errors import InputError
 from phosphene.evaluation.assemble import unit_sums
-from phosphene.evaluation.metrics import Counts, metric
+from phosphene.evaluation.metrics import DIRECTIONS, Counts, metric
 from phosphene.evaluation.scorecard import FORMAT, Scorecard, plain
 from phosphene.evaluation.statistics import (
     Resampler,
@@ -25,7 +25,6 @@ from phosphene.files import write_json
 __all__ = ["Comparison", "compare"]
 
 _METRICS = ("top-1", "top-5", "median-rank", "two-way")
-_DIRECTIONS = ("brain_to_image", "image_to_brain")
 # what must agree for two numbers to mean the same
 _MUST_AGREE = {
     "study": lambda facts: facts["study"]["digest"],
@@ -180,8 +179,8 @@ def _sorted(record: dict[str, Any]) -> dict[str, Any]:
     pick = {key: np.asarray(record[key])[order] for key in ("ids", "split", "unit", "candidates")}
     return {
         **pick,
-        "rank": {d: np.asarray(record["rank"][d], dtype=float)[order] for d in _DIRECTIONS},
-        "ties": {d: np.asarray(record["ties"][d], dtype=float)[order] for d in _DIRECTIONS},
+        "rank": {d: np.asarray(record["rank"][d], dtype=float)[order] for d in DIRECTIONS},
+        "ties": {d: np.asarray(record["ties"][d], dtype=float)[order] for d in DIRECTIONS},
         "accuracy": {task: np.asarray(values)[order] for task, values in record.get("accuracy", {}).items()},
     }
 
@@ -212,7 +211,7 @@ def _rows(
     units = [records[reference][s]["unit"] for s in subjects]
     everyone = [records[run][subject] for run in records for subject in subjects]
     tasks = sorted(set.intersection(*(set(record["accuracy"]) for record in everyone)))
-    kinds = [(name, direction) for name in _METRICS for direction in _DIRECTIONS]
+    kinds = [(name, direction) for name in _METRICS for direction in DIRECTIONS]
     rows: list[dict[str, Any]] = []
     for name, direction in kinds + [("accuracy", task) for task in tasks]:
         chosen = metric(name)

@@ -13,13 +13,15 @@ import numpy as np
 
 from phosphene._version import __version__
 from phosphene.alignment import Aligner, make_aligner
-from phosphene.decoders.adaptable import AdapterConfig, check_adaptable, check_of_arm, settings_of_arm
+from phosphene.decoders.adaptable import check_adaptable
 from phosphene.decoders.registry import decoder_class
 from phosphene.errors import InputError, refuse_doubles, unknown
 from phosphene.evaluation.evaluate import evaluate
+from phosphene.evaluation.metrics import DIRECTIONS
 from phosphene.files import atomic_path, read_json, write_json
 from phosphene.training import fit
-from phosphene.training.adapt import ARMS, WHOLE_ARMS, adapt, settings_for
+from phosphene.training.adapt import ARMS, WHOLE_ARMS, adapt, settings_of_arms
+from phosphene.training.sampling import check_seed
 
 if TYPE_CHECKING:
     from phosphene.encoders import Targets
@@ -32,7 +34,6 @@ log = logging.getLogger(__name__)
 SESSIONS = (1 / 6, 0.5, 1.0, 2.0, 10.0, 40.0)
 """Ten minutes to forty hours, with sessions of an hour."""
 
-_DIRECTIONS = ("brain_to_image", "image_to_brain")
 _ALONE = "from-scratch"
 
 
@@ -94,7 +95,7 @@ class Efficiency:
             f"{'top-1 image to brain':>21} {'adapters':>9} {'seconds':>8}"
         ]
         for (arm, people, sessions), points in self.grouped():
-            cells = [_cell([point.scores[f"top-1 {way}"]["value"] for point in points]) for way in _DIRECTIONS]
+            cells = [_cell([point.scores[f"top-1 {way}"]["value"] for point in points]) for way in DIRECTIONS]
             seconds = np.mean([point.seconds for point in points])
             lines.append(
                 f"{arm:13} {people:6d} {sessions:8.3g} {points[0].trials:7d} {cells[0]:>21} {cells[1]:>21} "
@@ -137,7 +138,7 @@ class Efficiency:
         lines: dict[tuple[str, int], list[tuple[float, list[Point]]]] = {}
         for (arm, people, sessions), points in self.grouped():
             lines.setdefault((arm, people), []).append((sessions, points))
-        for axes, way in zip(figure.subplots(1, 2, sharey=True), _DIRECTIONS, strict=True):
+        for axes, way in zip(figure.subplots(1, 2, sharey=True), DIRECTIONS, strict=True):
             for (arm, people), course in lines.items():
                 x = [sessions for sessions, _ in course]
                 y = [np.mean([point.scores[f"top-1 {way}"]["value"] for point in points]) for _, points in course]
@@ -223,9 +224,11 @@ def efficiency(
         raise InputError(f"one arm and one seed are needed at least, found {len(arms)} and {len(seeds)}")
     if aligner is not None and set(arms) == {_ALONE}:
         raise InputError(f"arm {_ALONE!r} knows nothing of other people: an aligner has no use")
+    for seed in seeds:
+        check_seed(seed)
     for what, each in (("arm", arms), ("seed", seeds), ("number of people", people), ("number of sessions", sessions)):
         refuse_doubles(what, map(str, each))
-    of_arms = _of_arms(arms, adapting or {}, adapter or {})
+    of_arms = settings_of_arms(arms, adapting or {}, adapter or {})
     check_adaptable(decoder_class(decoder))
     others = [name for name in study.subjects if name != subject]
     recorded = len(np.unique(study.recordings[subject].trials["session"]))
@@ -233,6 +236,7 @@ def efficiency(
     sizes = sizes[:1] if set(arms) == {_ALONE} else sizes
     lengths = _within(f"sessions of {subject}", sessions, recorded, study.name)
     out, points = Path(out), []
+    fronts: dict[int, Aligner] = {}
     for seed, (number, size) in itertools.product(seeds, enumerate(sizes)):
         base = out / f"seed-{seed}" / f"people-{size}"
         fitted = fit(
@@ -248,8 +252,9 @@ def efficiency(
             training=training,
             **settings,
         )
-        lent = study.split("train").subset(others[:size])
-        front = make_aligner(aligner).fit(lent) if isinstance(aligner, str) else aligner
+        if isinstance(aligner, str) and size not in fronts:  # the same for every seed
+            fronts[size] = make_aligner(aligner).fit(study.split("train").subset(others[:size]))
+        front = fronts.get(size) if isinstance(aligner, str) else aligner
         for length, arm in itertools.product(lengths, arms):
             alone = arm == _ALONE
             if alone and number:
@@ -302,26 +307,6 @@ def _facts(
     }
 
 
-def _of_arms(
-    arms: Sequence[str], adapting: Mapping[str, Any], adapter: Mapping[str, Any]
-) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Settings of training and of adapters of every arm; what no arm has a use for is refused."""
-    for table in (adapting, adapter):
-        if idle := [name for name, own in table.items() if isinstance(own, Mapping) and name not in arms]:
-            raise unknown("arm with settings of its own, among those that are run:", idle[0], arms)
-    common = {name: value for name, value in adapter.items() if not isinstance(value, Mapping)}
-    AdapterConfig.build(common)
-    if idle := [name for name in common if not any(name in settings_of_arm(arm) for arm in arms)]:
-        check_of_arm(arms[0], {idle[0]: common[idle[0]]})
-    found = {}
-    for arm in arms:
-        check_of_arm(arm, own := dict(adapter.get(arm, {})))
-        known = {name: value for name, value in common.items() if name in settings_of_arm(arm)} | own
-        AdapterConfig.build(known)
-        found[arm] = (settings_for(arm, adapting), known)
-    return found
-
-
 def _within(what: str, asked: Sequence[Any], most: int, study: str) -> list[Any]:
     """Those of the asked sizes that there are enough of."""
     if wrong := [size for size in asked if size <= 0]:
@@ -351,7 +336,7 @@ def _scored(
         progress=False,
     )
     scores = {}
-    for metric, way in itertools.product(("top-1", "two-way"), _DIRECTIONS):
+    for metric, way in itertools.product(("top-1", "two-way"), DIRECTIONS):
         score = card.get(metric, way)
         scores[f"{metric} {way}"] = {
             **{"value": score.value, "interval": score.interval, "chance": score.chance},
@@ -364,6 +349,6 @@ def _scored(
 
 
 def _told(point: Point) -> str:
-    first, second = (point.scores[f"top-1 {way}"]["value"] for way in _DIRECTIONS)
+    first, second = (point.scores[f"top-1 {way}"]["value"] for way in DIRECTIONS)
     before = f", {point.people} people before" if point.people else ""
     return f"{point.arm}{before}, {point.sessions:g} sessions, seed {point.seed}: top-1 {first:.3f} / {second:.3f}"

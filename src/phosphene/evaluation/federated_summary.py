@@ -17,6 +17,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from phosphene.errors import InputError
+from phosphene.evaluation.metrics import DIRECTIONS
 from phosphene.evaluation.missing_modalities import PATTERNS, RETRIEVED
 from phosphene.evaluation.statistics import exact_sign_flip_p, percentile_interval
 
@@ -27,7 +28,6 @@ ONE_MODALITY = ("fmri", "image", "text")
 CLASSIFICATION = "classification"
 RETRIEVAL = "top-1"
 _LEVEL = 0.95
-_WAYS = ("brain_to_image", "image_to_brain")
 Record = Mapping[str, Any]
 Key = tuple[str, str, float]
 
@@ -72,7 +72,7 @@ class Records:
 
 def _value(scores: Mapping[str, float], metric: str) -> float:
     """A metric, or top-1 as the mean of both directions."""
-    return float(np.mean([scores[f"{metric} {way}"] for way in _WAYS])) if metric == RETRIEVAL else scores[metric]
+    return float(np.mean([scores[f"{metric} {way}"] for way in DIRECTIONS])) if metric == RETRIEVAL else scores[metric]
 
 
 def paired(pairs: Sequence[tuple[Record, Record]], patterns: Sequence[str], metric: str) -> dict[str, Any]:

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from phosphene.evaluation.federated_summary import ONE_MODALITY, OURS, TO_BEAT, Records, claims, paired, rows
+from phosphene.evaluation.metrics import DIRECTIONS
 from phosphene.evaluation.missing_modalities import PATTERNS, RETRIEVED
 
 __all__ = ["choices_table", "markdown"]
 
-_WAYS = ("brain_to_image", "image_to_brain")
 _CLAIMED = "Intervals as above; of a share Fieller's. Few seeds make intervals wide: little lies wholly below."
+_WAYS = tuple(DIRECTIONS)
 Row = Mapping[str, Any]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from phosphene.alignment import make_aligner
 from phosphene.decoders import Decoder
+from phosphene.decoders.registry import decoder_class
 from phosphene.decoders.wills_aligner import WillsAligner
 from phosphene.decoders.wills_aligner_config import OF_STAGE2
 from phosphene.errors import InputError, refuse_doubles, unknown
@@ -18,8 +19,10 @@ from phosphene.evaluation.evaluate import evaluate
 from phosphene.evaluation.multi_subject_table import Comparison
 from phosphene.evaluation.multilabel import LabelCard, evaluate_labels
 from phosphene.training import adapt, fit
-from phosphene.training.adapt import WHOLE_ARMS, settings_for
+from phosphene.training.adapt import settings_of_arms
 from phosphene.training.progress import progress_bar
+from phosphene.training.sampling import check_seed
+from phosphene.training.settings import TrainingConfig
 
 if TYPE_CHECKING:
     from phosphene.alignment import Aligner
@@ -31,6 +34,7 @@ __all__ = ["ARMS", "OURS", "SINGLE", "STAGE1", "WILLS", "Arm", "Models", "Setup"
 
 SINGLE, STAGE1, WILLS = "single-person models", "wills-aligner, stage 1", "wills-aligner, stages 1 + 2"
 TABLES = ("decoder", "training", "adapting", "adapter")
+_NEWCOMERS = {"fine-tuning": "full", "mindtuner": "both"}  # what is trained of a person: an arm of `adapt`
 _PROTOCOLS = ["retrieval", "two-way-cosine"]
 _ALONE: dict[str, Any] = {"stage2": "none"}
 _LORA: dict[str, Any] = {
@@ -62,7 +66,7 @@ class Setup:
         Over those of the preset, of wills-aligner and of the arms that have its trunk.
     mindtuner : dict
         The same for the arms of mindtuner: tables ``decoder`` and ``training`` of the backbone, ``adapting`` and
-        ``adapter`` of the newcomer.
+        ``adapter`` of the newcomer, of which each arm gets what it has a use for (`settings_of_arms`).
     """
 
     study: Study
@@ -97,6 +101,8 @@ class Setup:
 
     def newcomer(self, person: str, arm: str) -> Decoder:
         """Add a person to a backbone of all others, from everything there is of them."""
+        tables = (self.mindtuner.get(table, {}) for table in ("adapting", "adapter"))
+        adapting, adapter = settings_of_arms(list(_NEWCOMERS.values()), *tables)[arm]
         return adapt(
             self.backbone(f"without/{person}", [each for each in self.people if each != person]),
             self.study,
@@ -107,8 +113,8 @@ class Setup:
             seed=self.seed,
             out=self.folder / f"newcomers-{arm}" / person,
             progress=False,
-            training=settings_for(arm, self.mindtuner.get("adapting", {})),
-            **({} if arm in WHOLE_ARMS else self.mindtuner.get("adapter", {})),
+            training=adapting,
+            **adapter,
         )
 
     def _fitted(self, name: str, run: str, people: Sequence[str] | None, **settings: Any) -> Decoder:
@@ -211,11 +217,11 @@ ARMS: dict[str, Arm] = {
     "lora": Arm("one model behind the aligner, LoRA for each person", _lora),
     "fine-tuning": Arm(
         "each person new to a backbone of the others, everything fine-tuned",
-        partial(_newcomers, name="MindEye2-style full fine-tuning", arm="full"),
+        partial(_newcomers, name="MindEye2-style full fine-tuning", arm=_NEWCOMERS["fine-tuning"]),
     ),
     "mindtuner": Arm(
         "each person new to a backbone of the others, LoRA and Skip-LoRA",
-        partial(_newcomers, name="mindtuner (LoRA and Skip-LoRA)", arm="both"),
+        partial(_newcomers, name="mindtuner (LoRA and Skip-LoRA)", arm=_NEWCOMERS["mindtuner"]),
     ),
 }
 
@@ -296,15 +302,15 @@ def multi_subject(
     refuse_doubles("seed", map(str, seeds))
     if len(people) < 2 or not seeds:
         raise InputError(f"two people and a seed are needed, found {len(people)} and {len(seeds)}")
+    for seed in seeds:
+        check_seed(seed)
     if classes:
         settings = {**settings, "class_columns": tuple(classes)}
-    if isinstance(aligner, str):
-        aligner = make_aligner(aligner).fit(study.split("train").subset(list(people)))
     if settings.get("stage2") == "none":
         raise InputError("stage2 = 'none' leaves wills-aligner without its second stage: it is what rivals are held to")
-    for table in mindtuner or {}:
-        if table not in TABLES:
-            raise unknown("table of mindtuner's settings", table, TABLES)
+    _check_of_mindtuner(mindtuner or {}, wanted)
+    if isinstance(aligner, str):
+        aligner = make_aligner(aligner).fit(study.split("train").subset(list(people)))
     common = (settings, training or {}, mindtuner or {})
     setup = Setup(study, targets, Path(out), people, aligner, 0, preset, kind, *common)
     left_out = {name: reason for name in wanted if (reason := ARMS[name].obstacle(setup))}
@@ -329,6 +335,21 @@ def multi_subject(
     found = Comparison(WILLS, told, cards, labels, left_out)
     found.save(out)
     return found
+
+
+def _check_of_mindtuner(given: Mapping[str, Mapping[str, Any]], wanted: Sequence[str]) -> None:
+    """Refuse settings that do not exist, or that no arm has a use for, before anything is trained."""
+    newcomers = [arm for name, arm in _NEWCOMERS.items() if name in wanted]
+    used = [*(TABLES[:2] if newcomers or "ridge" in wanted else ()), *(TABLES[2:] if newcomers else ())]
+    for table in given:
+        if table not in TABLES:
+            raise unknown("table of mindtuner's settings", table, TABLES)
+        if table not in used:
+            raise InputError(f"mindtuner.{table} has no use: none of the arms {', '.join(wanted)} has such settings")
+    decoder_class("mindtuner").Config.build(given.get("decoder"))
+    TrainingConfig.check_names(given.get("training", {}))
+    if newcomers:
+        settings_of_arms(newcomers, given.get("adapting", {}), given.get("adapter", {}))
 
 
 def _scored(setup: Setup, models: Models, n_boot: int, n_perm: int) -> tuple[Scorecard, LabelCard | None]:

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from phosphene.evaluation.metrics import DIRECTIONS
 from phosphene.evaluation.multilabel import LabelCard
 from phosphene.evaluation.scorecard import MEAN, Scorecard, aligned, plain
 from phosphene.files import write_json, write_text
 
-__all__ = ["COLUMNS", "Comparison"]
+__all__ = ["Comparison"]
 
 _PRECISION = "mAP"
-_WAYS = ("brain_to_image", "image_to_brain")
-COLUMNS = (*((metric, way) for metric in ("top-1", "two-way") for way in _WAYS), (_PRECISION, ""))
+_COLUMNS = (*((metric, way) for metric in ("top-1", "two-way") for way in DIRECTIONS), (_PRECISION, ""))
 Row = dict[str, Any]
 
 
@@ -59,7 +59,7 @@ class Comparison:
         """
         found = []
         for model in self.models:
-            for metric, way in COLUMNS:
+            for metric, way in _COLUMNS:
                 each = [self._one(seed, model, metric, way) for seed in self.cards]
                 told = [one for one in each if one is not None]
                 if told:
@@ -98,7 +98,7 @@ class Comparison:
     def table(self) -> str:
         """Values, and differences of the reference, as aligned text."""
         rows = self.rows()
-        columns = [column for column in COLUMNS if any((row["metric"], row["direction"]) == column for row in rows)]
+        columns = [column for column in _COLUMNS if any((row["metric"], row["direction"]) == column for row in rows)]
         cells = {(row["model"], row["metric"], row["direction"]): row for row in rows}
         chance = {(row["metric"], row["direction"]): row["chance"] for row in rows}
         names = {column: " ".join(column).replace("_", " ").strip() for column in columns}
@@ -125,14 +125,19 @@ class Comparison:
         below = [f"{self.reference} minus the others [95 % interval]:", *aligned(paired), ""] if paired else []
         return "\n".join([head, "", *aligned(scores), "", *below, *foot])
 
-    def save(self, folder: str | Path) -> Path:
-        """Write ``multi_subject.json`` and the table, ``multi_subject.txt``."""
-        folder = Path(folder)
+    def to_dict(self) -> Row:
+        """What was compared, and all rows, as plain values."""
         facts = next(iter(self.cards.values())).protocol
         content: Row = {"format": "phosphene-multi-subject/1", "reference": self.reference, "arms": dict(self.arms)}
         content |= {"left_out": dict(self.left_out), "seeds": list(self.cards)}
         content |= {key: facts[key] for key in ("study", "splits", "role", "subjects", "target", "repeats", "unit")}
-        write_json(folder / "multi_subject.json", plain({**content, "rows": self.rows()}))
+        found: Row = plain({**content, "rows": self.rows()})
+        return found
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``multi_subject.json`` and the table, ``multi_subject.txt``."""
+        folder = Path(folder)
+        write_json(folder / "multi_subject.json", self.to_dict())
         write_text(folder / "multi_subject.txt", self.table() + "\n")
         return folder
 

@@ -14,14 +14,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from phosphene.decoders.adaptable import ADAPTER_ARMS, AdaptableDecoder, AdapterConfig, check_adaptable, check_of_arm
+from phosphene.decoders.adaptable import (
+    ADAPTER_ARMS,
+    AdaptableDecoder,
+    AdapterConfig,
+    check_adaptable,
+    check_of_arm,
+    settings_of_arm,
+)
 from phosphene.decoders.base import Decoder
 from phosphene.decoders.seen import seen_together
 from phosphene.decoders.wills_aligner import WillsAligner
 from phosphene.errors import InputError, unknown
 from phosphene.files import digest
 from phosphene.nn.freezing import adapter_names, frozen, train_only, trainable, twin
-from phosphene.settings import load_preset, merge, presets
+from phosphene.settings import load_preset, presets
 from phosphene.training.bench import (
     Bench,
     check_classes,
@@ -35,6 +42,7 @@ from phosphene.training.bench import (
 from phosphene.training.in_front import aligner_with, check_aligner
 from phosphene.training.launch import launch
 from phosphene.training.run_folder import RunFolder
+from phosphene.training.sampling import check_seed
 from phosphene.training.settings import TrainingConfig
 
 if TYPE_CHECKING:
@@ -44,7 +52,7 @@ if TYPE_CHECKING:
     from phosphene.encoders import Targets
     from phosphene.recordings import Study, StudyView
 
-__all__ = ["ARMS", "WHOLE_ARMS", "adapt", "parameter_table", "scarce_view", "settings_for"]
+__all__ = ["ARMS", "WHOLE_ARMS", "adapt", "parameter_table", "scarce_view", "settings_of_arms"]
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +147,7 @@ def adapt(
     """
     if arm not in ARMS:
         raise unknown("arm", arm, ARMS)
+    check_seed(seed)
     home = None if isinstance(decoder, Decoder) else Path(decoder)
     if home is not None and out is None and arm in WHOLE_ARMS:
         raise InputError(
@@ -318,23 +327,50 @@ def scarce_view(
     return view.restrict(view.stimulus_ids[shown_stimuli(view)])
 
 
-def settings_for(arm: str, table: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of one arm out of those of several: what all have, and over it the table under the arm's own name.
+def settings_of_arms(
+    arms: Sequence[str], training: Mapping[str, Any], adapter: Mapping[str, Any]
+) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Settings of training and of adapters for each of several arms, out of tables that are theirs together.
+
+    Every arm gets what it has a use for. A table under the name of an arm is its own, over what all have.
 
     Raises
     ------
     InputError
-        For a table under a name that is no arm.
+        For a setting that does not exist or that none of the arms has, or a table of an arm that is not among them.
 
     Examples
     --------
-    >>> settings_for("full", {"epochs": 30, "learning_rate": 5e-4, "full": {"learning_rate": 1e-4}})
-    {'epochs': 30, 'learning_rate': 0.0001}
+    >>> found = settings_of_arms(["both", "full"], {"epochs": 9, "full": {"epochs": 3}}, {"rank": 4})
+    >>> found["both"], found["full"]
+    (({'epochs': 9}, {'rank': 4}), ({'epochs': 3}, {}))
     """
-    own = {name: each for name, each in table.items() if isinstance(each, Mapping)}
-    if strange := [name for name in own if name not in ARMS]:
-        raise unknown("arm with settings of its own:", strange[0], ARMS)
-    return merge({name: each for name, each in table.items() if name not in own}, own.get(arm, {}))
+    (trained, trained_alone), (common, alone) = _shared_and_own(training, arms), _shared_and_own(adapter, arms)
+    AdapterConfig.build(common)
+    if idle := [name for name in common if not any(name in settings_of_arm(arm) for arm in arms)]:
+        check_of_arm(arms[0], {idle[0]: common[idle[0]]})
+    found = {}
+    for arm in arms:
+        of_training = trained | trained_alone.get(arm, {})
+        TrainingConfig.check_names(of_training)
+        check_of_arm(arm, own := alone.get(arm, {}))
+        known = {name: value for name, value in common.items() if name in settings_of_arm(arm)} | own
+        AdapterConfig.build(known)
+        found[arm] = (of_training, known)
+    return found
+
+
+def _shared_and_own(table: Mapping[str, Any], arms: Sequence[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    own = {name: dict(each) for name, each in table.items() if isinstance(each, Mapping)}
+    if strange := [name for name in own if name not in arms]:
+        raise unknown("arm with settings of its own:", strange[0], arms)
+    return {name: each for name, each in table.items() if name not in own}, own
+
+
+def _of_arm(arm: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    """Out of a table of a preset: what all arms have, and over it what this one has."""
+    common, own = _shared_and_own(table, ARMS)
+    return common | own.get(arm, {})
 
 
 def _settings(
@@ -345,9 +381,9 @@ def _settings(
         wanted = "nsd" if int(np.prod(base.target_shape)) >= _LARGE_TARGET else "small"
         preset = wanted if wanted in presets("decoders", base.name) else None
     layers = load_preset("decoders", base.name, preset) if preset else {}
-    config = TrainingConfig.build(settings_for(arm, layers.get("adapting", {})), training)
+    config = TrainingConfig.build(_of_arm(arm, layers.get("adapting", {})), training)
     check_classes(base, float(training.get("class_weight", 0.0)))
-    settings = AdapterConfig.build(settings_for(arm, layers.get("adapter", {})), adapter)
+    settings = AdapterConfig.build(_of_arm(arm, layers.get("adapter", {})), adapter)
     check_of_arm(arm, adapter)
     return config, settings
 

@@ -32,6 +32,7 @@ from phosphene.training.episodes import EpisodeLoader, EpisodeStep, check_episod
 from phosphene.training.in_front import check_aligner
 from phosphene.training.launch import launch
 from phosphene.training.run_folder import RunFolder
+from phosphene.training.sampling import check_seed
 from phosphene.training.settings import TrainingConfig
 from phosphene.training.token_alignment import require_tokens
 
@@ -118,6 +119,7 @@ def fit(
         ``precision`` may then be others.
     """
     cls = decoder_class(name)
+    check_seed(seed)
     view = study.split("train")
     if subjects is not None:
         view = view.subset(list(subjects))

@@ -22,6 +22,7 @@ from phosphene.training.bench import check_classes, prepare, refuse_leakage, tra
 from phosphene.training.in_front import aligner_with
 from phosphene.training.launch import launch
 from phosphene.training.run_folder import RunFolder
+from phosphene.training.sampling import check_seed
 from phosphene.training.settings import TrainingConfig
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def add_subject(
         When the targets' encoder was fitted on stimuli outside of the training part.
     """
     base = _checked(decoder, targets, subject)
+    check_seed(seed)
     refuse_leakage(study, study.split("train"), targets)
     view = scarce_view(study, subject, sessions)
     if training and not base.own(next(iter(base.subjects))):

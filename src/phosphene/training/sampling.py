@@ -9,10 +9,22 @@ import numpy as np
 
 from phosphene.errors import InputError
 
-__all__ = ["BatchSampler", "episode_generator", "split_validation", "step_seed"]
+__all__ = ["BatchSampler", "check_seed", "episode_generator", "split_validation", "step_seed"]
 
 # streams of random numbers that must not meet: order of samples, mixing, dropout, validation split, episodes
 _ORDER, _MIXING, _MODULES, _VALIDATION, _EPISODES = range(5)
+
+
+def check_seed(seed: int) -> None:
+    """Refuse what is no seed.
+
+    Raises
+    ------
+    InputError
+        For anything but an integer from 0 to 2**32 - 1.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+        raise InputError(f"seed must be an integer from 0 to {2**32 - 1}, found {seed!r}")
 
 
 def _generator(*key: int) -> np.random.Generator:

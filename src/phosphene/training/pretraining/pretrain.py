@@ -35,7 +35,7 @@ from phosphene.training.pretraining.sources import ScenePairs, StimulusPairs
 from phosphene.training.progress import progress_bar
 from phosphene.training.run_folder import RunFolder
 from phosphene.training.runner import TrainingInterrupted
-from phosphene.training.sampling import split_validation
+from phosphene.training.sampling import check_seed, split_validation
 
 __all__ = ["pretrain"]
 
@@ -103,13 +103,13 @@ def pretrain(
     TrainingInterrupted
         After Ctrl-C or SIGTERM; the same call goes on.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise InputError(f"seed must be an integer from 0 to {2**32 - 1}, found {seed!r}")
+    check_seed(seed)
     chosen, model_start = run_settings(preset, settings, start)
     given = None if tokenizer is None else _given_tokenizer(Path(tokenizer), chosen, start)
     preset = preset or (None if start is None else FINE_TUNING)
     seen = SeenPictures() if start is None else SeenPictures.of_model(start)
     known = given if start is None else load_tokenizer(find_mlip(str(start)))
+    before = [] if start is None else _before(start)  # now: another model may lie there when the training ends
     pairs = _pairs(chosen, stimuli, held_out, classes, seed, seen, known)
     run = RunFolder(
         Path(out),
@@ -184,7 +184,7 @@ def pretrain(
     if leads:
         facts = _facts(chosen, pairs, model, done, fabric)
         facts |= {"preset": preset, "seed": seed, "start": model_start, "untrained": list(untrained)}
-        facts |= {} if start is None else {"before": _before(start)}
+        facts |= {} if start is None else {"before": before}
         facts |= {"changes": run.changes} if run.changes else {}
         facts |= {} if given is None else {"tokenizer": "given"}
         facts |= {"temperatures": objective.temperatures(), "biases": objective.biases()}
