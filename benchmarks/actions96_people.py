@@ -297,18 +297,20 @@ def _added(base: Any, study: Study, targets: Targets, subject: str, seed: int) -
 
 
 def tuner(fold: Fold, subject: str, few: Mapping[int, Study], seed: int) -> None:
-    """Pre-trained on eight, then `adapt`."""
+    """Pre-trained on eight, then `adapt`: from the new videos alone, or borrowing from the others on the grid."""
     others = [each for each in fold.study.subjects if each != subject]
     base = fold.fitted(
         "mindtuner of eight",
         lambda: ph.fit("mindtuner", fold.study, fold.targets, subjects=others, seed=seed, **TUNER),
     )
     for size, study in few.items():
-        for arm in ("ridge-only", "both"):
-            name = f"{size}: mindtuner, adapt, {arm}"
-            adapted = fold.fitted(
-                name, lambda s=study, a=arm: adapt(base, s, fold.targets, subject, arm=a, seed=seed, **TUNER)
-            )
+        grid = make_aligner("anatomical").fit(study.split("train"))
+        for (borrowing, aligner), arm in itertools.product(
+            {"": None, ", borrowing": grid}.items(), ("ridge-only", "both")
+        ):
+            name = f"{size}: mindtuner, adapt, {arm}{borrowing}"
+            words = {"arm": arm, "seed": seed, "aligner": aligner, **TUNER}
+            adapted = fold.fitted(name, lambda s=study, w=words: adapt(base, s, fold.targets, subject, **w))
             fold.score(name, adapted, [subject])
 
 

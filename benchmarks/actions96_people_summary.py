@@ -13,6 +13,7 @@ DIRECTIONS = ("brain to video", "video to brain")
 METRICS = tuple(f"{name}, {direction}" for direction in DIRECTIONS for name in ("two-way", "top-1", "top-5"))
 N_BOOT = 2000
 WILLS, TUNER = "wills-aligner, add_subject", "mindtuner, adapt, both"
+BORROWING = f"{TUNER}, borrowing"
 
 
 def pairs(methods: Sequence[str]) -> list[tuple[str, str]]:
@@ -24,8 +25,9 @@ def pairs(methods: Sequence[str]) -> list[tuple[str, str]]:
     found.append((mixed, "permuted: srm, ridge, pooled"))
     for size in sorted({name.split(":")[0] for name in methods if name[0].isdigit()}, key=int):
         ridges = [name for name in methods if name.startswith(f"{size}: ridge")]
-        for ours in (f"{size}: {WILLS}", f"{size}: {TUNER}"):
+        for ours in (f"{size}: {name}" for name in (WILLS, TUNER, BORROWING)):
             found += [(ours, other) for other in ("zero-shot: ridge of eight", *ridges)]
+        found.append((f"{size}: {BORROWING}", f"{size}: {TUNER}"))
         srm = f"{size}: permuted: srm, {WILLS}"
         found += [(srm, f"{size}: {name}") for name in ("permuted: ridge, naively pooled", "ridge from scratch")]
         found.append((srm, f"{size}: permuted: srm, ridge, pooled with the new person"))
