@@ -92,7 +92,7 @@ class RidgeLayer(nn.Module):
     def set(self, basis: Components, lift: Tensor, offset: Tensor) -> None:
         """Set components, and the map from scores into the network, ``(width, k)`` and ``(width,)``."""
         self.centre, self.components, self.deviation = basis
-        self.lift, self.offset = lift, offset
+        self.lift, self.offset, self.spread = lift, offset, torch.zeros(())
 
     def make_room(self, tensors: Mapping[str, Tensor]) -> None:
         """Give buffers the shapes they have in a file."""
