@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,12 +38,12 @@ def test_failure_and_interruption_keep_the_old_file(tmp_path, error):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-MAP = FolderFormat("a map", "map/1", ("config.json", "parts/*.npy", "notes.txt"))
+MAP = FolderFormat("a map", "map/1", ("config.json", "parts/*.npy", "notes.txt"), keys=("scale",))
 
 
 def write_map(path, *names):
     with MAP.written(path) as temporary:
-        write_json(temporary / "config.json", {"format": "map/1"})
+        write_json(temporary / "config.json", {"format": "map/1", "scale": 2})
         for name in names:
             write_text(temporary / name, name)
 
@@ -60,17 +61,22 @@ def test_a_folder_of_the_same_kind_is_replaced_whole(tmp_path):
     assert [each.name for each in (tmp_path / "empty").iterdir()] == ["config.json"]
 
 
+A_MAP = {"config.json": '{"format": "map/1", "scale": 1}'}
+
+
 @pytest.mark.parametrize(
     ("mine", "words"),
     [
-        ({"thesis.txt": "x", "results/a.csv": "1"}, r"\(results/a.csv, thesis.txt\), and is not a map: name another"),
+        ({"thesis.txt": "x", "results/a.csv": "1"}, r"\(thesis.txt, results/a.csv\), and is not a map: name another"),
         ({"config.json": '{"format": "map/2"}'}, r"\(config.json\), and is not a map"),
         ({"config.json": "[]"}, "is not a map"),
-        (
-            {"config.json": '{"format": "map/1"}', "deep/.git/HEAD": "x"},
-            r"lost \(deep/.git/HEAD\) beside those of a map",
-        ),
-        ({f"{n}.txt": "x" for n in range(5)}, r"\(0.txt, 1.txt, 2.txt and 2 more\)"),
+        ({"config.json": '{"format": "map/1"}'}, r"\(config.json\), and is not a map"),
+        ({**A_MAP, "deep/.git/HEAD": "x"}, r"lost \(deep/.git/HEAD\) beside those of a map"),
+        ({**A_MAP, "parts/mine/a.npy": "x"}, r"lost \(parts/mine/a.npy\) beside"),
+        ({**A_MAP, "mine/parts/a.npy": "x"}, r"lost \(mine/parts/a.npy\) beside"),
+        ({**A_MAP, "parts/config.json": "{}", "mine/config.json": "{}"}, r"\(mine/config.json, parts/config.json\)"),
+        ({f"{n}.txt": "x" for n in range(3)}, r"\(0.txt, 1.txt, 2.txt\)"),
+        ({f"{n}.txt": "x" for n in range(5)}, r"\(0.txt, 1.txt, 2.txt and more\)"),
     ],
 )
 def test_folders_of_other_people_are_never_replaced(tmp_path, mine, words):
@@ -84,6 +90,37 @@ def test_folders_of_other_people_are_never_replaced(tmp_path, mine, words):
         temporary.mkdir()
     assert {name: (tmp_path / "d" / name).read_text() for name in files_of(tmp_path / "d")} == mine
     assert [each.name for each in tmp_path.iterdir()] == ["d"]
+
+
+def test_links_are_somebodys_files(tmp_path):
+    write_text(tmp_path / "far" / "thesis.txt", "x")
+    for name, to in (("alive", tmp_path / "far"), ("dead", tmp_path / "nowhere")):
+        write_map(tmp_path / name)
+        (tmp_path / name / "mine").symlink_to(to)
+        with pytest.raises(InputError, match=r"lost \(mine\) beside those of a map"):
+            write_map(tmp_path / name)
+        assert (tmp_path / name / "mine").readlink() == to
+    with pytest.raises(InputError, match=r"lost \(thesis.txt\)"):
+        write_map(tmp_path / "alive" / "mine")
+
+
+def test_a_link_to_nothing_is_no_place_for_a_folder(tmp_path):
+    (tmp_path / "d").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="d is a link to nothing, where a folder is to be written"):
+        MAP.check(tmp_path / "d")
+    with pytest.raises(InputError, match="d is a link to nothing"):
+        write_map(tmp_path / "d")
+    assert [each.name for each in tmp_path.iterdir()] == ["d"]
+
+
+def test_a_refusal_does_not_look_through_all_there_is(tmp_path, monkeypatch):
+    for n in range(50):
+        write_text(tmp_path / "mine" / f"{n:02}" / "a.txt", "x")
+    seen, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: [seen.append(str(path)), scandir(path)][1])
+    with pytest.raises(InputError, match=r"\(00/a.txt, 01/a.txt, 02/a.txt and more\), and is not a map"):
+        MAP.check(tmp_path / "mine")
+    assert [Path(each).name for each in seen] == ["mine", "00", "01", "02", "03"]
 
 
 def test_what_comes_while_a_folder_is_written_is_not_lost(tmp_path):
@@ -100,6 +137,25 @@ def test_the_folder_a_process_stands_in_is_not_replaced(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="the folder this runs in"):
         refuse_filled(tmp_path)
     assert files_of(tmp_path) == ["mine.txt"]
+    write_map(tmp_path / "d")
+    (tmp_path / "d" / "parts").mkdir()
+    monkeypatch.chdir(tmp_path / "d" / "parts")
+    with pytest.raises(InputError, match="d is the folder this runs in"):
+        write_map(tmp_path / "d")
+    write_map(tmp_path / "dd")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a folder somebody stands in cannot be deleted elsewhere")
+def test_in_a_deleted_folder_whole_paths_go_on_and_others_are_nowhere(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for write in (write_map, MAP.check, refuse_filled, lambda path: write_text(path, "x")):
+        with pytest.raises(InputError, match="d is nowhere: the folder this runs in was deleted"):
+            write("d")
+    write_map(tmp_path / "d")
+    write_map(tmp_path / "d", "notes.txt")
+    assert files_of(tmp_path) == ["d/config.json", "d/notes.txt"]
 
 
 def test_a_file_is_no_place_for_a_folder_nor_the_other_way_round(tmp_path):
@@ -122,11 +178,14 @@ def test_tensors_are_read_by_whom_the_rest_is(tmp_path):
             (temporary / "deep").mkdir(parents=True)
             write_json(temporary / "config.json", {})
             save_file({"a": np.zeros(2)}, temporary / "deep" / "model.safetensors")
+        with MAP.written(tmp_path / "map") as temporary:
+            save_file({"a": np.zeros(2)}, temporary / "parts.safetensors")
         with atomic_path(tmp_path / "alone.safetensors") as temporary:
             save_file({"a": np.zeros(2)}, temporary)
     finally:
         os.umask(before)
-    for name in ("decoder/config.json", "decoder/deep/model.safetensors", "alone.safetensors"):
+    decoder = ("decoder/config.json", "decoder/deep/model.safetensors")
+    for name in (*decoder, "map/parts.safetensors", "alone.safetensors"):
         assert (tmp_path / name).stat().st_mode & 0o777 == 0o640
 
 

@@ -10,11 +10,11 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from fnmatch import fnmatch
-from pathlib import Path
+from itertools import islice
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from phosphene.errors import InputError, unknown
@@ -119,13 +119,20 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     InputError
         When the disk is full, the folder cannot be written, or a folder that holds something would be replaced.
     """
-    with _replacing(Path(path).absolute()) as (temporary, scratch):
+    with _replacing(_absolute(path)) as (temporary, scratch):
         yield temporary
         if temporary.is_dir():
             refuse_filled(path)
         elif Path(path).is_dir():
             raise InputError(f"{path} is a folder, where a file is to be written: name another path")
         _share_tensors(temporary, scratch)
+
+
+def _absolute(path: str | Path) -> Path:
+    try:
+        return Path(path).absolute()
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is nowhere: the folder this runs in was deleted, go to another one") from error
 
 
 @contextmanager
@@ -150,28 +157,34 @@ def refuse_filled(path: str | Path, why: str = "") -> None:
     _refuse(Path(path), _files_in(path), why)
 
 
-def _files_in(path: str | Path) -> list[str]:
-    """Names of all files in a folder and the folders below it; none where it is not there.
+def _files_in(path: str | Path) -> Iterator[str]:
+    """Names of all files in a folder and the folders below it, found as they are asked for; links count as files.
 
     Raises
     ------
     InputError
-        For a file, and for the folder this process stands in, which cannot be replaced.
+        For a file, a link to nothing, and the folder this process stands in, which cannot be replaced.
     """
-    path = Path(path)
-    if path.exists() and not path.is_dir():
+    place = _absolute(path)
+    if place.is_symlink() and not place.exists():
+        raise InputError(f"{path} is a link to nothing, where a folder is to be written: name another folder")
+    if place.exists() and not place.is_dir():
         raise InputError(f"{path} is a file, where a folder is to be written: name another folder")
-    if path.is_dir() and Path.cwd().is_relative_to(path.resolve()):
-        raise InputError(f"{path} is the folder this runs in, which cannot be replaced: name another folder")
-    inside = list(path.rglob("*")) if path.is_dir() else []
-    return sorted(each.relative_to(path).as_posix() for each in inside if each.is_symlink() or not each.is_dir())
+    with suppress(FileNotFoundError):  # a process in a folder that was deleted stands in no other
+        if Path.cwd().is_relative_to(place.resolve()):
+            raise InputError(f"{path} is the folder this runs in, which cannot be replaced: name another folder")
+    for folder, folders, files in os.walk(place):
+        folders.sort()
+        links = [name for name in folders if Path(folder, name).is_symlink()]
+        yield from (Path(folder, name).relative_to(place).as_posix() for name in sorted([*files, *links]))
 
 
-def _refuse(path: Path, strange: list[str], why: str) -> None:
-    if strange:
-        more = f" and {len(strange) - _NAMED} more" if len(strange) > _NAMED else ""
+def _refuse(path: Path, strange: Iterable[str], why: str) -> None:
+    """Refuse to lose the first few of these files; no more of them are looked for."""
+    if found := list(islice(strange, _NAMED + 1)):
+        more = " and more" if len(found) > _NAMED else ""
         raise InputError(
-            f"{path} holds files that would be lost ({', '.join(strange[:_NAMED])}{more}){why}: name another folder, "
+            f"{path} holds files that would be lost ({', '.join(found[:_NAMED])}{more}){why}: name another folder, "
             "or move them away"
         )
 
@@ -187,12 +200,20 @@ class FolderFormat:
     format : str or int, optional
         What the first of its files says under ``"format"``; None where it says nothing.
     files : tuple of str
-        Patterns of all its files, by their paths in the folder; the first is a JSON file.
+        Patterns of all its files, by their paths in the folder, where ``*`` stands for no ``/``; the first is a JSON
+        file.
+    keys : tuple of str
+        What else the first of its files has, where the format alone does not tell it from that of another kind.
     """
 
     kind: str
     format: str | int | None
     files: tuple[str, ...]
+    keys: tuple[str, ...] = ()
+
+    def within(self, folder: str) -> tuple[str, ...]:
+        """Patterns of its files where it lies in a folder of another kind."""
+        return tuple(f"{folder}/{pattern}" for pattern in self.files)
 
     def check(self, path: str | Path) -> None:
         """Refuse a place where writing would lose somebody's files; to be asked before long work.
@@ -200,20 +221,25 @@ class FolderFormat:
         Raises
         ------
         InputError
-            For a file, the folder this process stands in, and a folder that holds what this format does not know.
+            For a file, a link to nothing, the folder this process stands in, and a folder that holds what this format
+            does not know.
         """
-        found = _files_in(path)
-        if found and not self._tells(Path(path)):
-            _refuse(Path(path), found, f", and is not {self.kind}")
-        strange = [name for name in found if not any(fnmatch(name, pattern) for pattern in self.files)]
-        _refuse(Path(path), strange, f" beside those of {self.kind}")
+        path, found = Path(path), _files_in(path)
+        if self._tells(path):
+            _refuse(path, (name for name in found if not self._knows(name)), f" beside those of {self.kind}")
+        else:
+            _refuse(path, found, f", and is not {self.kind}")
 
     def _tells(self, path: Path) -> bool:
         try:
             content = read_json(path / self.files[0])
         except InputError:
             return False
-        return isinstance(content, dict) and (self.format is None or content.get("format") == self.format)
+        told = isinstance(content, dict) and content.keys() >= set(self.keys)
+        return told and (self.format is None or content.get("format") == self.format)
+
+    def _knows(self, name: str) -> bool:
+        return any(PurePosixPath("/", name).match(f"/{pattern}") for pattern in self.files)  # from the root: the whole
 
     @contextmanager
     def written(self, path: str | Path) -> Iterator[Path]:
@@ -225,7 +251,7 @@ class FolderFormat:
             As of `check`, and when the disk is full or the folder cannot be written.
         """
         self.check(path)
-        with _replacing(Path(path).absolute()) as (temporary, scratch):
+        with _replacing(_absolute(path)) as (temporary, scratch):
             temporary.mkdir()
             yield temporary
             self.check(path)
