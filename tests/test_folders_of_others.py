@@ -12,7 +12,12 @@ from phosphene.alignment import make_aligner
 from phosphene.decoders import make_decoder
 from phosphene.decoders.adaptable import AdapterConfig
 from phosphene.encoders import Targets, make_encoder
+from phosphene.encoders.mlip import MLIP, MLIPConfig, Tokenizer, save_model
 from phosphene.errors import InputError
+from phosphene.federation.library import PrototypeLibrary
+from phosphene.federation.settings import FederationSettings
+from phosphene.federation.state import Agreement, GlobalState, SiteState
+from phosphene.federation.trials import Inputs, Trials
 from phosphene.files import read_json, write_json, write_text
 from phosphene.recordings import Recording, Study
 from phosphene.rendering import Gallery
@@ -33,8 +38,15 @@ def study() -> Study:
     return Study(StimulusSet(IDS), people, {"default": {"train": IDS}})
 
 
+def aligner() -> Any:
+    return make_aligner("anatomical").fit(study().split("train"))
+
+
 def decoder() -> Any:
     made = make_decoder("mindtuner", subjects={"sub-01": 3}, target_shape=(4,), width=4, blocks=1, projector=4)
+    made.encoder = make_encoder("pixels")
+    made.arrange_voxels("sub-01", study().recordings["sub-01"].voxels)
+    made.align(aligner())
     made.adopt("sub-02", 3, "ridge-only", AdapterConfig())
     return made
 
@@ -48,15 +60,31 @@ def decoded() -> Decoded:
     return Decoded(np.array(["sub-01"]), names, np.eye(1, 4), np.zeros((1, 1)), zeros, gallery(), {})
 
 
+def site() -> SiteState:
+    subjects, rows = np.array(["sub-01", "sub-01"]), torch.ones(2, 2)
+    inputs = Inputs(subjects, {"sub-01": rows}, rows, rows, torch.ones(2, 3, dtype=torch.bool))
+    return SiteState("here", Trials(inputs, np.array(IDS), None), AGREEMENT)
+
+
+def server() -> GlobalState:
+    return GlobalState({"weight": torch.ones(2)}, PrototypeLibrary.empty(2, 2), AGREEMENT)
+
+
+AGREEMENT = Agreement(("one", "two"), 2, 2, 2)
+SIZES = {"image_size": 32, "width": 16, "heads": 2, "spatial_blocks": 1, "text_width": 16, "text_heads": 2}
+MODEL, WORDS = MLIP(MLIPConfig.build({**SIZES, "vocabulary": 300})), Tokenizer.train(["a red ball"], 300)
 DOORS = {
-    "aligner": lambda path: make_aligner("anatomical").fit(study().split("train")).save(path),
+    "aligner": lambda path: aligner().save(path),
     "decoder": lambda path: decoder().save(path),
     "person": lambda path: decoder().save_person(path, "sub-02"),
     "pivot": lambda path: Pivot(torch.eye(2), torch.zeros(2), "pooled", "images", "texts", {}).save(path),
     "encoder": lambda path: make_encoder("pixels").save(path),
     "targets": lambda path: Targets(IDS, None, np.eye(2, dtype="float32"), make_encoder("pixels")).save(path),
+    "mlip": lambda path: save_model(path, MODEL, WORDS, card="# tiny"),
     "gallery": lambda path: gallery().save(path),
     "decoded": lambda path: decoded().save(path),
+    "site": lambda path: site().save(path),
+    "server": lambda path: server().save(path, FederationSettings()),
 }
 
 
@@ -72,6 +100,47 @@ def test_every_door_replaces_its_own_and_refuses_what_is_not(tmp_path, door):
     with pytest.raises(InputError, match=r"mine holds files that would be lost \(results/thesis.txt\)"):
         write(tmp_path / "mine")
     assert (place / "thesis.txt").read_text() == (tmp_path / "mine" / "results" / "thesis.txt").read_text() == "mine"
+
+
+INSIDE = {
+    "targets": {"encoder"},
+    "decoder": {"encoder", "aligner", "voxels", "people", "people/sub-02", "people/sub-02/adapter"},
+}
+
+
+@pytest.mark.parametrize("door", INSIDE)
+def test_files_of_others_are_safe_in_every_folder_inside(tmp_path, door):
+    write, place = DOORS[door], tmp_path / "place"
+    write(place)
+    inside = {each for each in place.rglob("*") if each.is_dir()}
+    assert {each.relative_to(place).as_posix() for each in inside} == INSIDE[door]
+    for folder in inside:
+        for name in ("thesis.txt", "raw.npy", "mine/thesis.txt", "mine/config.json", "mine/a.tsv"):
+            write_text(folder / name, "mine")
+            strange = (folder / name).relative_to(place).as_posix()
+            with pytest.raises(
+                InputError, match=rf"place holds files that would be lost \({strange}\) beside those of"
+            ):
+                write(place)
+            (folder / name).unlink()
+    write(place)
+
+
+@pytest.mark.parametrize(
+    ("door", "name", "content"),
+    [
+        ("site", "state.json", {"round": 3, "site": "mine"}),
+        ("server", "state.json", {"round": 3}),
+        ("encoder", "config.json", {"format": 1}),
+        ("mlip", "config.json", {"format": 1, "model_type": "clip"}),
+        ("targets", "targets.json", {"format": 1}),
+    ],
+)
+def test_files_that_only_look_like_ours_are_somebody_elses(tmp_path, door, name, content):
+    write_json(tmp_path / name, content)
+    with pytest.raises(InputError, match=rf"lost \({name}\), and is not"):
+        DOORS[door](tmp_path)
+    assert read_json(tmp_path / name) == content
 
 
 @pytest.mark.parametrize("other", DOORS)

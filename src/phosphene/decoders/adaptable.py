@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from phosphene.decoders.base import Decoder
 from phosphene.decoders.borrowed import Borrowed
+from phosphene.decoders.folder import PERSON
 from phosphene.decoders.seen import seen_together
 from phosphene.errors import InputError, unknown
-from phosphene.files import FolderFormat, check_keys, read_json, write_json
+from phosphene.files import check_keys, read_json, write_json
 from phosphene.nn.adapter import AdaptedLinear, AdapterBank, LowRank, Person
 from phosphene.nn.adapter_file import base_digest, load_adapter, read_adapter, save_adapter
 from phosphene.nn.attach import attach, matches
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     from phosphene.recordings import StudyView
 
 __all__ = ["ADAPTER_ARMS", "AdaptableDecoder", "AdapterConfig", "check_adaptable", "check_of_arm", "settings_of_arm"]
-
-FORMAT = "phosphene-person"
-FOLDER = FolderFormat("an adapted person", FORMAT, ("config.json", "adapter.safetensors", "voxels.tsv"))
 
 ADAPTER_ARMS: dict[str, tuple[bool, bool]] = {
     "ridge-only": (False, False),
@@ -285,7 +283,7 @@ class AdaptableDecoder(Decoder):
         """
         path, facts = Path(path), self.apart[subject]
         config = {
-            "format": FORMAT,
+            "format": PERSON.format,
             "version": 1,
             "subject": subject,
             "index": self.index(subject),
@@ -293,7 +291,7 @@ class AdaptableDecoder(Decoder):
             "space": self.spaces.get(subject, {}),
             **facts,
         }
-        with FOLDER.written(path) as temporary:
+        with PERSON.written(path) as temporary:
             about = {"subject": subject, "arm": facts["arm"], "decoder": self.name}
             names = (self.own(subject), self.of_people)
             save_adapter(temporary / "adapter.safetensors", self, subject, *names, about, self._beside(subject))
@@ -318,7 +316,7 @@ class AdaptableDecoder(Decoder):
         """
         path = Path(path)
         config = read_json(path / "config.json")
-        if not isinstance(config, dict) or config.get("format") != FORMAT:
+        if not isinstance(config, dict) or config.get("format") != PERSON.format:
             raise InputError(f"{path / 'config.json'} is not the config of an adapted person")
         needed = ("subject", "n_voxels", "space", "arm", "adapter")
         check_keys(f"{path / 'config.json'} of an adapted person", config, needed, only=False)

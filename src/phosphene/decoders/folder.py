@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from phosphene._version import __version__
+from phosphene.alignment.store import FOLDER as ALIGNER
+from phosphene.encoders.base import FOLDER as ENCODER
 from phosphene.errors import InputError
 from phosphene.files import FolderFormat, read_json, write_json, write_text
 from phosphene.nn.adapter import AdaptedLinear
@@ -22,11 +24,13 @@ from phosphene.table import Table
 if TYPE_CHECKING:
     from phosphene.decoders.base import Decoder
 
-__all__ = ["load_decoder", "save_decoder"]
+__all__ = ["FOLDER", "PERSON", "load_decoder", "save_decoder"]
 
 FORMAT = "phosphene-decoder"
-_OWN = ("config.json", "model.safetensors", "README.md", "voxels/*.tsv", "encoder/*", "aligner/*")
-FOLDER = FolderFormat("a decoder", FORMAT, (*_OWN, "people/*/adapter/*"))
+PERSON = FolderFormat("an adapted person", "phosphene-person", ("config.json", "adapter.safetensors", "voxels.tsv"))
+_OWN = ("config.json", "model.safetensors", "README.md", "voxels/*.tsv")
+_PARTS = (*ENCODER.within("encoder"), *ALIGNER.within("aligner"), *PERSON.within("people/*/adapter"))
+FOLDER = FolderFormat("a decoder", FORMAT, (*_OWN, *_PARTS))
 
 
 def save_decoder(decoder: Decoder, path: Path) -> Path:

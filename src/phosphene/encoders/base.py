@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["CaptionEncoder", "EncodedBatch", "Encoder", "EncoderConfig", "PixelEncoder"]
 
 FORMAT = 1
-FOLDER = FolderFormat("an encoder", FORMAT, ("config.json", "state.safetensors"))
+FOLDER = FolderFormat(
+    "an encoder", FORMAT, ("config.json", "state.safetensors"), keys=("encoder", "identity", "arrays")
+)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ __all__ = ["StorageType", "checked_device", "encode"]
 StorageType = Literal["auto", "float32", "float16"]
 
 _LOGGER = logging.getLogger(__name__)
-_PART = FolderFormat("a part of the target cache", None, ("index.json", "tokens.npy", "pooled.npy", "rows.npy"))
+_FILES = ("index.json", "tokens.npy", "pooled.npy", "rows.npy")
+_PART = FolderFormat("a part of the target cache", None, _FILES, keys=("keys", "kinds"))
 # "auto" stores float16 from this many values a stimulus on: 257 x 768 tokens do, 256 x 48 do not
 _HALF_FROM = 65536
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from phosphene.encoders.arrays import create_rows, open_rows, release, sound_rows, store_rows
+from phosphene.encoders.base import FOLDER as ENCODER
 from phosphene.encoders.base import Encoder
 from phosphene.errors import InputError, unknown
 from phosphene.files import FolderFormat, digest, read_json, write_json
@@ -18,8 +19,8 @@ __all__ = ["Kind", "RowView", "Targets"]
 Kind = Literal["tokens", "pooled"]
 
 FORMAT = 1
-_OWN = ("targets.json", "tokens.npy", "pooled.npy", "rows.npy", "encoder/*")
-FOLDER = FolderFormat("targets", FORMAT, _OWN)
+_OWN = ("targets.json", "tokens.npy", "pooled.npy", "rows.npy")
+FOLDER = FolderFormat("targets", FORMAT, (*_OWN, *ENCODER.within("encoder")), keys=("identity", "kinds", "checksum"))
 _BLOCK_BYTES = 32 * 2**20
 
 

@@ -22,7 +22,8 @@ from phosphene.files import FolderFormat, read_json, write_json
 __all__ = ["Agreement", "Contribution", "GlobalState", "RoundReport", "SiteState", "check_agreement"]
 
 _STATE, _TENSORS = "state.json", "tensors.safetensors"
-FOLDER = FolderFormat("a state of federated training", None, (_STATE, _TENSORS))
+_OF_SERVER = FolderFormat("a server's state", None, (_STATE, _TENSORS), keys=("round", "agreement", "settings"))
+_OF_SITE = FolderFormat("a site's state", None, (_STATE, _TENSORS), keys=("round", "site", "people"))
 _TERMS = ("total", "task", "retrieval", "proximal", "model contrast", *(f"contrast {part}" for part in PARTS))
 _METRICS = ("complete", *sorted(f"loss {term}" for term in _TERMS))
 _LONGEST = 60  # characters of a text of another party's that is passed on
@@ -254,7 +255,7 @@ class GlobalState:
     def save(self, folder: str | Path, settings: FederationSettings) -> None:
         """Write a folder, atomically; the settings go along, so that a run cannot be resumed under others."""
         tensors, facts = self.to_tensors()
-        _save(folder, tensors, {**facts, "settings": settings.model_dump(mode="json")})
+        _save(_OF_SERVER, folder, tensors, {**facts, "settings": settings.model_dump(mode="json")})
 
     @classmethod
     def load(cls, folder: str | Path, settings: FederationSettings) -> Self:
@@ -326,7 +327,8 @@ class SiteState:
         """Write what the site has made to a folder there, atomically; trials are not copied."""
         held = {"private": self.private, "optimiser": self.optimiser, "foretold": self.foretold, "last": self.last}
         tensors = {name: each for lead, part in held.items() for name, each in _led(lead, part).items()}
-        _save(folder, tensors, {"site": self.site, "people": self.trials.inputs.people, "round": self.round})
+        facts = {"site": self.site, "people": self.trials.inputs.people, "round": self.round}
+        _save(_OF_SITE, folder, tensors, facts)
 
     @classmethod
     def load(cls, folder: str | Path, trials: Trials, agreement: Agreement) -> Self:
@@ -405,10 +407,10 @@ def _received(tensors: Mapping[str, Tensor], shape: Sequence[int]) -> PrototypeL
     return PrototypeLibrary.empty(sizes[1], sizes[3], sizes[2])
 
 
-def _save(folder: str | Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+def _save(kind: FolderFormat, folder: str | Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     if not all(math.isfinite(float(tensor.sum())) for tensor in tensors.values()):
         raise InputError(f"{folder}: the state holds numbers that are not finite; it is not saved")
-    with FOLDER.written(folder) as temporary:
+    with kind.written(folder) as temporary:
         # clones: safetensors refuses tensors that share memory
         save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, temporary / _TENSORS)
         write_json(temporary / _STATE, facts)

@@ -22,7 +22,8 @@ __all__ = ["load_model", "load_tokenizer", "read_config", "save_model", "untrain
 
 _FORMAT = 1
 _KIND = "mlip"
-FOLDER = FolderFormat("an MLIP model", _FORMAT, ("config.json", "model.safetensors", "tokenizer.json", "card.md"))
+_FILES = ("config.json", "model.safetensors", "tokenizer.json", "card.md")
+FOLDER = FolderFormat("an MLIP model", _FORMAT, _FILES, keys=("model_type", "weights", "tokenizer"))
 
 
 def save_model(
