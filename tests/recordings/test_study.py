@@ -59,6 +59,9 @@ def test_averages_over_repeats(made_study):
     for row, name in enumerate(ids):
         np.testing.assert_allclose(averaged[row], responses[shown == name].mean(axis=0), atol=1e-5)
         np.testing.assert_allclose(first[row], responses[shown == name][0], atol=1e-6)
+    for none in (0, -1):
+        with pytest.raises(InputError, match=f"max_repeats must be at least 1, or None for all of them; found {none}"):
+            view.averaged("sub-02", max_repeats=none)
 
 
 def test_moments_agree_with_numpy(made_study):
@@ -141,9 +144,43 @@ def test_first_sessions_are_all_that_is_read_and_scaled_by(made_study):
         view.first_sessions(0)
 
 
-def test_nobody_is_counted_twice(made_study):
+def test_a_view_of_the_first_sessions_does_not_grow_again(made_study):
+    view = made_study.split("train").first_sessions(1)
+    with pytest.raises(InputError, match="this view sees the first 1 session alone; asked for the first 2"):
+        view.first_sessions(2)
+    assert view.first_sessions(1).n_trials("sub-01") == view.n_trials("sub-01")
+    fewer = view.first_sessions(0.5)
+    assert fewer.n_trials("sub-01") == made_study.split("train").first_sessions(0.5).n_trials("sub-01")
+
+
+def test_nobody_is_counted_twice_and_somebody_is_there(made_study):
     with pytest.raises(InputError, match="subject sub-01 named twice among sub-01, sub-02, sub-01"):
         made_study.split("train").subset(["sub-01", "sub-02", "sub-01"])
+    with pytest.raises(InputError, match="subjects is empty: name at least one person"):
+        made_study.split("train").subset([])
+
+
+class _Halves:
+    """A common space of two places: the means of two halves of somebody's voxels."""
+
+    def filled(self, subject, responses):
+        return np.stack([half.mean(axis=1) for half in np.array_split(responses, 2, axis=1)], axis=1)
+
+    def places(self, subject):
+        return Table({"covered": [True, True]})
+
+    def space(self):
+        return {"space": "halves", "volume_shape": None}
+
+
+def test_smaller_views_stay_in_the_common_space(made_study):
+    native = made_study.split("train")
+    view = native.through(_Halves())
+    for each in (view, view.subset(["sub-02"]), view.restrict(view.stimulus_ids[:5]), view.first_sessions(1)):
+        assert each.n_voxels("sub-02") == each.responses("sub-02").shape[1] == 2
+        assert each.voxels("sub-02")["covered"].all()
+        # what is the common space's to tell is not the person's
+        assert each.space("sub-02") == {**native.space("sub-02"), "space": "halves", "volume_shape": None}
 
 
 def test_part_of_a_session_is_its_first_trials(made_study):
@@ -179,3 +216,14 @@ def test_responses_that_are_not_finite_are_refused_where_they_are_handed_out(sca
     assert np.isfinite(study.using("two").split("train").averaged("sub-01")[1]).all()  # nobody asked for the others
     with pytest.raises(InputError, match=words):
         study.using("two").split("test").responses("sub-01")
+
+
+def test_nothing_is_scaled_by_training_responses_that_are_not_finite(made_study):
+    person = made_study.recordings["sub-01"]
+    responses = np.array(person.responses)
+    row = np.flatnonzero(np.isin(person.trials["stimulus_id"], made_study.split("train").stimulus_ids))[3]
+    responses[row, 2] = np.nan
+    broken = Recording("sub-01", responses, person.trials, person.voxels)
+    study = Study(made_study.stimuli, [broken], {"default": made_study.roles()})
+    with pytest.raises(InputError, match=f"responses of 1 trials are NaN or infinite, the first in trial {row} at"):
+        study.split("test").responses("sub-01")

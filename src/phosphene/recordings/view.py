@@ -170,7 +170,14 @@ class StudyView:
         ids : (stimuli,) ndarray of str
             Stimuli this person saw, in the order of the view.
         responses : (stimuli, voxels) float32 ndarray
+
+        Raises
+        ------
+        InputError
+            For fewer repeats than one, and as `responses` does.
         """
+        if max_repeats is not None and max_repeats < 1:
+            raise InputError(f"max_repeats must be at least 1, or None for all of them; found {max_repeats}")
         shown = self.trials(subject)["stimulus_id"]
         row_of = {name: row for row, name in enumerate(self.stimulus_ids.tolist())}
         stimulus = np.array([row_of[name] for name in shown.tolist()], dtype=np.int64)
@@ -179,7 +186,7 @@ class StudyView:
         starts = np.concatenate([[0], np.flatnonzero(np.diff(stimulus[order])) + 1]) if len(order) else order
         rank = np.empty_like(stimulus)
         rank[order] = np.arange(len(order)) - np.repeat(starts, np.diff([*starts, len(order)]))
-        use = np.flatnonzero(rank < max_repeats) if max_repeats else np.arange(len(rank))
+        use = np.flatnonzero(rank < max_repeats) if max_repeats is not None else np.arange(len(rank))
         seen, where, count = np.unique(stimulus[use], return_inverse=True, return_counts=True)
         total = np.zeros((len(seen), self.n_voxels(subject)), dtype=np.float64)
         size = max(1, 2**23 // max(1, self.n_voxels(subject)))
@@ -215,10 +222,13 @@ class StudyView:
         Raises
         ------
         InputError
-            For none, or more than somebody has.
+            For none, or more than somebody has or this view sees.
         """
         for subject in self.subjects:
             self._recording(subject).early(count)
+        if self.n_sessions is not None and count > self.n_sessions:
+            known = f"{self.n_sessions:g} session{'s' * (self.n_sessions > 1)}"
+            raise InputError(f"this view sees the first {known} alone; asked for the first {count:g}")
         return StudyView(self.__study, self.role, self.stimulus_ids, self.subjects, self.__common, count)
 
     def subset(self, subjects: Sequence[str]) -> StudyView:
@@ -227,8 +237,10 @@ class StudyView:
         Raises
         ------
         InputError
-            For somebody unknown, or named twice.
+            For nobody, somebody unknown, or named twice.
         """
+        if not len(subjects):
+            raise InputError("subjects is empty: name at least one person")
         for subject in subjects:
             self._recording(subject)
         refuse_doubles("subject", subjects)
