@@ -110,6 +110,53 @@ def test_contrastive_passes_start_at_ridge_and_keep_the_best(world):
     np.testing.assert_array_equal(fitted.weight, again.weight)
 
 
+def test_without_passes_it_is_ridge_with_its_means(world):
+    study, images, texts = world
+    ids = study.split("train").stimulus_ids
+    far = [
+        Targets(each.ids, None, (each.pooled + shift).astype("float32"), each.encoder)
+        for each, shift in ((images, -4), (texts, 7))
+    ]
+    pivot = fit_pivot(study, *far, epochs=0, validation_fraction=0.0, progress=False)
+    x, y = (each.of(ids, "pooled").astype(float) for each in far)
+    units = (x - x.mean(axis=0)) / x.std(axis=0, ddof=1)
+    whole = pivot.provenance["penalty"] * np.square(units).sum(axis=1).mean()
+    weight = np.linalg.solve(units.T @ units + whole * np.eye(IMAGE), units.T @ (y - y.mean(axis=0)))
+    np.testing.assert_allclose(pivot.predict(far[0].of(ids, "pooled")), units @ weight + y.mean(axis=0), atol=1e-4)
+
+
+def test_dimensions_that_do_not_vary_change_nothing(world):
+    study, images, texts = world
+    constant = np.tile(np.array([0.0, 0.1, 50.0], dtype="float32"), (len(images.ids), 1))
+    constant[::2, 1] = np.nextafter(constant[0, 1], np.float32(1))  # by rounding alone
+    wider = Targets(images.ids, None, np.hstack([images.pooled, constant]), images.encoder)
+    ridge, beside = (fit_pivot(study, each, texts, epochs=0, progress=False) for each in (images, wider))
+    np.testing.assert_allclose(beside.predict(wider.pooled), ridge.predict(images.pooled), atol=1e-4)
+    assert np.isfinite(fit_pivot(study, wider, texts, epochs=2, progress=False).predict(wider.pooled)).all()
+
+
+def test_the_passes_and_their_validation_see_the_expected_noise(world):
+    study, images, texts = world
+    step = {"epochs": 1, "batch_size": 200, "validation_fraction": 0.0, "progress": False}
+    for noise, alike in ((0.0, True), (1.0, False)):  # one step on all pairs: the seed decides the noise alone
+        one, two = (fit_pivot(study, images, texts, noise=noise, seed=seed, **step).weight for seed in (0, 1))
+        assert np.allclose(one, two, rtol=1e-3, atol=1e-5) == alike
+    noisy, clean = (
+        fit_pivot(study, images, texts, noise=noise, epochs=0, validation_fraction=0.5, progress=False).provenance
+        for noise in (2.0, 0.0)
+    )
+    # without noise on what it is validated by, the first would find 56 %
+    assert noisy["validation_top-1"] < 0.3 < 0.9 < clean["validation_top-1"]
+
+
+def test_of_epochs_that_are_equally_good_the_first_is_kept(world):
+    study, images, texts = world
+    still = {"learning_rate": 1e-12, "validation_fraction": 0.5, "progress": False}
+    found = fit_pivot(study, images, texts, epochs=9, patience=2, **still)
+    assert found.provenance["best_epoch"] == 0
+    assert found.provenance["curve"] == [found.provenance["validation_top-1"]] * 3
+
+
 def test_expected_noise_is_a_penalty_and_serves_noisy_embeddings(world):
     study, images, texts = world
     fits = {
