@@ -347,10 +347,11 @@ def test_an_embedding_that_nothing_trained_guides_no_merging(
     assert caplog.text.count("nothing trained the frequency embedding of this model") == 1
     assert untrained.identity != trained.identity
     assert not np.allclose(found, trained.encode(stimuli).pooled, atol=1e-4)
-    # the random projection takes no part
+    # neither the random projection takes part, nor what leads to it alone
     other = load_model(tmp_path / "m")[0]
     with torch.no_grad():
         other.frequency_projection.weight.add_(1.0)
+        other.image.frequency_norm.weight.copy_(torch.linspace(-1.0, 1.0, 16))
     save_model(tmp_path / "o", other, tokenizer, facts=TOLD)
     again = make_encoder(f"mlip:{tmp_path / 'o'}", merge=merge, **texts)
     np.testing.assert_array_equal(again.encode(stimuli).pooled, found)
@@ -462,6 +463,33 @@ def test_a_model_that_merges_otherwise_shares_its_weights(folder: Path) -> None:
     before = torch.random.get_rng_state()
     model.with_merge(None)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_model_that_merges_otherwise_knows_what_nothing_trained(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    merge, pixels = MergeSettings(tokens=0.6, guide="frequency", strength=1.0), torch.randn(8, 3, 32, 32)
+    found = {}
+    for name, facts in (("untrained", TOLD), ("trained", {})):
+        _untrained(tmp_path / name, tokenizer, facts)
+        twin, loaded = load_model(tmp_path / name)[0].with_merge(merge), load_model(tmp_path / name, merge)[0]
+        found[name] = twin.encode_image(pixels).spatial
+        assert torch.equal(found[name], loaded.encode_image(pixels).spatial)
+    assert not torch.equal(found["untrained"], found["trained"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "random"),
+    [
+        ({}, ("spatial", "frequency", "spatial_token", "frequency_token")),
+        ({"token_heads": False}, ("spatial", "frequency")),
+        ({"frequency_head": False}, ("spatial", "spatial_token")),
+        ({"frequency_head": False, "token_heads": False}, ("spatial",)),
+    ],
+)
+def test_an_embedding_that_is_not_there_is_not_called_untrained(settings: dict, random: tuple) -> None:
+    config = MLIPConfig.build({**TINY, **settings})
+    weights = dict.fromkeys(("spatial", "frequency", "spatial_token", "frequency_token"), 0.0)
+    assert config.untrained(weights) == random
+    assert config.untrained({**weights, "spatial": 1.0}) == random[1:]
 
 
 def test_flops_budget_counts_what_merging_cannot_change() -> None:
