@@ -31,6 +31,7 @@ from phosphene.stimuli.scenes import SceneGraphs, chosen_captions, sample_graphs
 from phosphene.stimuli.scenes.vocabulary import BACKGROUNDS, LIGHTS
 
 ARMS = ("clip", "spectral", "mlip")
+CONTROLS = ("mlip-slower",)  # with the learning rate of the others; run when named
 WORDS = {**FINAL_WORDS, "background": ["mist", "dead-leaves"], "light": ["right", "above", "left", "below"]}
 FINE, SLOW = ["striped", "dotted", "checkered", "rough"], ["matte", "faded"]
 #: arguments of `band_limited`, cycles a picture
@@ -50,7 +51,10 @@ TASKS: dict[str, tuple[str, tuple[str, ...]]] = {
     "background": ("background", ("background",)),
     "retrieval": ("retrieval", ("image to text", "text to image")),
 }
-COMPARISONS = (("spectral", "clip"), ("mlip", "clip"), ("mlip", "spectral"))
+COMPARISONS = (
+    *(("spectral", "clip"), ("mlip", "clip"), ("mlip", "spectral")),
+    *(("mlip-slower", "clip"), ("mlip-slower", "mlip")),
+)
 
 
 # -- what models are asked ----------------------------------------------------------------------------------------
@@ -222,8 +226,10 @@ def main() -> None:
     logging.getLogger("phosphene").setLevel(logging.WARNING)
     torch.set_num_threads(1)
     options.seeds = options.seeds or [0, 1, 2]
-    names, every = checked(options, ARMS), arms()
-    own = {name: chosen_settings(options.development, name) for name in names}
+    options.arms = options.arms or list(ARMS)
+    names, every = checked(options, (*ARMS, *CONTROLS)), arms()
+    chosen = {name: chosen_settings(options.development, every[name].like or name) for name in names}
+    own = {name: several(settings, every[name].over) for name, settings in chosen.items()}
     common = {"model": MODEL, "training": {"steps": options.steps}, "data": {**DATA, "pool": options.pool}}
     records = [
         run_record(
