@@ -32,7 +32,8 @@ from phosphene.evaluation import compare_text, text_retrieval
 from phosphene.files import digest, read_json, write_json
 from phosphene.settings import parse_assignments
 from phosphene.training import ARMS, adapt, fit_pivot
-from phosphene.training.adapt import WHOLE_ARMS, parameter_table, scarce_view, settings_of_arms
+from phosphene.training.adapt import parameter_table, scarce_view
+from phosphene.training.arms import WHOLE_ARMS, settings_of_arms
 
 PEOPLE, NEW = ("sub-01", "sub-02", "sub-03"), "sub-04"
 ENCODER = "z:pocket"

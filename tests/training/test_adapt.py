@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from phosphene.encoders import Targets, make_encoder
 from phosphene.errors import InputError, LeakageError
 from phosphene.nn.freezing import adapter_names, state_digest
 from phosphene.recordings import Recording, Study
-from phosphene.training import ARMS, adapt, fit
+from phosphene.training import ARMS, adapt, arms, fit
 from phosphene.training.adapt import parameter_table
 from phosphene.training.checkpoint import load_checkpoint
 from phosphene.training.loop import _Run
@@ -334,7 +333,7 @@ def test_settings_that_the_arm_has_no_use_for_are_refused(arm, words, message, b
 
 def test_a_preset_may_hold_settings_of_single_arms(base, study, targets, monkeypatch):
     table = {"adapting": {**QUICK, "full": {"epochs": 1}}, "adapter": {"rank": 3, "lora": {"rank": 1}}}
-    monkeypatch.setattr(sys.modules[adapt.__module__], "load_preset", lambda *_: table)
+    monkeypatch.setattr(arms, "load_preset", lambda *_: table)
     words = {"sessions": 1, "progress": False, "preset": "by-arm"}
     assert adapt(base, study, targets, NEW, arm="full", **words).provenance["training"]["epochs"] == 1
     lora = adapt(base, study, targets, NEW, arm="lora", **words).apart[NEW]

@@ -65,7 +65,8 @@ def adapt(
     from phosphene.files import read_json, write_json
     from phosphene.recordings import Study
     from phosphene.training import adapt as run
-    from phosphene.training.adapt import WHOLE_ARMS, parameter_table
+    from phosphene.training.adapt import parameter_table
+    from phosphene.training.arms import WHOLE_ARMS
 
     folder = _decoder_folder(decoder)
     training, adapter = _settings(config, assignments)

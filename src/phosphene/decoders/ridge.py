@@ -29,6 +29,7 @@ __all__ = [
     "Ridge",
     "RidgeConfig",
     "fit_ridge",
+    "fit_ridge_and_left_out",
     "fit_ridge_beside",
     "inner_folds",
     "ridge_out_of_fold",
@@ -192,7 +193,18 @@ def fit_ridge_beside(
 
 def ridge_out_of_fold(x: Tensor, y: Tensor, units: np.ndarray, config: RidgeConfig, who: str = "ridge") -> Tensor:
     """What ridge says of every row ``(trials, targets)`` when it was fitted without the row's fold of units."""
+    return _left_out(x, y, units, config, _best_penalties(x, y, units, config, who)[0])
+
+
+def fit_ridge_and_left_out(
+    x: Tensor, y: Tensor, units: np.ndarray, config: RidgeConfig, who: str = "ridge"
+) -> tuple[Tensor, Tensor]:
+    """Weights ``(voxels, targets)`` of `fit_ridge`, and what `ridge_out_of_fold` says, with penalties chosen once."""
     penalty, _ = _best_penalties(x, y, units, config, who)
+    return ridge_weights(x, y, penalty)[0], _left_out(x, y, units, config, penalty)
+
+
+def _left_out(x: Tensor, y: Tensor, units: np.ndarray, config: RidgeConfig, penalty: Tensor) -> Tensor:
     said = torch.empty_like(y)
     for train, held in inner_folds(units, config.folds):
         weight, intercept = ridge_weights(x[train], y[train], penalty)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from phosphene.decoders.borrowed import Borrowed
-from phosphene.decoders.ridge import RidgeConfig, fit_ridge, ridge_out_of_fold
+from phosphene.decoders.ridge import RidgeConfig, fit_ridge, fit_ridge_and_left_out
 from phosphene.errors import InputError
 
 if TYPE_CHECKING:
@@ -169,9 +169,8 @@ def _beside(x: Tensor, z: Tensor, units: np.ndarray, borrowed: Borrowed | None, 
     config, prior = RidgeConfig(), torch.zeros_like(z)
     if borrowed is not None:
         prior = x @ borrowed.matrix.to(x) + borrowed.offset.to(x)
-    weight, _, _ = fit_ridge(x, z - prior, units, config, who)
-    said = prior + ridge_out_of_fold(x, z - prior, units, config, who)
-    return said, weight if borrowed is None else weight + borrowed.matrix.to(x)
+    weight, rest = fit_ridge_and_left_out(x, z - prior, units, config, who)
+    return prior + rest, weight if borrowed is None else weight + borrowed.matrix.to(x)
 
 
 def _precision(x: Tensor) -> torch.dtype:

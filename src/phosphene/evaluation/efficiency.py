@@ -20,7 +20,8 @@ from phosphene.evaluation.evaluate import evaluate
 from phosphene.evaluation.metrics import DIRECTIONS
 from phosphene.files import atomic_path, read_json, write_json
 from phosphene.training import fit
-from phosphene.training.adapt import ARMS, WHOLE_ARMS, adapt, settings_of_arms
+from phosphene.training.adapt import adapt
+from phosphene.training.arms import ARMS, WHOLE_ARMS, settings_of_arms
 from phosphene.training.sampling import check_seed
 
 if TYPE_CHECKING:

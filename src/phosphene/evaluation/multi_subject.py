@@ -19,7 +19,7 @@ from phosphene.evaluation.evaluate import evaluate
 from phosphene.evaluation.multi_subject_table import Comparison
 from phosphene.evaluation.multilabel import LabelCard, evaluate_labels
 from phosphene.training import adapt, fit
-from phosphene.training.adapt import settings_of_arms
+from phosphene.training.arms import settings_of_arms
 from phosphene.training.progress import progress_bar
 from phosphene.training.sampling import check_seed
 from phosphene.training.settings import TrainingConfig

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from phosphene.training.adapt import ARMS, adapt
+from phosphene.training.adapt import adapt
 from phosphene.training.alike import fit_alike
+from phosphene.training.arms import ARMS
 from phosphene.training.estimator import DecoderRegressor
 from phosphene.training.fit import fit
 from phosphene.training.loop import TrainingError, TrainingInterrupted

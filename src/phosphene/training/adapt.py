@@ -14,24 +14,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from phosphene.decoders.adaptable import (
-    ADAPTER_ARMS,
-    AdaptableDecoder,
-    AdapterConfig,
-    check_adaptable,
-    check_of_arm,
-    settings_of_arm,
-)
+from phosphene.decoders.adaptable import AdaptableDecoder, AdapterConfig, check_adaptable
 from phosphene.decoders.base import Decoder
 from phosphene.decoders.seen import seen_together
 from phosphene.decoders.wills_aligner import WillsAligner
 from phosphene.errors import InputError, unknown
 from phosphene.files import digest
 from phosphene.nn.freezing import adapter_names, frozen, train_only, trainable, twin
-from phosphene.settings import load_preset, presets
+from phosphene.training.arms import ARMS, WHOLE_ARMS, settings_of_run
 from phosphene.training.bench import (
     Bench,
-    check_classes,
     prepare,
     refuse_leakage,
     shown_stimuli,
@@ -52,16 +44,9 @@ if TYPE_CHECKING:
     from phosphene.encoders import Targets
     from phosphene.recordings import Study, StudyView
 
-__all__ = ["ARMS", "WHOLE_ARMS", "adapt", "parameter_table", "scarce_view", "settings_of_arms"]
+__all__ = ["adapt", "parameter_table", "scarce_view"]
 
 log = logging.getLogger(__name__)
-
-WHOLE_ARMS = ("full", "from-scratch")
-"""Arms that train the shared weights too: their result is a model of the new person alone."""
-
-ARMS = (*ADAPTER_ARMS, *WHOLE_ARMS)
-
-_LARGE_TARGET = 50_000  # numbers in a target from which on the decoder counts as one of NSD size
 
 
 def adapt(
@@ -177,7 +162,7 @@ def adapt(
         aligner, found = aligner_with(aligner, view, subject)
         alignment = {"alignment": found}
         view = view.through(aligner)
-    config, settings = _settings(base, arm, preset, training or {}, adapter)
+    config, settings = settings_of_run(base, arm, preset, training or {}, adapter)
     plan = _Plan(subject, arm, seed, view, targets, config, settings, borrowed)
     facts = plan.facts(base, study)
     if stimuli is not None:
@@ -325,67 +310,6 @@ def scarce_view(
             "there is nothing to adapt to"
         )
     return view.restrict(view.stimulus_ids[shown_stimuli(view)])
-
-
-def settings_of_arms(
-    arms: Sequence[str], training: Mapping[str, Any], adapter: Mapping[str, Any]
-) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Settings of training and of adapters for each of several arms, out of tables that are theirs together.
-
-    Every arm gets what it has a use for. A table under the name of an arm is its own, over what all have.
-
-    Raises
-    ------
-    InputError
-        For a setting that does not exist or that none of the arms has, or a table of an arm that is not among them.
-
-    Examples
-    --------
-    >>> found = settings_of_arms(["both", "full"], {"epochs": 9, "full": {"epochs": 3}}, {"rank": 4})
-    >>> found["both"], found["full"]
-    (({'epochs': 9}, {'rank': 4}), ({'epochs': 3}, {}))
-    """
-    (trained, trained_alone), (common, alone) = _shared_and_own(training, arms), _shared_and_own(adapter, arms)
-    AdapterConfig.build(common)
-    if idle := [name for name in common if not any(name in settings_of_arm(arm) for arm in arms)]:
-        check_of_arm(arms[0], {idle[0]: common[idle[0]]})
-    found = {}
-    for arm in arms:
-        of_training = trained | trained_alone.get(arm, {})
-        TrainingConfig.check_names(of_training)
-        check_of_arm(arm, own := alone.get(arm, {}))
-        known = {name: value for name, value in common.items() if name in settings_of_arm(arm)} | own
-        AdapterConfig.build(known)
-        found[arm] = (of_training, known)
-    return found
-
-
-def _shared_and_own(table: Mapping[str, Any], arms: Sequence[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    own = {name: dict(each) for name, each in table.items() if isinstance(each, Mapping)}
-    if strange := [name for name in own if name not in arms]:
-        raise unknown("arm with settings of its own:", strange[0], arms)
-    return {name: each for name, each in table.items() if name not in own}, own
-
-
-def _of_arm(arm: str, table: Mapping[str, Any]) -> dict[str, Any]:
-    """Out of a table of a preset: what all arms have, and over it what this one has."""
-    common, own = _shared_and_own(table, ARMS)
-    return common | own.get(arm, {})
-
-
-def _settings(
-    base: AdaptableDecoder, arm: str, preset: str | None, training: Mapping[str, Any], adapter: Mapping[str, Any]
-) -> tuple[TrainingConfig, AdapterConfig]:
-    """Settings of the preset, those of the arm over the others', those that were given over both."""
-    if preset is None:
-        wanted = "nsd" if int(np.prod(base.target_shape)) >= _LARGE_TARGET else "small"
-        preset = wanted if wanted in presets("decoders", base.name) else None
-    layers = load_preset("decoders", base.name, preset) if preset else {}
-    config = TrainingConfig.build(_of_arm(arm, layers.get("adapting", {})), training)
-    check_classes(base, float(training.get("class_weight", 0.0)))
-    settings = AdapterConfig.build(_of_arm(arm, layers.get("adapter", {})), adapter)
-    check_of_arm(arm, adapter)
-    return config, settings
 
 
 def _run_folder(home: Path | None, out: str | Path | None, subject: str, facts: Mapping[str, Any]) -> RunFolder | None:
