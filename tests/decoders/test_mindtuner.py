@@ -17,6 +17,7 @@ from phosphene.files import read_json, write_json
 from phosphene.nn import LoRALinear, attach
 from phosphene.nn.freezing import adapter_names, train_only, trainable
 from phosphene.settings import load_preset
+from phosphene.training.arms import ARMS, settings_of_run
 from phosphene.training.settings import TrainingConfig
 from phosphene.training.validation import retrieval
 
@@ -232,10 +233,12 @@ def test_what_is_refused():
 def test_presets_hold_valid_settings(preset):
     layers = load_preset("decoders", "mindtuner", preset)
     with torch.device("meta"):
-        make_decoder("mindtuner", preset, subjects={"a": 500}, target_shape=(30,))
+        base = make_decoder("mindtuner", preset, subjects={"a": 500}, target_shape=(30,))
     assert TrainingConfig.build(layers["training"]).mixing_fraction == 0.33
-    assert TrainingConfig.build(layers["adapting"]).contrastive == "softclip"
-    assert AdapterConfig.build(layers["adapter"]).rank >= 1
+    for arm in ARMS:
+        training, adapter = settings_of_run(base, arm, preset, {}, {})
+        assert training.contrastive == "softclip"
+        assert adapter.rank >= 1
 
 
 def test_voxels_are_dropped_in_training_alone():
