@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from phosphene.cli import main
-from phosphene.cli.pretraining import _Source
+from phosphene.cli.pretraining import _opened, _Source
 from phosphene.encoders import encode, make_encoder
 from phosphene.encoders.images import at_size
 from phosphene.encoders.pixels import PixelGridEncoder, PixelsConfig
@@ -141,7 +141,7 @@ def test_both_sources_are_described_apart(run, place, tmp_path):
 
 
 def read(folder):
-    with _Source(folder, None, None).opened(None, None, 16) as stimuli:
+    with _opened([_Source(folder, None, None)], None, None, 16) as (stimuli,):
         return at_size(stimuli, 16, 1.0).pixels()
 
 
@@ -162,6 +162,29 @@ def test_pictures_that_are_not_square_are_trained_on_as_encoders_see_them(tmp_pa
     (tmp_path / "mixed" / "p1.png").unlink()
     Table({"stimulus_id": ["p0", "p2", "p3"], "caption": [*"acd"]}).write_tsv(tmp_path / "mixed" / "captions.tsv")
     assert np.array_equal(read(tmp_path / "mixed"), mixed[[0, 2, 3]])
+
+
+def captioned(folder: Path, pictures: dict[str, np.ndarray]) -> Path:
+    folder.mkdir()
+    for name, pixels in pictures.items():
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    captions = [f"picture {name} of {folder.name}" for name in pictures]
+    Table({"stimulus_id": [*pictures], "caption": captions}).write_tsv(folder / "captions.tsv")
+    return folder
+
+
+@pytest.mark.parametrize("mixed", ["train", "held"])
+def test_a_file_in_both_parts_is_known_also_where_one_part_alone_differs_in_size(run, tmp_path, mixed):
+    rng = np.random.default_rng(0)
+    shared, *others = (rng.integers(0, 255, (20, 30, 3), dtype=np.uint8) for _ in range(7))
+    uneven = rng.integers(0, 255, (40, 24, 3), dtype=np.uint8)
+    train = {"a": shared, **{f"t{row}": pixels for row, pixels in enumerate(others[:4])}}
+    held = {"b": shared, **{f"h{row}": pixels for row, pixels in enumerate(others[4:])}}
+    (train if mixed == "train" else held)["uneven"] = uneven
+    train_at, held_at = captioned(tmp_path / "train", train), captioned(tmp_path / "held", held)
+    status, _, err = run(train_at, "--held-out", held_at, "--out", tmp_path / "run")
+    assert status == 2
+    assert "1 picture is in both 'training' and 'held-out': a = b" in err
 
 
 def test_classes_with_prompts(run, place, tmp_path):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -81,8 +81,8 @@ def pretrain(
     _require_pictures(path, "pictures to train on: give their PATH", {"--images": images, "--split": split, **words})
     own = {"--held-out-images": held_out_images, "--held-out-split": held_out_split}
     _require_pictures(held_out, "held-out pictures: give --held-out", own)
-    trained, probed = _Source(path, images, split), _Source(held_out, held_out_images, held_out_split, "--held-out-")
-    with trained.opened(labels, prompt, size) as stimuli, probed.opened(labels, prompt, size) as probes:
+    sources = (_Source(path, images, split), _Source(held_out, held_out_images, held_out_split, "--held-out-"))
+    with _opened(sources, labels, prompt, size) as (stimuli, probes):
         model = run(
             preset,
             stimuli,
@@ -121,8 +121,8 @@ class _Source:
     """How the options that describe this source begin."""
 
     @contextmanager
-    def opened(self, labels: str | None, prompts: list[str] | None, size: int) -> Iterator[StimulusSet | None]:
-        """Pictures with captions; None for no path. `size` is the model's, in pixels."""
+    def opened(self, labels: str | None, prompts: list[str] | None, side: int | None) -> Iterator[StimulusSet | None]:
+        """Pictures with captions; None for no path. Files are cropped to squares of `side`, or left as they are."""
         from phosphene.recordings import Study
         from phosphene.stimuli import PROMPTS, labelled
 
@@ -141,24 +141,41 @@ class _Source:
             return
         if self.split:
             raise InputError(f"{self.option}split goes with a study (.h5), found {self.path}")
-        stimuli = self._files(self.path, labels, size)
+        stimuli = self._files(self.path, labels, side)
         yield labelled(stimuli, labels, prompts or PROMPTS) if labels else stimuli
 
-    def _files(self, path: Path, labels: str | None, size: int) -> StimulusSet:
-        """Pictures as they are, to be resized as encoders do it, or where they differ in size as squares of `size`."""
+    def differs(self, labels: str | None) -> bool:
+        """Whether these are files that differ in size."""
+        if self.path is None or self.path.suffix == ".h5":
+            return False
         try:
-            return self._files_at(path, labels, None)
-        except InputError:  # they differ in size; any other fault is found again
-            return self._files_at(path, labels, size)
+            self._files(self.path, labels, None)
+        except InputError:  # they differ in size; any other fault is found again when they are opened
+            return True
+        return False
 
-    def _files_at(self, path: Path, labels: str | None, size: int | None) -> StimulusSet:
+    def _files(self, path: Path, labels: str | None, side: int | None) -> StimulusSet:
         from phosphene.stimuli import read_class_folders, read_coco, read_folder
 
         if path.suffix == ".json":
-            return read_coco(path, self.images or path.parent, size)
+            return read_coco(path, self.images or path.parent, side)
         if labels:
-            return read_class_folders(path, size, column=labels)
-        return read_folder(path, size)
+            return read_class_folders(path, side, column=labels)
+        return read_folder(path, side)
+
+
+@contextmanager
+def _opened(
+    sources: Sequence[_Source], labels: str | None, prompts: list[str] | None, size: int
+) -> Iterator[list[StimulusSet | None]]:
+    """Pictures of every source as they are, to be resized as encoders do it, or all as squares of `size`.
+
+    They are cropped where files of any source differ in size: the same file must have the same pixels in all of them,
+    by which it is known.
+    """
+    side = size if any(source.differs(labels) for source in sources) else None
+    with ExitStack() as stack:
+        yield [stack.enter_context(source.opened(labels, prompts, side)) for source in sources]
 
 
 def _lines(scores: list[dict[str, Any]]) -> Iterator[str]:
