@@ -176,7 +176,10 @@ def _development(records: Sequence[Record]) -> dict[str, dict[str, dict[float, f
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The tables as text; accuracies and differences in points of a hundred."""
+    """The tables as text; accuracies and differences in points of a hundred.
+
+    `result` is what `summarise` gives, or what was kept of it as JSON, where numbers that are keys have become words.
+    """
     lines: list[str] = []
     for table in result["tables"]:
         lines += [f"### {table['tower']}, {table['way']}", "", "Plain merging, accuracy in %:", ""]
@@ -185,15 +188,23 @@ def markdown(result: dict[str, Any]) -> str:
         lines += _guide_lines(table["guides"])
         lines += ["", f"Where, at rates from {HIGH:.0%}:", "", *_where_lines(table["guides"]), ""]
     for tower, rows in result["development"].items():
-        strengths = sorted({strength for row in rows.values() for strength in row})
+        by_guide = {name: _by_number(row) for name, row in rows.items()}
+        strengths = sorted({strength for row in by_guide.values() for strength in row})
         lines += [f"Development scenes, {tower}, guide minus plain by strength, points:", ""]
         lines += [
             f"| guide | {' | '.join(f'{strength:g}' for strength in strengths)} |",
             "|---" * (len(strengths) + 1) + "|",
         ]
-        lines += [f"| {name} | {' | '.join(f'{100 * row[s]:+.1f}' for s in strengths)} |" for name, row in rows.items()]
+        lines += [
+            f"| {name} | {' | '.join(f'{100 * row[s]:+.1f}' for s in strengths)} |" for name, row in by_guide.items()
+        ]
         lines.append("")
     return "\n".join([*lines, *_verdict_lines(result["verdicts"])])
+
+
+def _by_number(values: dict[Any, Any]) -> dict[float, Any]:
+    """The same values, keyed by numbers where JSON made words of them."""
+    return {float(key): value for key, value in values.items()}
 
 
 def _plain_lines(rows: Sequence[Record]) -> list[str]:
@@ -210,10 +221,11 @@ def _plain_lines(rows: Sequence[Record]) -> list[str]:
 
 
 def _guide_lines(rows: Sequence[Record]) -> list[str]:
-    rates = sorted({rate for row in rows for rate in row["by_rate"]})
+    by_guide = [_by_number(row["by_rate"]) for row in rows]
+    rates = sorted({rate for cells in by_guide for rate in cells})
     lines = [f"| guide (strength) | {' | '.join(f'{rate:.0%}' for rate in rates)} |", "|---" * (len(rates) + 1) + "|"]
-    for row in rows:
-        cells = [_cell(row["by_rate"].get(rate)) for rate in rates]
+    for row, by_rate in zip(rows, by_guide, strict=True):
+        cells = [_cell(by_rate.get(rate)) for rate in rates]
         strength = f" ({row['strength']:g})" if row["strength"] else ""
         lines.append(f"| {row['guide']}{strength} | {' | '.join(cells)} |")
     return lines

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from phosphene.files import read_json
+
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted([*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "examples").rglob("*.py")])
 
@@ -42,3 +44,14 @@ def test_what_a_script_imports_exists(script):
 def test_there_are_scripts_to_look_at():
     assert len(SCRIPTS) > 30
     assert any(taken(script) for script in SCRIPTS)
+
+
+def test_tables_of_merging_can_be_printed_from_the_kept_result(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    summary = importlib.import_module("merging_accuracy_summary")
+    text = summary.markdown(read_json(ROOT / "benchmarks" / "results" / "merging_accuracy.json"))
+    assert "| guide (strength) | 25% | 50% | 60% | 70% | 80% | 90% |" in text
+    assert "| guide | 0.03 | 0.1 | 0.3 | 1 |" in text
+    docs = (ROOT / "docs" / "mlip_benchmarks.md").read_text(encoding="utf-8")
+    row = next(line for line in docs.splitlines() if line.startswith("| attention, off the shelf | both (0.1) |"))
+    assert row.removeprefix("| attention, off the shelf ") in text
