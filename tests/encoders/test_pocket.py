@@ -13,12 +13,13 @@ from phosphene.encoders import encode, make_encoder
 from phosphene.encoders.mlip import load_model
 from phosphene.encoders.mlip.encoder import find_mlip
 from phosphene.encoders.mlip.similarity import SCORES
-from phosphene.encoders.mlip.store import read_config
+from phosphene.encoders.mlip.store import read_config, untrained
 from phosphene.evaluation.metrics import count_true, similarity, top_k
 from phosphene.settings import load_preset
 from phosphene.stimuli.scenes import scene_set
-from phosphene.training.pretraining.probes import scene_probes
-from phosphene.training.pretraining.settings import DataSettings
+from phosphene.training.pretraining.card import model_card
+from phosphene.training.pretraining.probes import Score, scene_probes
+from phosphene.training.pretraining.settings import DataSettings, pretrain_settings
 
 FOLDER = find_mlip("pocket")
 FACTS = read_config(FOLDER)["facts"]
@@ -47,6 +48,14 @@ def test_its_card_says_what_it_is() -> None:
     card = (FOLDER / "card.md").read_text(encoding="utf-8")
     for said in ("procedural scenes only", FACTS["hardware"], "unseen compositions", "seen compositions", "chance"):
         assert said in card
+
+
+def test_its_card_is_written_as_those_of_new_models_are() -> None:
+    facts = {**FACTS, "untrained": untrained(read_config(FOLDER))}
+    new = model_card(pretrain_settings(None, FACTS["settings"]), facts, [Score(**score) for score in FACTS["scores"]])
+    lines = [text.splitlines() for text in ((FOLDER / "card.md").read_text(encoding="utf-8"), new)]
+    kept, written = ([line for line in each if not line.startswith("* phosphene ")] for each in lines)
+    assert kept == written
 
 
 def test_the_table_in_the_docs_is_that_of_its_card() -> None:
