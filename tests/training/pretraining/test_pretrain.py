@@ -56,7 +56,8 @@ def test_it_learns_what_tells_scenes_apart(tmp_path):
     assert "| zero-shot: colour | unseen compositions | 192 | 17 |" in text
     curve = json.loads((tmp_path / "curve.json").read_text())
     assert curve["steps"][-1]["loss"] < curve["steps"][0]["loss"]
-    assert [point["step"] for point in curve["probes"]] == [60]
+    assert [point["step"] for point in curve["probes"]] == [60, 120]
+    assert curve["probes"][-1]["colour, seen compositions"] == by_task["seen compositions", "colour"]["value"]
     assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -258,6 +259,17 @@ def test_the_log_tells_the_parts_of_all_batches_that_accumulate(tmp_path):
     line = next(line for line in read_log(tmp_path / "log.jsonl") if line["event"] == "step")
     weighted = pretrain_settings(None, tiny()).objective.weights
     assert line["loss"] == pytest.approx(sum(weight * line[name] for name, weight in weighted.items()), rel=1e-5)
+
+
+def test_a_run_shorter_than_the_log_has_a_curve(tmp_path):
+    run(tmp_path / "long", training={"steps": 5, "log_steps": 1})
+    run(tmp_path / "short", training={"steps": 5, "log_steps": 3})
+    every = [line["loss"] for line in steps(tmp_path / "long") if line["event"] == "step"]
+    curve = json.loads((tmp_path / "short" / "curve.json").read_text())
+    assert [point["step"] for point in curve["steps"]] == [3, 5]
+    assert [point["loss"] for point in curve["steps"]] == pytest.approx([sum(every[:3]) / 3, sum(every[3:]) / 2])
+    run(tmp_path / "shortest", training={"steps": 2, "log_steps": 3})
+    assert (tmp_path / "shortest" / "curve.png").exists()
 
 
 def test_mixed_precision_works_on_a_cpu(whole, tmp_path):

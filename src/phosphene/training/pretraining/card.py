@@ -46,10 +46,8 @@ def read_curve(log: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def write_curve(folder: Path, curve: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Write ``curve.json`` and, where there is something to draw, ``curve.png``."""
+    """Write ``curve.json`` and ``curve.png``."""
     write_json(folder / "curve.json", curve)
-    if not curve["steps"]:
-        return
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -57,10 +55,11 @@ def write_curve(folder: Path, curve: Mapping[str, Sequence[Mapping[str, Any]]]) 
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     steps = [point["step"] for point in curve["steps"]]
-    left.plot(steps, [point["loss"] for point in curve["steps"]], color="#204a87")
+    left.plot(steps, [point["loss"] for point in curve["steps"]], marker=".", markersize=3, color="#204a87")
     left.set(xlabel="step", ylabel="loss", title="Training loss")
     for name in list(curve["probes"][0])[1:] if curve["probes"] else []:
-        right.plot([point["step"] for point in curve["probes"]], [100 * p[name] for p in curve["probes"]], label=name)
+        at = [point["step"] for point in curve["probes"]]
+        right.plot(at, [100 * point[name] for point in curve["probes"]], marker=".", label=name)
     right.set(xlabel="step", ylabel="accuracy (%)", title="Probes of the averaged weights", ylim=(0, 100))
     if curve["probes"]:
         right.legend(fontsize="x-small", frameon=False)

@@ -145,9 +145,10 @@ class _Pretraining(Runner[PairProgress]):
         progress, every = self.progress, self.config.log_steps
         progress.step += 1
         progress.loss_sum += value
-        if progress.step % every == 0:
+        if progress.step % every == 0 or progress.step == self.config.steps:
             seconds = self.before + time.monotonic() - self.begun_at
-            figures = {"loss": progress.loss_sum / every, "learning_rate": rate, "gradient_norm": norm}
+            loss = progress.loss_sum / (progress.step % every or every)
+            figures = {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
             figures |= {name: float(part) for name, part in parts.items()}
             figures |= self.plain.objective.temperatures()
             progress.loss_sum = 0.0

@@ -166,7 +166,7 @@ def pretrain(
         _render_pool(pairs.source, chosen.data.pool, fabric, progress and leads)
 
     def probe() -> dict[str, float]:
-        return {score.name: score.value for score in pairs.probe(model, words) if score.score == SCORES[0]}
+        return _by_name(pairs.probe(model, words))
 
     objective = MLIPObjective(chosen.objective)
     with progress_bar("pretrain", chosen.training.steps, progress and leads) as report:
@@ -401,6 +401,11 @@ def _before(start: str | Path) -> list[dict[str, Any]]:
     return [*facts.get("before", []), last]
 
 
+def _by_name(scores: list[Score]) -> dict[str, float]:
+    """Values of the spatial embedding alone."""
+    return {score.name: score.value for score in scores if score.score == SCORES[0]}
+
+
 def _finish(
     run: RunFolder,
     settings: PretrainSettings,
@@ -411,7 +416,10 @@ def _finish(
     seen: SeenPictures,
 ) -> None:
     """Write curve, scorecard and, last of all, the model folder."""
-    write_curve(run.path, read_curve(run.path / "log.jsonl"))
+    curve = read_curve(run.path / "log.jsonl")
+    if scores:
+        curve["probes"].append({"step": facts["steps"], **_by_name(scores)})
+    write_curve(run.path, curve)
     figures = [score.to_json() for score in scores]
     write_json(run.path / "scorecard.json", {"model": facts, "scores": figures})
     save_model(
