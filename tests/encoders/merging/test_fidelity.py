@@ -123,6 +123,9 @@ def test_the_rate_of_a_wanted_cosine() -> None:
     )
     assert _report(1.0).chosen is None
     assert "no rate keeps a mean cosine of 1: the most is 0.9990, at tokens = 0.9" in _report(1.0).text()
+    assert "no rate keeps a mean cosine of 0.99901: the most is 0.9990, at" in _report(0.99901).text()
+    nearly = FidelityReport("hf:x", "tokens", (_row(0.9, 0.99996),), _report(1.0).protocol, 0.99999)
+    assert "no rate keeps a mean cosine of 0.99999: the most is 0.99996, at tokens = 0.9" in nearly.text()
     assert "mean cosine" not in _report(None).text()
     assert len({line.rstrip()[-1:] for line in _report(None).text().splitlines()[4:]}) == 1, "columns end together"
 

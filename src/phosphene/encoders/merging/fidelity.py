@@ -140,7 +140,7 @@ class FidelityReport:
         if row is None:
             best = max(self.rows, key=lambda row: row.cosine)
             return (
-                f"no rate keeps a mean cosine of {wanted:g}: the most is {best.cosine:.4f}, at {self.by} = "
+                f"no rate keeps a mean cosine of {wanted:g}: the most is {_below(best.cosine, wanted)}, at {self.by} = "
                 f"{best.rate:g}; ask for gentler rates, or merge nothing"
             )
         return (
@@ -158,6 +158,12 @@ class FidelityReport:
             if (value := self.protocol.get(key, usual[key])) != usual[key]:
                 words += f" --set merge.{key}={str(value).lower()}"
         return words
+
+
+def _below(value: float, limit: float) -> str:
+    """Four decimals, or as many more as it takes to read as less than a limit."""
+    said = (f"{value:.{decimals}f}" for decimals in range(4, 17))
+    return next((words for words in said if float(words) < limit), f"{value}")
 
 
 def fidelity(
