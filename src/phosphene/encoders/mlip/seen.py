@@ -51,13 +51,11 @@ class SeenPictures:
         self._digests = np.empty(0, dtype="<u8") if digests is None else digests
 
     @classmethod
-    def of_model(cls, source: str | Path) -> Self:
+    def of_model(cls, folder: Path) -> Self:
         """What a model tells of itself; one of an older version tells ids alone, and the log says so."""
-        from phosphene.encoders.mlip.encoder import find_mlip
-
-        seen = cls.of_facts(read_config(find_mlip(str(source)))["facts"])
+        seen = cls.of_facts(read_config(folder)["facts"])
         if seen.ids and not len(seen._digests):
-            log.warning("%s does not tell the pixels it was trained on: held-out pictures cannot be compared", source)
+            log.warning("%s does not tell the pixels it was trained on: held-out pictures cannot be compared", folder)
         return seen
 
     @classmethod

@@ -107,9 +107,11 @@ def pretrain(
     chosen, model_start = run_settings(preset, settings, start)
     given = None if tokenizer is None else _given_tokenizer(Path(tokenizer), chosen, start)
     preset = preset or (None if start is None else FINE_TUNING)
-    seen = SeenPictures() if start is None else SeenPictures.of_model(start)
-    known = given if start is None else load_tokenizer(find_mlip(str(start)))
-    before = [] if start is None else _before(start)  # now: another model may lie there when the training ends
+    begun = None if start is None else find_mlip(str(start))
+    seen = SeenPictures() if begun is None else SeenPictures.of_model(begun)
+    known = given if begun is None else load_tokenizer(begun)
+    # now: another model may lie there when the training ends
+    before = [] if begun is None else _before(begun, run_name(str(start)))
     pairs = _pairs(chosen, stimuli, held_out, classes, seed, seen, known)
     run = RunFolder(
         Path(out),
@@ -135,8 +137,8 @@ def pretrain(
     fabric = launch(chosen.training, unused=True)
     fabric.barrier()  # every process has looked into the run folder before the first one writes there
     leads = fabric.global_rank == 0
-    model, words = _model(chosen, start, given, pairs.source, run, fabric, seed)
-    untrained = _untrained(chosen, start)
+    model, words = _model(chosen, begun, given, pairs.source, run, fabric, seed)
+    untrained = _untrained(chosen, begun)
     model.frequency_trained = "frequency" not in untrained
     check_lengths(pairs.source.corpus(), words, chosen.model.text_context, cut=chosen.data.long_captions == "cut")
     loader = PairLoader(
@@ -308,7 +310,7 @@ def _given_tokenizer(file: Path, settings: PretrainSettings, start: str | Path |
 
 def _model(
     settings: PretrainSettings,
-    start: str | Path | None,
+    begun: Path | None,
     given: Tokenizer | None,
     source: PairSource,
     run: RunFolder,
@@ -316,8 +318,8 @@ def _model(
     seed: int,
 ) -> tuple[MLIP, Tokenizer]:
     """The model a run starts with, the same in every process, and its tokenizer."""
-    if start is not None:
-        model, tokenizer = load_model(find_mlip(str(start)))
+    if begun is not None:
+        model, tokenizer = load_model(begun)
         if settings.model != model.config:
             model = model.with_merge(settings.model.merge)
         return model.requires_grad_(True), tokenizer
@@ -335,11 +337,11 @@ def _model(
     return model, Tokenizer.from_json(fabric.broadcast(text))
 
 
-def _untrained(settings: PretrainSettings, start: str | Path | None) -> tuple[str, ...]:
+def _untrained(settings: PretrainSettings, begun: Path | None) -> tuple[str, ...]:
     """Embeddings that stay random: the objective does not train them, nor did that of a model to start from."""
-    if start is None:
+    if begun is None:
         return settings.untrained
-    before = untrained_before(read_config(find_mlip(str(start))))
+    before = untrained_before(read_config(begun))
     return tuple(name for name in settings.untrained if name in before)
 
 
@@ -392,12 +394,12 @@ def _facts(
     }
 
 
-def _before(start: str | Path) -> list[dict[str, Any]]:
+def _before(begun: Path, name: str) -> list[dict[str, Any]]:
     """The runs that made the model to start from, first to last: its name and weights, and what each was trained on."""
-    content = read_config(find_mlip(str(start)))
+    content = read_config(begun)
     facts = content["facts"]
     data = {key: value for key, value in facts.get("data", {}).items() if key != "fitted_on"}
-    last = {"name": run_name(str(start)), "weights": content["weights"], "data": data, "start": facts.get("start")}
+    last = {"name": name, "weights": content["weights"], "data": data, "start": facts.get("start")}
     return [*facts.get("before", []), last]
 
 
