@@ -48,19 +48,21 @@ def test_inner_folds_keep_units_together():
 
 
 def test_beside_a_prediction_ridge_trusts_it_as_far_as_it_is_right():
-    """One target is what the prediction says and a little of its own; of another it says nothing true."""
+    """Targets are what the prediction says and a little of their own; or it says nothing true of them."""
     rng = torch.Generator().manual_seed(0)
     x, noise = torch.randn(80, 12, generator=rng).double(), torch.randn(80, 2, generator=rng).double()
     weights = torch.randn(12, 2, generator=rng).double()
     prior = torch.randn(80, 2, generator=rng).double() * 5
-    truth = torch.stack([prior[:, 0] + x @ weights[:, 0], x @ weights[:, 1]], dim=1)
     units = np.arange(80).astype(str)
-    found, shares = fit_ridge_beside(x, truth + 0.1 * noise, prior, units, RidgeConfig())
-    assert shares[0] > 0.95
-    assert shares[1] < 0.05
+    right, wrong = prior + x @ weights + 0.1 * noise, x @ weights + 0.1 * noise
+    found, share = fit_ridge_beside(x, right, prior, units, RidgeConfig())
+    assert share > 0.95
     torch.testing.assert_close(found, weights, atol=0.15, rtol=0.1)
-    alone, _, _ = fit_ridge(x, truth + 0.1 * noise, units, RidgeConfig())
-    assert (found - weights)[:, 0].norm() < 0.2 * (alone - weights)[:, 0].norm()
+    alone, _, _ = fit_ridge(x, right, units, RidgeConfig())
+    assert (found - weights).norm() < 0.2 * (alone - weights).norm()
+    found, share = fit_ridge_beside(x, wrong, prior, units, RidgeConfig())
+    assert share < 0.05
+    torch.testing.assert_close(found, weights, atol=0.15, rtol=0.1)
 
 
 def test_out_of_fold_predictions_know_nothing_of_their_fold():

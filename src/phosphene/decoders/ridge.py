@@ -158,12 +158,12 @@ def fit_ridge(
 
 def fit_ridge_beside(
     x: Tensor, y: Tensor, prior: Tensor, units: np.ndarray, config: RidgeConfig, who: str = "ridge"
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, float]:
     """Ridge on what a share of somebody else's prediction leaves, averaged over shares.
 
     With the share 1 ridge corrects the prediction, and shrinks to it; with 0 it stands alone. Every share has its best
-    penalty for each target, by inner folds, and counts the less the larger its error on them is: by a factor of e for
-    each two hundredths of the least error.
+    penalty for each target, by inner folds, and counts the less the larger its error on them is, over all targets: by
+    a factor of e for each two hundredths of the least error.
 
     Parameters
     ----------
@@ -177,18 +177,18 @@ def fit_ridge_beside(
     Returns
     -------
     weights : Tensor of shape (voxels, targets)
-    shares : Tensor of shape (targets,)
+    share : float
         Of the prediction; the whole is ``share * prediction + x @ weights``, but for a constant.
     """
     shares = torch.tensor(_SHARES, dtype=x.dtype, device=x.device)
     rests = torch.cat([y - share * prior for share in shares], dim=1)
     penalties = ridge_penalties(x, config, who)
     least, place = _fold_errors(x, rests, units, penalties, config.folds).min(dim=0)
-    least = least.view(len(shares), -1)
-    excess = least / least.min(dim=0).values.clamp_min(torch.finfo(x.dtype).tiny) - 1
+    errors = least.view(len(shares), -1).sum(dim=1)
+    excess = errors / errors.min().clamp_min(torch.finfo(x.dtype).tiny) - 1
     counts = torch.softmax(-excess / _FORGIVEN, dim=0)
     weights, _ = ridge_weights(x, rests, torch.tensor(penalties, dtype=x.dtype, device=x.device)[place])
-    return torch.einsum("vst,st->vt", weights.view(len(weights), *counts.shape), counts), shares @ counts
+    return torch.einsum("vst,s->vt", weights.view(len(weights), len(shares), -1), counts), float(shares @ counts)
 
 
 def ridge_out_of_fold(x: Tensor, y: Tensor, units: np.ndarray, config: RidgeConfig, who: str = "ridge") -> Tensor:

@@ -120,8 +120,8 @@ def start_individually(
 ) -> None:
     """Start people's private experts on a linear path at the difference between their own map and the common one.
 
-    A person's scores are ridge beside a share of the common prediction (`fit_ridge_beside`); share and penalty are
-    chosen for each score by inner folds, so that little is changed where people are alike.
+    A person's scores are ridge beside a share of the common prediction (`fit_ridge_beside`); inner folds choose the
+    penalty of each score and the share of all, so that little is changed where people are alike.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ def start_individually(
         prior = {subject: (responses @ common.T).double() for subject, (_, _, responses) in people.items()}
     for subject, (_, units, responses) in people.items():
         own, share = fit_ridge_beside(responses.double(), scores[subject], prior[subject], units, config, subject)
-        change = own.T.float() + (share.float() - 1)[:, None] * common
+        change = own.T.float() + (share - 1) * common
         _set(experts[subject], change, responses)
 
 
