@@ -37,6 +37,7 @@ from phosphene.evaluation.multi_subject import OURS, STAGE1, WILLS, Models, Setu
 from phosphene.evaluation.multilabel import average_precision, evaluate_labels
 from phosphene.evaluation.statistics import Resampler
 from phosphene.files import write_json
+from phosphene.settings import parse_assignments
 from phosphene.stimuli.multilabel import label_matrix
 from phosphene.virtual import make_settings, simulate
 
@@ -65,16 +66,16 @@ N_BOOT = 500
 class Bench:
     """One virtual study, and the scores of arms on it."""
 
-    def __init__(self, seed: int, condition: str, encoder: str, folder: Path) -> None:
+    def __init__(self, seed: int, condition: str, encoder: str, aligner: dict[str, Any], folder: Path) -> None:
         person = {**PERSON, **CONDITIONS[condition]}
         self.seed = seed
         self.study = simulate(make_settings(None, **PLAN, person=person), seed, progress=False).study
         view = self.study.split("train")
         self.targets = ph.encode(self.study.stimuli, encoder, fit_on=view.stimulus_ids, cache=False, progress=False)
         self.people = list(self.study.subjects)
-        aligner = make_aligner("anatomical", **ALIGNER).fit(view)
+        fitted = make_aligner("anatomical", **aligner).fit(view)
         self.setup = Setup(
-            self.study, self.targets, folder, tuple(self.people), aligner, seed, "small", settings=CLASSES
+            self.study, self.targets, folder, tuple(self.people), fitted, seed, "small", settings=CLASSES
         )
 
     def run(self, arm: str) -> dict[str, Any]:
@@ -179,7 +180,9 @@ def records(work: Path) -> dict[tuple[int, str, str], dict[str, Any]]:
     return {(line["seed"], line["condition"], line["arm"]): line for line in lines}
 
 
-def run(work: Path, seeds: list[int], arms: list[str], conditions: list[str], encoder: str) -> None:
+def run(
+    work: Path, seeds: list[int], arms: list[str], conditions: list[str], encoder: str, aligner: dict[str, Any]
+) -> None:
     """Everything that is not done yet."""
     for seed in seeds:
         for condition in conditions:
@@ -187,7 +190,8 @@ def run(work: Path, seeds: list[int], arms: list[str], conditions: list[str], en
             missing = [arm for arm in wanted if (seed, condition, arm) not in records(work)]
             if not missing:
                 continue
-            bench = Bench(seed, condition, encoder, work / "runs" / f"{seed}-{condition.replace(' ', '-')}")
+            folder = work / "runs" / f"{seed}-{condition.replace(' ', '-')}"
+            bench = Bench(seed, condition, encoder, aligner, folder)
             for arm in missing:
                 start = time.process_time()
                 line = {"seed": seed, "condition": condition, "arm": arm, "models": bench.run(arm)}
@@ -204,17 +208,21 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--conditions", nargs="+", default=list(CONDITIONS), choices=list(CONDITIONS))
     parser.add_argument("--encoder", default="z:pocket")
+    parser.add_argument(
+        "--aligner", nargs="+", metavar="KEY=VALUE", default=[], help="settings of the anatomical aligner"
+    )
     parser.add_argument("--json", type=Path, help="where the summary goes", default=HERE / "results/wills_aligner.json")
     asked = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("phosphene").setLevel(logging.ERROR)
     asked.work.mkdir(parents=True, exist_ok=True)
-    settings = {"encoder": asked.encoder, "plan": PLAN, "person": PERSON, "aligner": ALIGNER, "conditions": CONDITIONS}
+    aligner = parse_assignments(asked.aligner) or ALIGNER
+    settings = {"encoder": asked.encoder, "plan": PLAN, "person": PERSON, "aligner": aligner, "conditions": CONDITIONS}
     kept = asked.work / "settings.json"
     if kept.exists() and json.loads(kept.read_text()) != settings:
         raise SystemExit(f"{kept} is of another benchmark: give another --work")
     write_json(kept, settings)
-    run(asked.work, asked.seeds, asked.arms, asked.conditions, asked.encoder)
+    run(asked.work, asked.seeds, asked.arms, asked.conditions, asked.encoder, aligner)
     done = [line for line in records(asked.work).values() if line["seed"] in asked.seeds]
     rows = summarise(done, list(CONDITIONS), list(ARMS))
     print(markdown(rows))
