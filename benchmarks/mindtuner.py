@@ -9,7 +9,8 @@ aligner, encoder or other settings (`--set training.KEY=VALUE`, `adapter.KEY=VAL
 apart what nothing else does; other people (`--person nonlinearity=1`) have a work folder of their own. With
 `--text ENCODER ...` the arm `both` is scored on text retrieval too: by the image as pivot with so many captions
 (`--captions`, a quarter of them shown to each person; `--pivot KEY=VALUE`), and by a decoder that was pre-trained and
-adapted straight to the text of these.
+adapted straight to the text of these. With all sessions (`--sessions 40`) `--single` adds the network fitted to the new
+person alone with the settings of pre-training.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from phosphene.training.arms import WHOLE_ARMS, settings_of_arms
 PEOPLE, NEW = ("sub-01", "sub-02", "sub-03"), "sub-04"
 ENCODER = "z:pocket"
 DIRECTIONS = ("brain_to_image", "image_to_brain")
+SINGLE = "single-person"
 
 
 class Records:
@@ -125,6 +127,17 @@ def arm_of(
     print(parameter_table(record), flush=True)
 
 
+def single_of(options: argparse.Namespace, records: Records, study: Any, targets: Any, seed: int) -> None:
+    """Fit the new person alone, with everything, as people are pre-trained on, and score."""
+    key = key_of(options, seed, SINGLE)
+    if key not in records.known:
+        start = time.perf_counter()
+        out = options.work / f"run-{key.replace('/', '-')}"
+        single = ph.fit("mindtuner", study, targets, subjects=[NEW], seed=seed, kind=options.kind, out=out)
+        facts = {"seconds": time.perf_counter() - start, "best_epoch": single.provenance["best_epoch"]}
+        records.add(key, {**facts, "trained": {"share": 0.0}, "scores": scores(single, study, targets, NEW)})
+
+
 def straight_key(options: argparse.Namespace, seed: int, text: str, captions: int) -> str:
     """What a decoder trained straight to the text depends on, as a name of a folder."""
     return re.sub("[/: ]", "-", key_of(options, seed, f"text {text} {captions}"))
@@ -176,12 +189,11 @@ def summary(records: Records, options: argparse.Namespace) -> dict[str, Any]:
     """Scores of every arm by seed, and how far the arm `both` is ahead of the others on the same seeds."""
     by_arm: dict[str, dict[int, Any]] = {}
     seeds = {int(parts[1]) for parts in (key.split("/") for key in records.known) if parts[0] == options.name}
-    for arm, seed in itertools.product(ARMS, sorted(seeds)):
+    for arm, seed in itertools.product((*ARMS, SINGLE), sorted(seeds)):
         if (key := key_of(options, seed, arm)) in records.known:
             by_arm.setdefault(arm, {})[seed] = records.known[key]
     rows = []
-    for arm in (arm for arm in ARMS if arm in by_arm):
-        found = by_arm[arm]
+    for arm, found in by_arm.items():
         row: dict[str, Any] = {"arm": arm, "seeds": sorted(found), "trained": found[min(found)]["trained"]}
         row["seconds"] = [round(found[seed]["seconds"], 1) for seed in row["seeds"]]
         for metric in found[min(found)]["scores"]:
@@ -199,6 +211,7 @@ def summary(records: Records, options: argparse.Namespace) -> dict[str, Any]:
         + (f" --align {options.align}" if options.align else "")
         + (f" --person {' '.join(options.person)}" if options.person else "")
         + (f" --set {' '.join(options.set)}" if options.set else "")
+        + (" --single" if options.single else "")
         + (
             f" --text {' '.join(options.text)} --captions {' '.join(map(str, options.captions))}"
             if options.text
@@ -276,6 +289,7 @@ def main() -> None:
     parser.add_argument(
         "--person", nargs="+", metavar="KEY=VALUE", default=[], help="virtual people, over the preset's"
     )
+    parser.add_argument("--single", action="store_true", help="the new person alone too; with all sessions")
     parser.add_argument("--text", nargs="+", default=[], help="encoders of captions, e.g. z:tfidf-svd30 z:pocket-text")
     parser.add_argument("--captions", type=int, nargs="+", default=[300, 3000])
     parser.add_argument("--pivot", nargs="+", metavar="KEY=VALUE", default=[], help="of the pivot to the text")
@@ -285,6 +299,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.text and "both" not in options.arms:
         parser.error("--text is measured with the arm both, which is not among --arms")
+    if options.single and options.sessions < options.of:
+        parser.error(f"--single is for all sessions of the new person: --sessions {options.of}")
     options.work.mkdir(parents=True, exist_ok=True)
     person = parse_assignments(options.person)
     if (kept := options.work / "people.json").exists() and read_json(kept) != person:
@@ -304,6 +320,8 @@ def main() -> None:
                 records.add(key, {**facts, "scores": {p: scores(base, study, targets, p) for p in PEOPLE}})
             for arm in options.arms:
                 arm_of(options, records, base, study, targets, seed, arm)
+            if options.single:
+                single_of(options, records, study, targets, seed)
             if options.text and "both" in options.arms:
                 text_of(options, records, study, targets, seed)
     found = summary(records, options)
