@@ -67,6 +67,23 @@ def test_vertices_of_meshes_nobody_knows_are_not_one_mesh(space, counts, words) 
         make_aligner("anatomical").fit(view)
 
 
+@pytest.mark.parametrize(
+    ("columns", "space", "said"),
+    [
+        (
+            {"hemisphere": ["left", "right"], "vertex": [4, 4]},
+            {"space": "fsaverage5", "n_vertices": (10242, 10242)},
+            "row 0: a hemisphere is 'L' or 'R', found 'left'",
+        ),
+        ({"i": [0, 0], "j": [1, 1], "k": [2, 2]}, one_grid(), "row 1: i 0, j 1, k 2 is in the table already"),
+    ],
+)
+def test_places_that_would_be_taken_for_one_are_refused(columns: dict, space: dict, said: str) -> None:
+    view = shared_study([2, 2], tables=[Table(columns)] * 2, space=space).split("train")
+    with pytest.raises(InputError, match=f"sub-01: voxel table, {said}"):
+        make_aligner("anatomical").fit(view)
+
+
 def test_positions_on_a_line_are_averaged_by_distance() -> None:
     study = shared_study((101, 51))
     view = study.split("train")

@@ -150,3 +150,10 @@ def test_what_cannot_be_is_named(tree: Path, monkeypatch: pytest.MonkeyPatch) ->
     untold = shared_study([2 * len(FINE)], tables=[_vertices(whole)], space={"space": "fsaverage"}, n=30)
     with pytest.raises(InputError, match=r"does not say how many vertices its mesh has \(n_vertices\)"):
         make_aligner("anatomical", template="fsaverage5", freesurfer=str(tree)).fit(untold.split("train"))
+
+
+def test_vertices_that_the_mesh_does_not_have_are_named(tree: Path) -> None:
+    vertices = {"hemisphere": ["L", "R", "R"], "vertex": [0, 1, len(FINE)]}
+    view = shared_study([3], tables=[Table(vertices)], space={"space": "fsaverage", "n_vertices": (len(FINE),) * 2})
+    with pytest.raises(InputError, match=r"sub-01: voxel table, row 2: .* from 0 to 641, found 642"):
+        make_aligner("anatomical", template="fsaverage5", freesurfer=str(tree)).fit(view.split("train"))

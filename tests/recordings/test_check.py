@@ -155,6 +155,14 @@ def test_places_outside_and_twice_are_problems(tmp_path: Path) -> None:
     assert [p for p in found.problems if "1 voxels have the place of another" in p]
 
 
+def test_vertices_that_a_mesh_does_not_have_are_problems(tmp_path: Path) -> None:
+    table = Table({"hemisphere": ["L"] * 3 + ["R"] * 3, "vertex": [0, 1, 2, 0, 1, 12]})
+    recording = person()
+    changed = Recording("sub-01", recording.read(), recording.trials, table, n_vertices=(12, 12))
+    found = check_study(save(tmp_path, stimuli(), changed))
+    assert [p for p in found.problems if "row 5: a vertex of hemisphere R is a whole number from 0 to 11" in p]
+
+
 def test_stimuli_without_role_and_people_without_test_trials(tmp_path: Path) -> None:
     shown = stimuli()
     splits = {"a": {"train": shown.ids[:10], "test": shown.ids[20:]}, "b": {"train": shown.ids[:10]}}

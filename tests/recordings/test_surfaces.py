@@ -10,7 +10,8 @@ import pytest
 
 from phosphene.errors import InputError
 from phosphene.recordings import surfaces
-from phosphene.recordings.surfaces import Sphere, icosphere, nearest_vertex, neighbourhood_average
+from phosphene.recordings.surfaces import Sphere, icosphere, nearest_vertex, neighbourhood_average, vertex_fault
+from phosphene.table import Table
 
 
 @pytest.mark.parametrize("level", [0, 1, 2, 4])
@@ -119,3 +120,19 @@ def test_fsaverage5_as_nilearn_ships_it() -> None:
 def _write(path: Path, sphere: Sphere) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     nibabel.freesurfer.write_geometry(str(path), 100 * sphere.points, sphere.faces)
+
+
+@pytest.mark.parametrize(
+    ("sides", "vertices", "fault"),
+    [
+        (["L", "left"], [0, 1], "row 1: a hemisphere is 'L' or 'R', found 'left'"),
+        (["L", "R"], [9, 10], "row 1: a vertex of hemisphere R is a whole number from 0 to 9, found 10"),
+        (["L", "R"], [-1, 0], "row 0: a vertex of hemisphere L is a whole number from 0 to 11, found -1"),
+        (["L", "L"], [1.0, np.nan], "row 1: a vertex of hemisphere L is a whole number from 0 to 11, found nan"),
+        (["L", "R"], ["a", "b"], "row 0: a vertex is a whole number, found 'a'"),
+        (["L", "R", "L"], [3, 3, 3], "row 2: vertex 3 of hemisphere L is in the table already"),
+        (["L", "R", "L"], [11, 9, 0], None),
+    ],
+)
+def test_vertices_that_are_none_are_named(sides: list[str], vertices: list, fault: str | None) -> None:
+    assert vertex_fault(Table({"hemisphere": sides, "vertex": vertices}), (12, 10)) == fault

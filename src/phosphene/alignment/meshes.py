@@ -21,6 +21,7 @@ from phosphene.recordings.surfaces import (
     nearest_vertex,
     neighbourhood_average,
     read_sphere,
+    vertex_fault,
 )
 from phosphene.table import Table
 
@@ -81,6 +82,8 @@ def _from_surface(
     voxels, counts = view.voxels(subject), view.space(subject)["n_vertices"]
     if counts is None:
         raise InputError(f"{subject}: the recording does not say how many vertices its mesh has (n_vertices)")
+    if fault := vertex_fault(voxels, counts):
+        raise InputError(f"{subject}: voxel table, {fault}")
     n = int(counts["LR".index(side)])
     name = str(view.space(subject)["space"])
     mesh = mesh_of_count(n) if name not in MESHES else name

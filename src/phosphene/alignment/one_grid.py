@@ -9,7 +9,7 @@ from scipy import sparse
 
 from phosphene.alignment.base import Template
 from phosphene.errors import InputError
-from phosphene.recordings.surfaces import MESHES
+from phosphene.recordings.surfaces import MESHES, vertex_fault
 from phosphene.table import Table
 
 if TYPE_CHECKING:
@@ -88,11 +88,25 @@ def _keys(voxels: Table, columns: tuple[str, ...]) -> np.ndarray:
     return (k * 2**20 + j) * 2**20 + i
 
 
+def _sound_keys(view: StudyView, subject: str, columns: tuple[str, ...]) -> np.ndarray:
+    """The keys of a person's voxels, each of which has a place of its own."""
+    voxels = view.voxels(subject)
+    if columns[0] == "hemisphere" and (fault := vertex_fault(voxels, view.space(subject)["n_vertices"])):
+        raise InputError(f"{subject}: voxel table, {fault}")
+    keys = _keys(voxels, columns)
+    _, first = np.unique(keys, return_index=True)
+    if len(first) < len(keys):
+        row = int(np.setdiff1d(np.arange(len(keys)), first)[0])
+        place = ", ".join(f"{name} {voxels[name][row]}" for name in sorted(columns))
+        raise InputError(f"{subject}: voxel table, row {row}: {place} is in the table already")
+    return keys
+
+
 def build(view: StudyView, config: AnatomicalSettings) -> Template:
     """All voxels that anybody has."""
     tables = [view.voxels(subject) for subject in view.subjects]
     columns = index_columns(tables[0]) or ()
-    keys = np.concatenate([_keys(table, columns) for table in tables])
+    keys = np.concatenate([_sound_keys(view, subject, columns) for subject in view.subjects])
     kept = [name for name in (*columns, "x", "y", "z") if all(name in table for table in tables)]
     joined = {name: np.concatenate([table[name] for table in tables]) for name in kept}
     _, first = np.unique(keys, return_index=True)
@@ -115,5 +129,6 @@ def place(view: StudyView, subject: str, template: Template, config: AnatomicalS
         )
     if (space := str(view.space(subject)["space"])) != template.name:
         raise InputError(f"{subject} lies in space {space!r}, the template is the grid of {template.name!r}")
-    _, rows, places = np.intersect1d(_keys(voxels, columns), _keys(template.voxels, columns), return_indices=True)
+    own = _sound_keys(view, subject, columns)
+    _, rows, places = np.intersect1d(own, _keys(template.voxels, columns), return_indices=True)
     return sparse.csr_array((np.ones(len(rows)), (rows, places)), shape=(len(voxels), template.size))

@@ -15,6 +15,7 @@ from phosphene.recordings.overlap import caption_keys, overlaps, picture_keys
 from phosphene.recordings.recording import Recording
 from phosphene.recordings.store import open_study, verify
 from phosphene.recordings.study import Study
+from phosphene.recordings.surfaces import vertex_fault
 
 __all__ = ["StudyCheck", "check_study"]
 
@@ -156,7 +157,9 @@ def _check_voxel_table(recording: Recording, found: StudyCheck) -> None:
         if outside.any():
             found.problems.append(f"{subject}: {outside.sum()} voxels lie outside of the volume {shape}")
     elif "vertex" in voxels and "hemisphere" in voxels:
-        places = np.stack([voxels["vertex"].astype(str), voxels["hemisphere"].astype(str)], axis=1)
+        if fault := vertex_fault(voxels, recording.n_vertices):
+            found.problems.append(f"{subject}: voxel table, {fault}")
+        return
     else:
         found.notes.append(f"{subject}: voxels have no place (i, j, k or vertex, hemisphere): no maps of the brain")
         return

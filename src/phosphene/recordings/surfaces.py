@@ -7,6 +7,7 @@ throws away most of the signal: here a coarse vertex takes the mean over the fin
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from scipy import sparse
 from scipy.spatial import ConvexHull, cKDTree
 
 from phosphene.errors import InputError, unknown
+from phosphene.table import Table
 
 __all__ = [
     "MESHES",
@@ -28,6 +30,7 @@ __all__ = [
     "nearest_vertex",
     "neighbourhood_average",
     "read_sphere",
+    "vertex_fault",
 ]
 
 MESHES = {"fsaverage3": 642, "fsaverage4": 2_562, "fsaverage5": 10_242, "fsaverage6": 40_962, "fsaverage": 163_842}
@@ -45,6 +48,32 @@ def mesh_of_count(n_vertices: int) -> str | None:
     ('fsaverage5', None)
     """
     return next((name for name, count in MESHES.items() if count == n_vertices), None)
+
+
+def vertex_fault(voxels: Table, n_vertices: Sequence[int] | None = None) -> str | None:
+    """What is wrong with ``hemisphere`` and ``vertex`` of a voxel table, in words; None where nothing is.
+
+    Examples
+    --------
+    >>> vertex_fault(Table({"hemisphere": ["L", "R"], "vertex": [3, 10242]}), (10242, 10242))
+    'row 1: a vertex of hemisphere R is a whole number from 0 to 10241, found 10242'
+    """
+    side, vertex = voxels["hemisphere"], voxels["vertex"]
+    if (strange := ~np.isin(side, ["L", "R"])).any():
+        row = int(strange.argmax())
+        return f"row {row}: a hemisphere is 'L' or 'R', found {str(side[row])!r}"
+    if vertex.dtype.kind not in "iuf":
+        return f"row 0: a vertex is a whole number, found {str(vertex[0])!r}"
+    most = np.full(len(vertex), np.inf) if n_vertices is None else np.where(side == "L", *n_vertices)
+    if not (sound := (vertex >= 0) & (vertex < most) & (vertex % 1 == 0)).all():
+        row = int((~sound).argmax())
+        end = "" if n_vertices is None else f" to {most[row] - 1}"
+        return f"row {row}: a vertex of hemisphere {side[row]} is a whole number from 0{end}, found {vertex[row]}"
+    _, first = np.unique(np.stack([side == "R", vertex], axis=1), axis=0, return_index=True)
+    if len(first) < len(vertex):
+        row = int(np.setdiff1d(np.arange(len(vertex)), first)[0])
+        return f"row {row}: vertex {vertex[row]} of hemisphere {side[row]} is in the table already"
+    return None
 
 
 @dataclass(frozen=True)
