@@ -331,6 +331,22 @@ def test_settings_that_the_arm_has_no_use_for_are_refused(arm, words, message, b
     assert run(base, study, targets, arm, voxel_dropout=0.1, training={**QUICK, "epochs": 1}).voxel_dropout.p == 0.1
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"lora": ["nobody.*"]}, "no shared linear layer is named like 'nobody"),
+        ({"training": {**QUICK, "validation_unit": "nobody"}}, "validation_unit: label column 'nobody'"),
+    ],
+    ids=str,
+)
+def test_what_is_refused_leaves_no_folder_that_refuses_other_settings(words, message, base, study, targets, tmp_path):
+    place = base.save(tmp_path / "decoder")
+    with pytest.raises(InputError, match=message):
+        run(place, study, targets, **words)
+    assert not (place / "people").exists()
+    assert NEW in run(place, study, targets).subjects
+
+
 def test_a_preset_may_hold_settings_of_single_arms(base, study, targets, monkeypatch):
     table = {"adapting": {**QUICK, "full": {"epochs": 1}}, "adapter": {"rank": 3, "lora": {"rank": 1}}}
     monkeypatch.setattr(arms, "load_preset", lambda *_: table)

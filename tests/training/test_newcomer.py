@@ -216,6 +216,15 @@ def test_who_cannot_be_added_is_refused(study: Study, targets: Targets, private:
         add_subject(of_two(study, targets, pool_subjects=False), study, targets, "sub-03", progress=False)
 
 
+def test_what_is_refused_leaves_no_folder_that_refuses_other_settings(
+    study: Study, targets: Targets, private: WillsAligner, tmp_path: Path
+) -> None:
+    words: dict[str, Any] = {"sessions": 1, "progress": False, "out": tmp_path / "run"}
+    with pytest.raises(InputError, match=r"validation_unit: label column 'nobody'"):
+        add_subject(private, study, targets, "sub-03", **words, training={**FEW, "validation_unit": "nobody"})
+    add_subject(private, study, targets, "sub-03", **words, training=FEW)
+
+
 def test_adapt_leads_here_too_and_refuses_what_has_no_use(
     study: Study, targets: Targets, private: WillsAligner, tmp_path: Path
 ) -> None:

@@ -176,8 +176,6 @@ def adapt(
     fabric = launch(config)
     leads = fabric.global_rank == 0
     fabric.barrier()  # every process has looked into the run folder before the first one writes there
-    if run is not None and leads:
-        run.begin()
     work = plan.decoder(base)
     told = plan.carry_out(work, fabric, run, progress and leads)
     told |= facts | alignment | {"n_trials": view.n_trials(subject), "scaling": view.scaling}
@@ -376,6 +374,8 @@ class _Plan:
     ) -> dict[str, Any]:
         """Train what the arm names; what else changes is an error."""
         bench = prepare(work, self.view, self.targets, work.target_kind, self.config, self.seed, fabric)
+        if run is not None and fabric.global_rank == 0:
+            run.begin()  # what was refused until here leaves no folder in which other settings would be refused
         if self.arm in WHOLE_ARMS:
             work.requires_grad_(True)
             told = self._train(work, bench, fabric, run, progress)

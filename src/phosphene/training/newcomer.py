@@ -121,10 +121,11 @@ def add_subject(
             return found
     start = time.perf_counter()
     fabric = launch(config)
-    if run is not None and fabric.global_rank == 0:
-        run.begin()
+    fabric.barrier()  # every process has looked into the run folder before the first one writes there
     work, view, aligner, alignment = _with_person(base, view, subject, seed)
     bench = prepare(work, view, targets, work.target_kind, config, seed, fabric)
+    if run is not None and fabric.global_rank == 0:
+        run.begin()  # what was refused until here leaves no folder in which other settings would be refused
     own = work.own(subject)
     told: dict[str, Any] = {"trained": sum(work.get_parameter(name).numel() for name in own), **alignment}
 
