@@ -92,6 +92,7 @@ def test_a_pivot_and_a_direct_decoder_of_before(file: Path, run: Path, tmp_path:
         (["--subject", "sub-09"], "unknown subject 'sub-09'"),
         (["--split", "fold-9"], "unknown split of .*'fold-9'"),
         (["--targets", "nowhere"], "nowhere is not a folder of targets"),
+        (["--text", "z:gabor"], "encoder 'z:gabor' looks at pictures; embeddings of captions are needed"),
     ],
     ids=lambda each: each if isinstance(each, str) else " ".join(map(str, each)),
 )

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from phosphene.encoders import Targets, make_encoder
+from phosphene.encoders import given_targets
 from phosphene.errors import InputError
 from phosphene.evaluation import compare_text, text_retrieval
 from phosphene.evaluation.metrics import Counts
@@ -92,7 +92,7 @@ def world(n_test, noise=0.5, unit=None):
     person = Recording("sub-01", x.astype("float32"), trials, voxels)
     stimuli = StimulusSet(ids, captions=captions, labels=labels)
     study = Study(stimuli, [person], {"default": {"train": ids[n_test:], "test": ids[:n_test]}}, unit=unit)
-    return study, Targets(ids, None, text, make_encoder("gabor"))
+    return study, given_targets(ids, text)
 
 
 def test_a_gallery_of_300_stands_beside_a_larger_one():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from phosphene.decoders import make_decoder
-from phosphene.encoders import Targets, make_encoder
+from phosphene.encoders import Targets, given_targets, make_encoder
 from phosphene.errors import InputError, LeakageError
 from phosphene.evaluation import text_retrieval
 from phosphene.evaluation.text_retrieval import METRICS
@@ -42,7 +42,7 @@ def made(noise=0.3, n=160, n_test=40):
         StimulusSet(ids, captions=captions), people, {"default": {"train": ids[n_test:], "test": ids[:n_test]}}
     )
     images = Targets(ids, tokens.astype("float32"), pooled.astype("float32"), make_encoder("gabor"))
-    return study, images, Targets(ids, None, text.astype("float32"), make_encoder("pixels"))
+    return study, images, given_targets(ids, text)
 
 
 @pytest.fixture(scope="module")
@@ -248,8 +248,13 @@ def test_what_does_not_fit_is_refused(world):
         text_retrieval(decoder_of(study, images, "tokens"), study, texts, pivot)
     with pytest.raises(InputError, match="fitted on other image embeddings"):
         text_retrieval(decoder_of(study, texts), study, texts, pivot)
+    other = given_targets(texts.ids, texts.of(texts.ids, "pooled"), label="other")
     with pytest.raises(InputError, match="the pivot was made for another encoder"):
-        text_retrieval(decoder_of(study, images), study, images, pivot)
+        text_retrieval(decoder_of(study, images), study, other, pivot)
+    with pytest.raises(InputError, match="encoder 'gabor' looks at pictures"):
+        text_retrieval(decoder_of(study, images), study, images)
+    with pytest.raises(InputError, match="encoder 'gabor' looks at pictures"):
+        fit_pivot(study, images, images, progress=False)
     with pytest.raises(InputError, match="this ridge decoder was made for encoder"):
         text_retrieval(decoder_of(study, images), study, texts)
     with pytest.raises(InputError, match=r"width 12, found \(2, 5\)"):

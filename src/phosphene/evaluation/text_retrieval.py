@@ -14,7 +14,7 @@ from phosphene.evaluation.leakage import refuse_leakage
 from phosphene.evaluation.metrics import Counts, Metric, count_true, metric, similarity
 from phosphene.evaluation.scoring import Fold
 from phosphene.evaluation.statistics import Resampler, bootstrap_people, percentile_interval, weighted_summary
-from phosphene.training.pivot import Pivot, caption_items
+from phosphene.training.pivot import Pivot, caption_items, check_text
 
 if TYPE_CHECKING:
     from phosphene.decoders import Decoder
@@ -177,8 +177,9 @@ def text_retrieval(
     LeakageError
         When decoder, pivot or an encoder have seen stimuli to be scored.
     InputError
-        For targets of other encoders, stimuli without captions, fewer than two captions.
+        For targets of other encoders or of pictures, stimuli without captions, fewer than two captions.
     """
+    check_text(texts)
     view = study.split(role)
     fold = Fold(study.current_split, study, decoder, texts, view, None)
     refuse_leakage(fold)

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from phosphene.decoders.ridge import RidgeConfig, fit_ridge, ridge_weights
+from phosphene.encoders.base import PixelEncoder
 from phosphene.errors import InputError, LeakageError
 from phosphene.files import FolderFormat, check_keys, read_json, write_json
 from phosphene.settings import Settings
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from phosphene.encoders import Encoder, Targets
     from phosphene.recordings import Study
 
-__all__ = ["Pivot", "PivotConfig", "caption_items", "fit_pivot"]
+__all__ = ["Pivot", "PivotConfig", "caption_items", "check_text", "fit_pivot"]
 
 log = logging.getLogger(__name__)
 
@@ -184,6 +185,21 @@ def caption_items(captions: Sequence[Sequence[str]]) -> np.ndarray:
     return np.array([number.setdefault(tuple(sorted(texts)), len(number)) for texts in captions], dtype=np.int64)
 
 
+def check_text(texts: Targets) -> None:
+    """Refuse embeddings of pictures where those of captions are needed.
+
+    Raises
+    ------
+    InputError
+    """
+    encoder = texts.encoder
+    if isinstance(getattr(encoder, "inner", encoder), PixelEncoder):
+        raise InputError(
+            f"encoder {encoder.label!r} looks at pictures; embeddings of captions are needed, of z:tfidf-svd30 or "
+            "minilm, say, or arrays of your own"
+        )
+
+
 def fit_pivot(
     study: Study,
     images: Targets,
@@ -223,9 +239,10 @@ def fit_pivot(
     LeakageError
         For stimuli outside of the training part, or an encoder that was fitted on some.
     InputError
-        For stimuli without caption or targets, fewer than three different captions.
+        For stimuli without caption or targets, fewer than three different captions, `texts` that are of pictures.
     """
     config = PivotConfig.build(settings)
+    check_text(texts)
     train = study.split("train")
     names = train.stimulus_ids if ids is None else np.unique(np.asarray(ids, dtype=str))
     outside = np.setdiff1d(names, train.stimulus_ids)
