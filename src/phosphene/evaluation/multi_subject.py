@@ -214,7 +214,7 @@ ARMS: dict[str, Arm] = {
     "mindbridge": Arm("one model, everybody's voxels averaged to half of the fewest", _mindbridge),
     "subject-embedding": Arm("one model behind the aligner, a learned vector for each person", _embedding),
     "ridge": Arm("an input layer for each person from ridge, a shared backbone (mindtuner's)", _ridge),
-    "lora": Arm("one model behind the aligner, LoRA for each person", _lora),
+    "lora": Arm("one model behind the aligner, LoRA for each person beside one for all", _lora),
     "fine-tuning": Arm(
         "each person new to a backbone of the others, everything fine-tuned",
         partial(_newcomers, name="MindEye2-style full fine-tuning", arm=_NEWCOMERS["fine-tuning"]),
