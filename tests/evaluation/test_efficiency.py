@@ -124,6 +124,7 @@ def test_alone_nobody_is_trained_on_for_nothing(made: tuple[Study, Targets], tmp
             "rank = 2 is a setting of the arms lora and both, found arm 'from",
         ),
         ({"decoder": "lite-mind"}, "lite-mind has no shared weights to which a person could be adapted"),
+        ({"decoder": "wills-aligner"}, "wills-aligner has no arms to compare: a new person gets gates"),
     ],
 )
 def test_bad_input(made: tuple[Study, Targets], tmp_path: Path, words: dict[str, Any], said: str) -> None:

@@ -31,7 +31,7 @@ def efficiency(
     subject: Annotated[str, typer.Option("--subject", help="The new person.", metavar="NAME")],
     targets: Annotated[str, typer.Option("--targets", help="An encoder by name, or a folder written by encode.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of all runs; what is in it is not done again.")],
-    decoder: Annotated[str, typer.Option("--decoder", help="A decoder that can be adapted.")] = "mindtuner",
+    decoder: Annotated[str, typer.Option("--decoder", help="A decoder with arms of adaptation.")] = "mindtuner",
     preset: Annotated[str | None, typer.Option("--preset", help="A preset of the decoder.")] = None,
     kind: Annotated[str | None, typer.Option("--kind", help="tokens or pooled.")] = None,
     sessions: Annotated[

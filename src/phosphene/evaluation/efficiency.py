@@ -15,6 +15,7 @@ from phosphene._version import __version__
 from phosphene.alignment import Aligner, make_aligner
 from phosphene.decoders.adaptable import check_adaptable
 from phosphene.decoders.registry import decoder_class
+from phosphene.decoders.wills_aligner import WillsAligner
 from phosphene.errors import InputError, refuse_doubles, unknown
 from phosphene.evaluation.evaluate import evaluate
 from phosphene.evaluation.metrics import DIRECTIONS
@@ -230,6 +231,11 @@ def efficiency(
     for what, each in (("arm", arms), ("seed", seeds), ("number of people", people), ("number of sessions", sessions)):
         refuse_doubles(what, map(str, each))
     of_arms = settings_of_arms(arms, adapting or {}, adapter or {})
+    if decoder == WillsAligner.name:
+        raise InputError(
+            f"{decoder} has no arms to compare: a new person gets gates over its experts (adapt, add_subject); "
+            "mindtuner has"
+        )
     check_adaptable(decoder_class(decoder))
     others = [name for name in study.subjects if name != subject]
     recorded = len(np.unique(study.recordings[subject].trials["session"]))
