@@ -140,15 +140,17 @@ class Efficiency:
         lines: dict[tuple[str, int], list[tuple[float, list[Point]]]] = {}
         for (arm, people, sessions), points in self.grouped():
             lines.setdefault((arm, people), []).append((sessions, points))
-        for axes, way in zip(figure.subplots(1, 2, sharey=True), DIRECTIONS, strict=True):
+        both = figure.subplots(1, 2, sharey=True)
+        for axes, way in zip(both, DIRECTIONS, strict=True):
             for (arm, people), course in lines.items():
                 x = [sessions for sessions, _ in course]
                 y = [np.mean([point.scores[f"top-1 {way}"]["value"] for point in points]) for _, points in course]
                 axes.plot(x, y, marker="o", label=f"{arm}, {people} people before" if people else arm)
             axes.axhline(self.points[0].scores[f"top-1 {way}"]["chance"], color="grey", linestyle="--", linewidth=1)
-            axes.set(xscale="log", xlabel=f"sessions of {self.subject}", title=way.replace("_", " "), ylim=(0, 1))
+            axes.set(xscale="log", xlabel=f"sessions of {self.subject}", title=way.replace("_", " "), ylim=(0, None))
             axes.spines[["top", "right"]].set_visible(False)
             axes.legend(fontsize="small", frameon=False)
+        both[0].set_ylabel("top-1")
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="png", dpi=120)
 
